@@ -1,0 +1,1 @@
+"""Inference on this machine: engines, and the node process that hosts one. Knows nothing of the router."""

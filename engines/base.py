@@ -1,0 +1,155 @@
+"""The contract of an engine: what it is asked, what it says while it works, and how it fails.
+
+An engine turns one chat request into events. It renders the prompt, samples, holds stop strings back, parses
+tool calls and counts tokens; it never writes OpenAI's JSON, which is the router's business. The parts of the
+request that only a chat template reads (messages, tools, schema) stay JSON bytes, checked by the caller
+against OpenAI's schema, so that the process in between never decodes them.
+
+Everything here is data or a protocol: importing it costs nothing but msgspec.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+ErrorKind = Literal["prompt_too_long", "unsupported", "invalid", "busy", "internal", "died"]
+
+
+class Sampling(Struct, frozen=True, omit_defaults=True):
+    """How the next token is chosen; OpenAI's ranges. None is the engine's neutral value (1, 1, 0, 0)."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+
+
+class GenerateRequest(Struct, frozen=True, omit_defaults=True):
+    """One chat request. The bytes fields are JSON, in the shape of OpenAI's parameters of the same names."""
+
+    messages: bytes
+    sampling: Sampling = Sampling()
+    max_tokens: int | None = None
+    """Most tokens to write per choice; None lets the engine go to the end of its context."""
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    logprobs: bool = False
+    top_logprobs: int = 0
+    tools: bytes | None = None
+    tool_choice: bytes | None = None
+    parallel_tool_calls: bool = True
+    response_format: bytes | None = None
+
+
+class TopLogprob(Struct, frozen=True, array_like=True):
+    """A token that could have been, and its log-probability."""
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] | None = None
+
+
+class TokenLogprob(Struct, frozen=True, array_like=True):
+    """A token that was written, its log-probability and the most probable ones at its place."""
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] | None = None
+    top: tuple[TopLogprob, ...] = ()
+
+
+class ToolCallDelta(Struct, frozen=True, array_like=True):
+    """A piece of a tool call: the first of an index carries id and name, later ones only arguments."""
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+class Delta(Struct, frozen=True, array_like=True, tag="delta"):
+    """Text, tool-call pieces and logprobs of one choice since its last delta."""
+
+    choice: int
+    text: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+class Finish(Struct, frozen=True, array_like=True, tag="finish"):
+    """A choice is complete, and why."""
+
+    choice: int
+    reason: FinishReason
+
+
+class Usage(Struct, frozen=True, array_like=True, tag="usage"):
+    """The last event: what the whole request took. Prompt counted once, completions summed over choices."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_input_tokens: int = 0
+
+
+Event = Delta | Finish | Usage
+
+
+class EngineInfo(Struct, frozen=True):
+    """What an engine is, known once it is ready."""
+
+    kind: str
+    model: str
+    context_tokens: int
+    """Most tokens of prompt and answer together, per request."""
+    slots: int
+    """Requests it works on at the same time; more wait inside."""
+    kv_tokens: int
+    """Tokens the key-value cache holds in all."""
+
+
+class Health(Struct, frozen=True, array_like=True):
+    """Where an engine stands. Progress is ``iterations``: it grows while work is done, whatever the work is."""
+
+    iterations: int = 0
+    running: int = 0
+    waiting: int = 0
+    kv_tokens_used: int = 0
+
+
+class EngineError(Exception):
+    """A request an engine could not serve.
+
+    ``prompt_too_long``, ``unsupported`` and ``invalid`` are the request's fault and would fail again;
+    ``busy`` passes; ``internal`` and ``died`` are the engine's.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.kind: ErrorKind = kind
+        self.message = message
+
+
+class Engine(Protocol):
+    """A model that answers, in this process or behind a socket."""
+
+    async def start(self) -> EngineInfo:
+        """Load the model; returns when requests can be taken. Raises EngineError."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        """Events of one request: deltas and finishes of each choice, then one Usage.
+
+        Raises EngineError from the iteration. Closing the iterator early (``aclose``, or cancelling the task
+        that waits on it) cancels the work at once, queued or running.
+        """
+
+    def health(self) -> Health:
+        """A snapshot; cheap, never blocks."""
+
+    async def close(self) -> None:
+        """Stop all work and free the model."""

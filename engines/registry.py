@@ -1,0 +1,23 @@
+"""From a spec to its engine; each engine is imported only when it is asked for.
+
+A table of classes would import every engine, and with it torch or llama.cpp, into whoever reads a
+config.
+"""
+
+from __future__ import annotations
+
+from engines.base import Engine, EngineError
+from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec
+
+
+def make(spec: EngineSpec) -> Engine:
+    """Return the engine for ``spec``, not started. Raises EngineError for an unknown kind."""
+    if isinstance(spec, LlamaCppSpec):
+        from engines.llamacpp import LlamaCppEngine  # noqa: PLC0415  # lazy: see above
+
+        return LlamaCppEngine(spec)
+    if isinstance(spec, ExLlamaV2Spec):
+        raise EngineError("unsupported", "the exllamav2 engine is not in this version")
+    from engines.simulated.engine import SimulatedEngine  # noqa: PLC0415  # lazy: see above
+
+    return SimulatedEngine(spec)

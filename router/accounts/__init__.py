@@ -1,0 +1,1 @@
+"""Who may ask: keys now; tiers, limits, prices and usage belong here too."""

@@ -1,0 +1,330 @@
+"""The embeddable façade: a whole router as one object, in anybody's event loop.
+
+    async with Router(config) as router:
+        answer = await router.chat({"model": "llama3.1:8b", "messages": [...]})
+        async for chunk in router.stream({"model": "llama3.1:8b", "messages": [...]}):
+            ...
+
+It composes what the layers below offer and decides nothing itself. No global state: several Routers live side by side
+in one process. The server calls ``open``, which gives bytes; ``chat`` and ``stream`` are the same with decoded answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import os
+import random
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+
+from engines.base import Engine
+from router import pool as pools
+from router.accounts.keys import KeyRing
+from router.backends.base import Backend, Limits
+from router.backends.engine import EngineBackend
+from router.backends.openai import OpenAIBackend
+from router.backends.supervisor import LocalNode
+from router.clock import Clock, SystemClock
+from router.config.schema import Config
+from router.dispatch import Call, Dispatcher, Reply, Terms
+from router.errors import ApiError, ErrorObject, invalid_request
+from router.events import Event, Listener, TargetState
+from router.wire import sse
+from router.wire.chat import ChatRequest, decode_chat, unknown_model
+from router.wire.completion import ChatCompletion, ChatCompletionChunk
+
+_log = logging.getLogger("nenya")
+_chat = msgspec.json.Decoder(ChatCompletion)
+_chunk = msgspec.json.Decoder(ChatCompletionChunk)
+
+LIBRARY = "library"
+"""The key id of requests that an embedder makes without naming one."""
+
+
+class ModelCard(msgspec.Struct, frozen=True):
+    """A model as ``GET /v1/models`` shows it: OpenAI's fields, and what the field's routers add."""
+
+    id: str
+    created: int
+    owned_by: str
+    name: str
+    context_length: int | None
+    max_completion_tokens: int | None
+    object: str = "model"
+
+
+class TargetStats(msgspec.Struct, frozen=True):
+    """A target's state and load, now."""
+
+    target: str
+    models: tuple[str, ...]
+    provider: str
+    state: str
+    inflight: int
+
+
+class Stats(msgspec.Struct, frozen=True):
+    """The router's state, now."""
+
+    inflight: int
+    targets: tuple[TargetStats, ...]
+
+
+class Router:
+    """A router: models, targets and the way between."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        engines: Mapping[str, Engine] | None = None,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """``engines``: objects to call directly, in this process, instead of starting nodes for those names.
+
+        ``clock`` and ``rng`` are for tests.
+        """
+        self.config = config
+        self._clock = clock or SystemClock()
+        self._rng = rng or random.Random()  # noqa: S311 - jitter, no secrets
+        self._created = int(self._clock.wall())
+        self._listeners: list[Listener] = []
+        self._keys = KeyRing(config.keys)
+        self.pool = pools.build(config)
+        self._own_engines = dict(engines or {})
+        self._nodes: dict[str, LocalNode] = {}
+        self._runtime = tempfile.TemporaryDirectory(prefix="nenya-", ignore_cleanup_errors=True)
+        self._backends = self._make_backends()
+        self._dispatcher = Dispatcher(
+            self._backends, _terms(config), clock=self._clock, rng=self._rng, emit=self._emit
+        )
+
+    async def start(self) -> None:
+        """Begin to start the engines' nodes; providers can be used at once."""
+        for engine in self._own_engines.values():
+            await engine.start()
+        for node in self._nodes.values():
+            await node.start()
+
+    async def wait_ready(self) -> None:
+        """Return when every engine can take requests. Raises EngineError of one that can't load."""
+        await asyncio.gather(*(node.wait_ready() for node in self._nodes.values()))
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Stop: running answers get ``drain_s`` to end, nodes are stopped, connections closed."""
+        deadline = self._clock.now() + drain_s
+        while self.inflight and self._clock.now() < deadline:
+            await self._clock.sleep(DRAIN_POLL_S)
+        await asyncio.gather(*(node.close(0.0) for node in self._nodes.values()))
+        await asyncio.gather(*(backend.close() for backend in self._backends.values()))
+        for engine in self._own_engines.values():
+            await engine.close()
+        self._runtime.cleanup()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+            await self.wait_ready()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # Asking.
+
+    async def chat(
+        self, request: ChatRequest | Mapping[str, Any], *, key_id: str = LIBRARY
+    ) -> ChatCompletion:
+        """The whole answer to a request in OpenAI's shape. Raises ApiError."""
+        body = _body(request, stream=False)
+        reply = await self.open(decode_chat(body), body, key_id=key_id)
+        try:
+            return _chat.decode(await reply.read())
+        finally:
+            reply.close()
+
+    async def stream(
+        self, request: ChatRequest | Mapping[str, Any], *, key_id: str = LIBRARY
+    ) -> AsyncIterator[ChatCompletionChunk]:
+        """The answer's chunks as they come. Raises ApiError, also midway; leaving the loop early cancels the rest."""
+        body = _body(request, stream=True)
+        reply = await self.open(decode_chat(body), body, key_id=key_id)
+        try:
+            while blob := await reply.read():
+                for event in sse.split(blob):
+                    data = sse.data_of(event)
+                    if data is not None and data != b"[DONE]":
+                        yield _chunk.decode(data)
+        finally:
+            reply.close()
+
+    async def open(
+        self,
+        request: ChatRequest,
+        body: bytes,
+        *,
+        key_id: str = LIBRARY,
+        request_id: str | None = None,
+        received_at: float | None = None,
+    ) -> Reply:
+        """The answer as bytes, its first piece in hand; ``request`` was decoded from ``body``. Raises ApiError.
+
+        Whoever opens a reply closes it, on every way out. ``received_at`` is monotonic seconds.
+        """
+        route = self.pool.route(request.model or "")
+        if route is None:
+            raise unknown_model(request.model or "")
+        _check_limit(request, route.model.max_completion_tokens)
+        now = self._clock.now()
+        call = Call(
+            request=request,
+            body=body,
+            route=route,
+            request_id=request_id or new_request_id(),
+            key_id=key_id,
+            received_at=now if received_at is None else received_at,
+            deadline=now + self.config.timeouts.total_s,
+        )
+        return await self._dispatcher.open(call)
+
+    def authenticate(self, authorization: str | None) -> str:
+        """The id of the key in an Authorization header. Raises ApiError 401."""
+        return self._keys.authenticate(authorization)
+
+    # Looking.
+
+    def models(self) -> list[ModelCard]:
+        """Every model of the config, in its order."""
+        return [self.model(name) for name in self.config.models]
+
+    def model(self, name: str) -> ModelCard:
+        """The model of that name or alias. Raises ApiError 404."""
+        route = self.pool.route(name)
+        if route is None:
+            raise unknown_model(name)
+        return ModelCard(
+            id=route.name,
+            created=self._created,
+            owned_by=route.model.owned_by,
+            name=route.name,
+            context_length=route.model.context_tokens,
+            max_completion_tokens=route.model.max_completion_tokens,
+        )
+
+    def ready(self) -> bool:
+        """At least one target can take requests now."""
+        now = self._clock.now()
+        return any(target.admits(now) for target in self.pool.targets.values())
+
+    @property
+    def inflight(self) -> int:
+        """Attempts under way."""
+        return sum(target.inflight for target in self.pool.targets.values())
+
+    def stats(self) -> Stats:
+        """A snapshot of every target."""
+        listed: dict[str, list[str]] = {id_: [] for id_ in self.pool.targets}
+        for name in self.config.models:
+            for member in self.pool.routes[name].members:
+                listed[member.target.id].append(name)
+        targets = tuple(
+            TargetStats(t.id, tuple(listed[t.id]), t.backend, t.state, t.inflight)
+            for t in self.pool.targets.values()
+        )
+        return Stats(sum(t.inflight for t in targets), targets)
+
+    def listen(self, listener: Listener) -> None:
+        """Have ``listener`` called with every event from now on, where it happens; it must be quick."""
+        self._listeners.append(listener)
+
+    # Composing.
+
+    def _make_backends(self) -> dict[str, Backend]:
+        backends: dict[str, Backend] = {}
+        for name, provider in self.config.providers.items():
+            backends[name] = OpenAIBackend(name, provider)
+        for name, spec in self.config.engines.items():
+            engine = self._own_engines.get(name)
+            if engine is None:
+                node = LocalNode(
+                    name,
+                    spec,
+                    runtime_dir=Path(self._runtime.name),
+                    emit=self._emit,
+                    on_available=self._follow(name),
+                    clock=self._clock,
+                )
+                self._nodes[name] = node
+                self._set_available(name, available=False, reason="starting")
+                engine = node.engine
+            backends[name] = EngineBackend(name, engine)
+        return backends
+
+    def _follow(self, backend: str) -> Callable[[bool], None]:
+        def on_available(available: bool) -> None:  # noqa: FBT001 - the supervisor's signature
+            self._set_available(backend, available=available, reason="node")
+
+        return on_available
+
+    def _set_available(self, backend: str, *, available: bool, reason: str) -> None:
+        for target in self.pool.of_backend(backend):
+            if target.available != available:
+                target.available = available
+                self._emit(TargetState(target.id, target.state, reason))
+
+    def _emit(self, event: Event) -> None:
+        for listener in self._listeners:
+            try:
+                listener(event)
+            except Exception:
+                _log.exception("a listener failed on %s", type(event).__name__)
+
+
+DRAIN_POLL_S = 0.02
+"""Waiting for answers to end is not urgent to the millisecond."""
+
+
+def new_request_id() -> str:
+    """A name for a request: unique, and safe in headers and logs."""
+    return "req_" + base64.b32encode(os.urandom(15)).decode().lower()
+
+
+def _terms(config: Config) -> Terms:
+    clocks = config.timeouts
+    limits = Limits(clocks.connect_s, clocks.first_token_s, clocks.idle_s)
+    return Terms(limits, config.retry)
+
+
+def _body(request: ChatRequest | Mapping[str, Any], *, stream: bool) -> bytes:
+    """The request as a client would have sent it."""
+    if isinstance(request, ChatRequest):
+        request = msgspec.structs.replace(request, stream=stream)
+    else:
+        request = {**request, "stream": stream}
+    try:
+        return msgspec.json.encode(request)
+    except (TypeError, ValueError) as error:
+        raise invalid_request(f"The request can't be written as JSON: {error}") from error
+
+
+def _check_limit(request: ChatRequest, cap: int | None) -> None:
+    """A model's own cap on what it writes."""
+    asked = request.output_limit
+    if cap is None or asked is None or asked <= cap:
+        return
+    param = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    message = (
+        f"{param} is too large: {asked}. This model supports at most {cap} completion tokens, "
+        f"whereas you provided {asked}."
+    )
+    raise ApiError(400, ErrorObject(message, "invalid_request_error", param, "invalid_value"))

@@ -1,0 +1,89 @@
+"""The contract between the dispatcher and whoever answers.
+
+A backend opens one attempt and gives back an Answer: OpenAI-shaped bytes as they come, and beside them the few
+facts that the router needs. Every failure is a `Fault`, raised by ``open`` or ``read``; nothing is retried in
+here, except a request that a kept-alive connection lost before the server can have seen it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import msgspec
+
+from router.wire.chat import ChatRequest
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """The clocks of one attempt, in seconds."""
+
+    connect_s: float
+    first_token_s: float
+    idle_s: float
+
+
+class Order(msgspec.Struct, frozen=True):
+    """One attempt, as a backend hears of it."""
+
+    request: ChatRequest
+    body: bytes
+    """What the client sent, byte for byte; ``request`` was decoded from it."""
+    model: str
+    """The model's name at the target."""
+    request_id: str
+    deadline: float
+    """Monotonic seconds (the loop's time): the whole request's, whatever is retried."""
+    limits: Limits
+    created: int
+    """Seconds since the epoch, for answers that are made here."""
+
+
+class Facts:
+    """What is known of an answer so far; filled by the backend, read by the dispatcher after the end."""
+
+    __slots__ = (
+        "cached_input_tokens",
+        "finished",
+        "first_token_at",
+        "input_tokens",
+        "output_tokens",
+    )
+
+    def __init__(self) -> None:
+        self.first_token_at: float | None = None
+        """Monotonic seconds."""
+        self.finished = False
+        """The answer is whole: its finish reason and, in a stream, its [DONE] were seen."""
+        self.input_tokens: int | None = None
+        self.cached_input_tokens: int | None = None
+        self.output_tokens: int | None = None
+
+
+class Answer(Protocol):
+    """An answer under way."""
+
+    facts: Facts
+    headers: Mapping[str, str]
+    """Headers of the upstream that clients may see, lower case; engines have none."""
+
+    async def read(self) -> bytes:
+        """The next bytes, ``b""`` after the last.
+
+        A stream gives blobs of whole events, the last of them ends with ``data: [DONE]``; it gives no blob
+        without data before the first that has some, so that a heartbeat never commits an answer. Without
+        streaming there is one piece, the whole JSON. Raises Fault, once; cancelling it cancels nothing but the wait.
+        """
+
+    def close(self) -> None:
+        """Let go: what still runs is cancelled at once, what is over returns to its pool. May be called twice."""
+
+
+class Backend(Protocol):
+    """One engine or one provider."""
+
+    async def open(self, order: Order) -> Answer:
+        """Send the request; returns once the answer's head is there. Raises Fault. Cancelling it leaves nothing behind."""
+
+    async def close(self) -> None:
+        """Close what is idle and cancel what runs."""

@@ -1,0 +1,126 @@
+"""From a protocol's callbacks to the task of one request: a buffer with one writer, one reader and a time limit.
+
+asyncio.Queue with asyncio.timeout would cost a task wake-up an item and a timer a wait. Here everything that
+arrived since the last wait is taken at once, and one timer serves the whole answer: it is set when it must be, and
+when it fires early, it sets itself again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """Items in order, then an end or an error."""
+
+    __slots__ = (
+        "_due", "_ended", "_error", "_items", "_loop", "_on_drained", "_on_full", "_paused", "_size", "_timer",
+        "_waiter", "high_water",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        high_water: int = 256 * 1024,
+        on_full: Callable[[], None] | None = None,
+        on_drained: Callable[[], None] | None = None,
+    ) -> None:
+        """``on_full`` is called when more than ``high_water`` (in the unit of put's size) waits, ``on_drained``
+        when it was taken: pause and resume of the writer.
+        """
+        self._loop = loop
+        self._items: list[T] = []
+        self._size = 0
+        self._ended = False
+        self._error: BaseException | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self._paused = False
+        self.high_water = high_water
+        self._on_full = on_full
+        self._on_drained = on_drained
+
+    @property
+    def size(self) -> int:
+        """What waits to be taken, in the unit of put's size."""
+        return self._size
+
+    @property
+    def closed(self) -> bool:
+        """An end or an error was put: nothing more will come."""
+        return self._ended
+
+    def put(self, item: T, size: int = 1) -> None:
+        """Add an item; after an end it is dropped."""
+        if self._ended:
+            return
+        self._items.append(item)
+        self._size += size
+        if self._size > self.high_water and not self._paused and self._on_full is not None:
+            self._paused = True
+            self._on_full()
+        self._wake()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """No more items; with ``error``, the reader gets it after the items before it. Only the first end counts."""
+        if not self._ended:
+            self._ended = True
+            self._error = error
+            self._wake()
+
+    async def take(self, until: float) -> list[T]:
+        """Everything that has come, in order; ``[]`` after the end.
+
+        Waits until something comes. Raises TimeoutError at ``until`` (the loop's time), or the error of ``end``.
+        """
+        if not self._items and not self._ended:
+            await self._wait(until)
+        if self._items:
+            items, self._items, self._size = self._items, [], 0
+            if self._paused:
+                self._paused = False
+                if self._on_drained is not None:
+                    self._on_drained()
+            return items
+        self.stop_timer()
+        if self._error is not None:
+            raise self._error
+        return []
+
+    def stop_timer(self) -> None:
+        """Drop the timer; for whoever stops reading before the end."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def _wait(self, until: float) -> None:
+        self._due = until
+        if self._timer is None or self._timer.when() > until:
+            self.stop_timer()
+            self._timer = self._loop.call_at(until, self._expire)
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _expire(self) -> None:
+        self._timer = None
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        if self._loop.time() >= self._due:
+            waiter.set_exception(TimeoutError())
+        else:
+            self._timer = self._loop.call_at(self._due, self._expire)

@@ -1,0 +1,39 @@
+"""Time as an argument: the router reads clocks only at its edges, and tests hand it theirs.
+
+``now`` everywhere means monotonic seconds, the event loop's own; wall-clock time stamps only what people read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What the I/O shell knows of time."""
+
+    def now(self) -> float:
+        """Monotonic seconds, comparable with the running event loop's ``time()``."""
+
+    def wall(self) -> float:
+        """Seconds since the epoch."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Let that long pass."""
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def now(self) -> float:
+        """Monotonic seconds; asyncio's and uvloop's loops count from the same origin."""
+        return time.monotonic()
+
+    def wall(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """``asyncio.sleep``."""
+        await asyncio.sleep(seconds)

@@ -1,0 +1,143 @@
+"""The config as data: one tree of frozen Structs. `router.config.reader` makes it from YAML, embedders by hand.
+
+Every knob has a default and, where the number isn't obvious, its reason beside it. Secrets never stand in a file:
+``${NAME}`` in any string is replaced from the environment when the file is read.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from engines.specs import EngineSpec
+
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+Weight = Annotated[float, Meta(gt=0)]
+Policy = Literal["round_robin", "weighted", "least_inflight"]
+
+
+class _Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Parts of the tree refuse keys they don't know: a typo must not become a silent default."""
+
+
+class Server(_Part, frozen=True):
+    """Where the router listens and what it takes."""
+
+    listen: str = "127.0.0.1:8080"
+    admin: str | None = "127.0.0.1:9090"
+    """/metrics, /healthz, /readyz; null switches the port off."""
+    max_body_bytes: Count = 32 * 1024 * 1024
+    """A million tokens of text are about 4 MiB; images inside a body need the rest."""
+    header_timeout_s: Seconds = 10
+    body_timeout_s: Seconds = 30
+    keep_alive_s: Seconds = 75
+    max_connections: Count = 10_000
+    drain_s: Seconds = 30
+    """How long running answers may take to end after SIGTERM."""
+
+
+class Key(_Part, frozen=True):
+    """A client's key. The secret is never shown again: ``repr`` leaves it out."""
+
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    secret: Annotated[str, Meta(min_length=8)]
+
+    def __repr__(self) -> str:
+        return f"Key(id={self.id!r})"
+
+
+class Provider(_Part, frozen=True):
+    """A server that speaks an API over HTTP."""
+
+    kind: Literal["openai"] = "openai"
+    base_url: Annotated[str, Meta(pattern=r"^https?://[^/?#@]+(/[^?#]*)?$")]
+    """Up to and with the version: ``https://api.together.xyz/v1``."""
+    api_key: str | None = None
+    headers: dict[str, str] = {}
+    """Sent with every request, for providers that want an organisation or a version."""
+    max_connections: Count = 1024
+    keep_alive_s: Seconds = 55
+    """Under the 60 s after which many servers close an idle connection."""
+    ca_file: str | None = None
+    """PEM file of an authority to trust beside the system's; certificates are always verified."""
+    private_network: bool = False
+    """Whether base_url's name may resolve to a private or loopback address; an address written out may always."""
+
+    def __repr__(self) -> str:
+        return f"Provider(kind={self.kind!r}, base_url={self.base_url!r})"
+
+
+class Target(_Part, frozen=True):
+    """Somebody who serves a model: one engine or one provider."""
+
+    engine: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    """The model's name there; None is the name it has here."""
+    weight: Weight = 1
+
+
+class Model(_Part, frozen=True):
+    """A model that clients may ask for, and who serves it."""
+
+    targets: Annotated[list[Target], Meta(min_length=1)]
+    aliases: list[str] = []
+    context_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    policy: Policy = "least_inflight"
+    owned_by: str = "nenya"
+
+
+class Timeouts(_Part, frozen=True):
+    """The clocks of a request; total covers all attempts together."""
+
+    total_s: Seconds = 600
+    connect_s: Seconds = 5
+    first_token_s: Seconds = 120
+    idle_s: Seconds = 60
+    """Longest silence between two pieces of an answer."""
+
+
+class Retry(_Part, frozen=True):
+    """What happens to a request whose attempt failed before its first byte."""
+
+    attempts: Count = 3
+    """Attempts in all, the first included."""
+    backoff_s: Seconds = 0.1
+    """Before a target is tried again where no other is left; doubles each time, with full jitter."""
+
+
+class Health(_Part, frozen=True):
+    """When a target is left alone."""
+
+    failures: Count = 5
+    """In a row; Envoy's default for consecutive 5xx."""
+    eject_s: Seconds = 30
+    """Times the number of ejections in a row; then one probe."""
+
+
+class Config(_Part, frozen=True):
+    """The whole."""
+
+    models: dict[str, Model]
+    server: Server = Server()
+    keys: list[Key] = []
+    providers: dict[str, Provider] = {}
+    engines: dict[str, EngineSpec] = {}
+    timeouts: Timeouts = Timeouts()
+    retry: Retry = Retry()
+    health: Health = Health()
+
+
+def describe(config: Config) -> bytes:
+    """The config as JSON without any secret, for logs and the admin port."""
+    tree = msgspec.to_builtins(config)
+    for key in tree["keys"]:
+        key["secret"] = "***"  # noqa: S105 - hides one
+    for provider in tree["providers"].values():
+        provider["api_key"] = "***" if provider["api_key"] else None
+        provider["headers"] = dict.fromkeys(provider["headers"], "***")
+    return msgspec.json.encode(tree)

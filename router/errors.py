@@ -1,0 +1,197 @@
+"""Everything that goes wrong, in one tree.
+
+    NenyaError
+    ├── ConfigError      a config that can't be used; every problem in it at once
+    ├── ApiError         what a client is told: a status and OpenAI's error object
+    ├── Fault            what went wrong with one attempt at one target; the dispatcher decides what follows
+    └── IllegalMove      a state machine was asked for a move it doesn't have: a bug of ours
+
+Foreign exceptions become one of these at the boundary where they appear, once, with ``from``.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+
+class NenyaError(Exception):
+    """The root."""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One thing wrong in a config file, and where."""
+
+    message: str
+    path: str = ""
+    line: int | None = None
+
+    def __str__(self) -> str:
+        where = f"line {self.line}: " if self.line is not None else ""
+        what = f"{self.path}: " if self.path else ""
+        return f"{where}{what}{self.message}"
+
+
+class ConfigError(NenyaError):
+    """A config that can't be used."""
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        super().__init__("\n".join([source, *(f"  {problem}" for problem in problems)]))
+        self.source = source
+        self.problems = tuple(problems)
+
+
+class IllegalMove(NenyaError):  # noqa: N818 - names the event, as a log reader would
+    """An event that the object's present state has no transition for."""
+
+    def __init__(self, owner: str, state: object, event: object) -> None:
+        super().__init__(f"{owner}: {event} is not possible in state {state}")
+
+
+class ErrorObject(msgspec.Struct, frozen=True):
+    """OpenAI's error object; all four keys are always there."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    error: ErrorObject
+
+
+class ApiError(NenyaError):
+    """What a client is told.
+
+    ``body`` is the exact JSON where an upstream's own answer is passed on; otherwise it is made of ``error``.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        error: ErrorObject,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> None:
+        super().__init__(f"{status} {error.code or error.type}: {error.message}")
+        self.status = status
+        self.error = error
+        self.headers: Mapping[str, str] = headers or {}
+        self.body = body if body is not None else msgspec.json.encode(_Envelope(error))
+
+
+def invalid_request(
+    message: str, *, param: str | None = None, code: str | None = None, status: int = 400
+) -> ApiError:
+    """The client's mistake, in OpenAI's words."""
+    return ApiError(status, ErrorObject(message, "invalid_request_error", param, code))
+
+
+def unauthorized(message: str) -> ApiError:
+    """No key, or a wrong one."""
+    error = ErrorObject(message, "invalid_request_error", None, "invalid_api_key")
+    return ApiError(401, error, headers={"www-authenticate": "Bearer"})
+
+
+def overloaded(message: str, code: str, retry_after_s: float) -> ApiError:
+    """503: nobody can take the request now; ``retry_after_s`` says when somebody may."""
+    headers = retry_after_headers(retry_after_s)
+    return ApiError(503, ErrorObject(message, "server_error", None, code), headers=headers)
+
+
+def retry_after_headers(seconds: float) -> dict[str, str]:
+    """Both forms that SDKs read: whole seconds, at least one, and milliseconds."""
+    whole = max(1, int(-(-seconds // 1)))
+    return {"retry-after": str(whole), "retry-after-ms": str(max(1, int(seconds * 1000)))}
+
+
+class FaultKind(enum.Enum):
+    """What an attempt died of. The value is the label in metrics and the code in a client's error."""
+
+    CONNECT = "connect_failed"
+    TIMEOUT_CONNECT = "connect_timeout"
+    TIMEOUT_FIRST_BYTE = "first_token_timeout"
+    TIMEOUT_IDLE = "stream_stalled"
+    DEADLINE = "deadline_exceeded"
+    RESET = "connection_reset"
+    CUT = "stream_cut"
+    MALFORMED = "malformed_answer"
+    RATE_LIMITED = "rate_limited"
+    SERVER_ERROR = "server_error"
+    REFUSED_CREDENTIALS = "credentials_refused"
+    UNKNOWN_MODEL = "unknown_model"
+    CLIENT_ERROR = "client_error"
+    ENGINE_BUSY = "engine_busy"
+    ENGINE_DIED = "engine_died"
+    ENGINE_ERROR = "engine_error"
+
+
+BLAMELESS = frozenset({FaultKind.CLIENT_ERROR, FaultKind.DEADLINE})
+"""Kinds that say nothing about the target: the request was wrong, or its time was up."""
+
+FINAL = frozenset({FaultKind.CLIENT_ERROR, FaultKind.DEADLINE})
+"""Kinds that another target would not mend."""
+
+
+class Fault(NenyaError):  # noqa: N818 - the domain's word
+    """One attempt at one target went wrong.
+
+    ``answer`` is the error the client gets if nothing better comes of the request; None makes one from the kind.
+    """
+
+    def __init__(
+        self,
+        kind: FaultKind,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        answer: ApiError | None = None,
+    ) -> None:
+        super().__init__(f"{kind.value}: {message}")
+        self.kind = kind
+        self.message = message
+        self.status = status
+        self.retry_after_s = retry_after_s
+        self.answer = answer
+
+    @property
+    def retryable(self) -> bool:
+        """Another attempt could end better."""
+        return self.kind not in FINAL
+
+    @property
+    def blames_target(self) -> bool:
+        """The target's health should know."""
+        return self.kind not in BLAMELESS
+
+
+_STATUS = {
+    FaultKind.TIMEOUT_CONNECT: 504,
+    FaultKind.TIMEOUT_FIRST_BYTE: 504,
+    FaultKind.TIMEOUT_IDLE: 504,
+    FaultKind.DEADLINE: 504,
+    FaultKind.RATE_LIMITED: 429,
+    FaultKind.ENGINE_BUSY: 503,
+    FaultKind.ENGINE_DIED: 503,
+    FaultKind.ENGINE_ERROR: 500,
+}
+
+
+def api_error(fault: Fault) -> ApiError:
+    """What the client hears when ``fault`` was the last word on its request; the one place that decides it."""
+    if fault.answer is not None:
+        return fault.answer
+    status = _STATUS.get(fault.kind, 502)
+    kind = "requests" if status == 429 else "upstream_error"
+    code = "rate_limit_exceeded" if status == 429 else fault.kind.value
+    headers = None
+    if status in {429, 503}:
+        headers = retry_after_headers(
+            fault.retry_after_s if fault.retry_after_s is not None else 1.0
+        )
+    return ApiError(status, ErrorObject(fault.message, kind, None, code), headers=headers)

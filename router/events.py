@@ -1,0 +1,72 @@
+"""What happened, as data. The dispatcher, the pool and the supervisors say it; metrics and the log listen.
+
+A listener is called synchronously where the event happens, so it must be quick and must not raise; the composition
+(`router.app`) wraps listeners so that one that raises costs no request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from router.errors import FaultKind
+
+
+class AttemptDone(msgspec.Struct, frozen=True):
+    """One attempt at one target is over. Times in seconds."""
+
+    model: str
+    target: str
+    provider: str
+    duration_s: float
+    fault: FaultKind | None
+
+
+class RequestDone(msgspec.Struct, frozen=True):
+    """A request is over, whatever way. Times in seconds, None where it never came so far."""
+
+    request_id: str
+    key_id: str
+    model: str
+    target: str
+    provider: str
+    streaming: bool
+    outcome: str
+    """``ok``, ``client_gone``, or the code of the error the client got."""
+    status: int
+    attempts: int
+    duration_s: float
+    first_token_s: float | None
+    input_tokens: int | None
+    cached_input_tokens: int | None
+    output_tokens: int | None
+    overhead_s: float | None
+    """Time that the router itself took before the first attempt was sent."""
+
+
+class Retry(msgspec.Struct, frozen=True):
+    """An attempt failed before its first byte and the request goes on to another."""
+
+    target: str
+    reason: FaultKind
+
+
+class TargetState(msgspec.Struct, frozen=True):
+    """A target moved to another state of health."""
+
+    target: str
+    state: str
+    reason: str
+
+
+class NodeState(msgspec.Struct, frozen=True):
+    """A local engine's process moved to another state."""
+
+    engine: str
+    state: str
+    detail: str = ""
+
+
+Event = AttemptDone | RequestDone | Retry | TargetState | NodeState
+Listener = Callable[[Event], None]

@@ -1,0 +1,55 @@
+"""A client's body as an upstream must see it: another model name, usage asked for; every other byte as it came.
+
+The two changes are spliced into the bytes. Inside a JSON string every quote is escaped, so the bytes ``"model"``
+can only be a whole string token; if there is exactly one, a colon behind it and the expected name after that, it is
+the key. Any doubt (the word as a value, in a nested object, written with escapes, twice) takes the slow way:
+decoded one level deep and written again with all values raw.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+from msgspec import Raw
+
+_MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]*)"')
+_decoder = msgspec.json.Decoder(dict[str, Raw])
+_USAGE = b'"stream_options":{"include_usage":true},'
+
+
+def for_upstream(body: bytes, model: str, *, ask_usage: bool) -> bytes:
+    """``body`` with its model replaced and, for ``ask_usage``, stream_options.include_usage set.
+
+    ``body`` must be a JSON object that was decoded as a request before.
+    """
+    name = model.encode()
+    found = _MODEL.search(body)
+    if found is None or body.count(b'"model"') != 1 or not _plain(name):
+        return _slowly(body, model, ask_usage=ask_usage)
+    if ask_usage and b'"stream_options"' in body:
+        return _slowly(body, model, ask_usage=True)
+    if found[1] != name:
+        start, end = found.span(1)
+        body = body[:start] + name + body[end:]
+    if ask_usage:
+        start = body.index(b"{") + 1
+        body = body[:start] + _USAGE + body[start:]
+    return body
+
+
+def _plain(name: bytes) -> bool:
+    return b'"' not in name and b"\\" not in name and min(name, default=0) >= 0x20
+
+
+def _slowly(body: bytes, model: str, *, ask_usage: bool) -> bytes:
+    fields = _decoder.decode(body)
+    fields["model"] = Raw(msgspec.json.encode(model))
+    if ask_usage:
+        options = {}
+        given = fields.get("stream_options")
+        if given is not None and bytes(given) != b"null":
+            options = _decoder.decode(given)
+        options["include_usage"] = Raw(b"true")
+        fields["stream_options"] = Raw(msgspec.json.encode(options))
+    return msgspec.json.encode(fields)
