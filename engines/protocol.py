@@ -114,7 +114,7 @@ class FrameDecoder(Generic[T]):
 
     def __init__(self, messages: object) -> None:
         """``messages`` is ToNode or ToRouter."""
-        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(messages)  # type: ignore[call-overload]
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(messages)
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[T]:

@@ -286,7 +286,7 @@ class Router:
         for listener in self._listeners:
             try:
                 listener(event)
-            except Exception:
+            except Exception:  # noqa: BLE001 - a listener must not cost a request
                 _log.exception("a listener failed on %s", type(event).__name__)
 
 

@@ -94,11 +94,14 @@ class Dispatcher:
             try:
                 return await self._attempt(walk, lease)
             except Fault as fault:
-                walk.last_fault = fault
-                if not fault.retryable or walk.attempts >= self._terms.retry.attempts:
-                    raise api_error(fault) from fault
+                self._retry_or_raise(walk, fault)
                 tried.add(lease.target)
                 self.emit(Retried(lease.target.id, fault.kind))
+
+    def _retry_or_raise(self, walk: Walk, fault: Fault) -> None:
+        walk.last_fault = fault
+        if not fault.retryable or walk.attempts >= self._terms.retry.attempts:
+            raise api_error(fault) from fault
 
     async def _attempt(self, walk: Walk, lease: Lease) -> Reply:
         """One attempt up to its first piece. Raises Fault; then, as on cancellation, the lease is settled."""
@@ -107,9 +110,7 @@ class Dispatcher:
         try:
             backend = self._backends[lease.target.backend]
             answer = await backend.open(self._order(walk.call, lease.target))
-            first = await answer.read()
-            if not first:
-                raise Fault(FaultKind.CUT, "The answer ended before it began.")
+            first = await _first_piece(answer)
         except BaseException as error:
             if answer is not None:
                 answer.close()
@@ -129,8 +130,9 @@ class Dispatcher:
         )
 
     async def _wait(self, walk: Walk, refusal: Refusal) -> None:
-        """Wait until somebody may take the request: as long as targets asked for, and before any is tried again,
-        exponentially longer with full jitter. Raises ApiError where nobody is up or the wait would outlast the deadline.
+        """Wait until somebody may take the request: as long as targets asked for, and before any is tried
+        again, exponentially longer with full jitter. Raises ApiError where nobody is up or the wait would outlast
+        the deadline.
 
         Source: AWS Architecture Blog, "Exponential Backoff And Jitter".
         """
@@ -154,6 +156,13 @@ class Dispatcher:
             f"The model `{walk.call.route.name}` has no target that is up. Try again in a moment."
         )
         return overloaded(message, "model_unavailable", wait)
+
+
+async def _first_piece(answer: Answer) -> bytes:
+    first = await answer.read()
+    if not first:
+        raise Fault(FaultKind.CUT, "The answer ended before it began.")
+    return first
 
 
 class Walk:

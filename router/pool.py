@@ -1,8 +1,8 @@
 """Who may serve a request, and who does. Pure: state, arguments and ``now`` in, a lease or a refusal out.
 
-While somebody admits, the policy chooses among those. Where nobody does because all are ejected, they serve all the same
-(panic): a guess beats a certain error, and it is how a pool of one comes back. Who asked for rest (429 with retry-after)
-gets it, panic or not.
+While somebody admits, the policy chooses among those. Where nobody does because all are ejected, they serve all the
+same (panic): a guess beats a certain error, and it is how a pool of one comes back. Who asked for rest (429 with
+retry-after) gets it, panic or not.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ POLICIES: Mapping[PolicyName, Callable[[], Policy]] = {
     "weighted": Weighted,
     "least_inflight": LeastInflight,
 }
+
+
+RESTART_GUESS_S = 1.0
+"""An engine that went down is usually back after one restart; a client that waits so long is well served."""
 
 
 class Member:
@@ -57,7 +61,9 @@ class Route:
 
     __slots__ = ("members", "model", "name", "policy")
 
-    def __init__(self, name: str, model: Model, members: tuple[Member, ...], policy: Policy) -> None:
+    def __init__(
+        self, name: str, model: Model, members: tuple[Member, ...], policy: Policy
+    ) -> None:
         self.name = name
         self.model = model
         self.members = members
@@ -81,14 +87,6 @@ class Route:
         if resting:
             return Refusal("resting", min(resting))
         return Refusal("all_tried", now)
-
-
-RESTART_GUESS_S)
-        return Refusal("all_tried", min(target.back_at(now) for target in up))
-
-
-RESTART_GUESS_S = 1.0
-"""An engine that went down is usually back after one restart; a client that waits so long is well served."""
 
 
 class Pool:

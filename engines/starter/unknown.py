@@ -142,3 +142,13 @@ def out_of_scope(r: Rng) -> Pair:
     else:
         return _noise(r), UNKNOWN
     return loosen(r, text), UNKNOWN
+
+
+def plainly_unknown(r: Rng) -> Pair:
+    """An unknown thing, land or person, asked for in a way that no usual tool is for."""
+    ask = r.choice(
+        [f"What is the capital of {_land(r)}?", f"Explain {_noun(r)}.", f"Who invented {_noun(r)}?"]
+        + [f"What is {_noun(r)}?", f"When was {_person(r)} born?", f"Write a poem about {_noun(r)}."]
+        + [f"Why is {_noun(r)} important?", f"How does {_noun(r)} work?", _noise(r)]
+    )
+    return loosen(r, ask), UNKNOWN

@@ -83,7 +83,10 @@ class Backend(Protocol):
     """One engine or one provider."""
 
     async def open(self, order: Order) -> Answer:
-        """Send the request; returns once the answer's head is there. Raises Fault. Cancelling it leaves nothing behind."""
+        """Send the request; returns once the answer's head is there.
+
+        Raises Fault. Cancelling it leaves nothing behind.
+        """
 
     async def close(self) -> None:
         """Close what is idle and cancel what runs."""

@@ -42,18 +42,30 @@ class Server(_Part, frozen=True):
 class Key(_Part, frozen=True):
     """A client's key. The secret is never shown again: ``repr`` leaves it out."""
 
-    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    id: Annotated[
+        str,
+        Meta(
+            pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+            description="1 to 64 letters, digits, dots, hyphens or underscores",
+        ),
+    ]
     secret: Annotated[str, Meta(min_length=8)]
 
     def __repr__(self) -> str:
         return f"Key(id={self.id!r})"
 
 
-class Provider(_Part, frozen=True):
+class Provider(_Part, frozen=True, kw_only=True):
     """A server that speaks an API over HTTP."""
 
     kind: Literal["openai"] = "openai"
-    base_url: Annotated[str, Meta(pattern=r"^https?://[^/?#@]+(/[^?#]*)?$")]
+    base_url: Annotated[
+        str,
+        Meta(
+            pattern=r"^https?://[^/?#@]+(/[^?#]*)?$",
+            description="a URL such as https://api.together.xyz/v1, without user, query or fragment",
+        ),
+    ]
     """Up to and with the version: ``https://api.together.xyz/v1``."""
     api_key: str | None = None
     headers: dict[str, str] = {}
@@ -122,7 +134,7 @@ class Health(_Part, frozen=True):
 class Config(_Part, frozen=True):
     """The whole."""
 
-    models: dict[str, Model]
+    models: Annotated[dict[str, Model], Meta(min_length=1)]
     server: Server = Server()
     keys: list[Key] = []
     providers: dict[str, Provider] = {}

@@ -9,8 +9,8 @@ Whoever sends a request takes a permit, and its outcome counts only while the pe
 move starts a new one. So a straggler's late success can't readmit a target, nor its late failure eject it anew.
 Probes are real requests: a health check of a language model costs money.
 
-Source: Envoy's outlier detection (consecutive failures; ejection time grows with each ejection in a row); linkerd2-proxy's
-failure accrual (one probe).
+Source: Envoy's outlier detection (consecutive failures; ejection time grows with each ejection in a row);
+linkerd2-proxy's failure accrual (one probe).
 """
 
 from __future__ import annotations

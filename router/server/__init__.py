@@ -1,0 +1,13 @@
+"""The router over HTTP: aiohttp in and out, and the only importer of ``aiohttp.web``.
+
+    connection   one TCP connection: its clocks, its limits, and aiohttp's own errors made ours
+    exchange     one request and its answer, as bytes
+    screening    what is refused from the head alone
+    routes       which path is whose, as data
+    front        match, authenticate, serve; the last resort
+    chat, models, admin   the routes
+    run          listeners, signals, draining
+
+aiohttp parses and keeps connections alive. Its Request and Response objects are left out: they cost more than the
+rest of this package together, and their errors are text where clients want OpenAI's error object.
+"""

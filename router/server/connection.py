@@ -1,0 +1,249 @@
+"""One TCP connection: its clocks, its limits, and aiohttp's own errors made ours.
+
+aiohttp's RequestHandler parses, queues pipelined requests and closes idle connections. What it leaves open and is
+closed here: a head may drip for ever, a malformed request comes back with its raw header in the body and the log,
+a broken body leaves its reader waiting, a client that doesn't read holds an answer for ever, and there may be any
+number of connections.
+
+The clocks cost nothing on the straight path: a timer is set when a head comes in parts or a write doesn't go out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+import msgspec
+from aiohttp import web
+from aiohttp.http import RawRequestMessage
+from aiohttp.web_protocol import RequestPayloadError
+
+from router.errors import overloaded
+from router.server.exchange import Dates, Exchange, error_bytes
+from router.server.screening import malformed
+
+MAX_LINE_BYTES = 8192
+"""Of a request line and of a header; what nginx and Apache take. Keys and trace headers stay far below."""
+MAX_HEADERS = 128
+"""Browsers and SDKs send about 20."""
+READ_STALL_S = 60.0
+"""A client that takes less of a waiting answer than its buffer holds (64 KiB) in this time is gone: nginx's send_timeout."""
+LINGER_S = 5.0
+"""How long the rest of a refused body is read and dropped, so that the client gets to read why; nginx's default."""
+
+_log = logging.getLogger(__name__)
+
+Serve = Callable[[Exchange], Awaitable[None]]
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one listener's clients may take, of time and of memory."""
+
+    max_connections: int
+    max_body_bytes: int
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 30.0
+    keep_alive_s: float = 75.0
+    read_stall_s: float = READ_STALL_S
+
+
+class Gate(web.Server):
+    """The connections of one listener."""
+
+    def __init__(self, serve: Serve, limits: Limits) -> None:
+        """``serve`` answers an exchange; whatever it lets through but CancelledError closes the connection."""
+        super().__init__(
+            cast("Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]", serve),
+            request_factory=cast("Callable[..., web.BaseRequest]", self._exchange),
+            handler_cancellation=True,
+        )
+        self.limits = limits
+        self.draining = False
+        self.dates = Dates()
+
+    def __call__(self) -> Connection:
+        """A protocol for a connection just accepted."""
+        return Connection(self)
+
+    @property
+    def full(self) -> bool:
+        """No connection more is taken."""
+        return len(self._connections) >= self.limits.max_connections
+
+    @property
+    def busy(self) -> list[Connection]:
+        """The connections with a request under way."""
+        return [one for one in self._all() if one.exchange is not None]
+
+    def drain(self) -> None:
+        """Close idle connections now, and the others after their answer, which says so."""
+        self.draining = True
+        for one in self._all():
+            one.leave_when_idle()
+
+    def cut(self) -> None:
+        """Cancel what still runs; each client gets an explicit error."""
+        for one in self.busy:
+            one.cut()
+
+    async def close(self) -> None:
+        """Close what is left."""
+        await self.shutdown(timeout=1)
+
+    def _all(self) -> list[Connection]:
+        return cast("list[Connection]", self.connections)
+
+    @staticmethod
+    def _exchange(*parts: object) -> Exchange:
+        message, payload, connection, _, task = parts
+        return Exchange(message, payload, connection, task)  # type: ignore[arg-type]
+
+
+class Connection(web.RequestHandler):
+    """One connection."""
+
+    __slots__ = ("_head_timer", "_stall_timer", "broken", "gate")
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(
+            gate,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=gate.limits.keep_alive_s,
+            logger=_log,
+            access_log=None,  # type: ignore[arg-type] - its annotation forgot what its documentation says
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            max_headers=MAX_HEADERS,
+            lingering_time=LINGER_S,
+            auto_decompress=False,
+        )
+        self.gate = gate
+        self.broken = False
+        """What came is no HTTP; nothing after it can be read."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """The request under way."""
+        return cast("Exchange | None", self._current_request)
+
+    @property
+    def closing(self) -> bool:
+        """No request will follow the one under way."""
+        return self._close or self._force_close or self.gate.draining
+
+    # What the transport says
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or refuse it with a 503 where there are too many."""
+        if self.gate.full or self.gate.draining:
+            self._force_close = True
+            error = overloaded("The server has too many connections.", "too_many_connections", 1.0)
+            cast("asyncio.Transport", transport).write(error_bytes(error, self.gate.dates))
+            cast("asyncio.Transport", transport).close()
+            return
+        super().connection_made(transport)
+        self._head_timer = self._loop.call_later(self.gate.limits.header_timeout_s, self._head_late)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Stop the clocks; aiohttp cancels the request under way."""
+        self._stop_head_timer()
+        self._stop_stall_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse; watch heads that come in parts, and tell a body's reader that the rest is broken."""
+        before = self._request_count
+        super().data_received(data)
+        if self._request_count != before:
+            if self._head_timer is not None:
+                self._stop_head_timer()
+            if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
+                self._break()
+        elif self._head_timer is None and self._idle:
+            self._head_timer = self._loop.call_later(
+                self.gate.limits.header_timeout_s, self._head_late
+            )
+
+    def pause_writing(self) -> None:
+        """The client reads slower than the answer comes; from now on it is timed."""
+        super().pause_writing()
+        self._stall_timer = self._loop.call_later(self.gate.limits.read_stall_s, self._stalled)
+
+    def resume_writing(self) -> None:
+        """It took its buffer."""
+        self._stop_stall_timer()
+        super().resume_writing()
+
+    # What the exchange asks
+
+    async def drain(self) -> None:
+        """Wait until the client has taken its buffer. Raises ConnectionError when it is gone."""
+        if self.writing_paused:
+            await self._drain_helper()
+
+    def force_close(self) -> None:
+        """Close after what is written; a client that doesn't take it is cut off."""
+        transport = self.transport
+        super().force_close()
+        if transport is not None and transport.get_write_buffer_size():
+            self._loop.call_later(self.gate.limits.read_stall_s, transport.abort)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """aiohttp's answer to what it can't parse: constant, and not logged, for a header may hold a key."""
+        del status, exc, message
+        exchange = cast("Exchange", request)
+        exchange.refuse(malformed(), close=True)
+        return cast("web.StreamResponse", exchange)
+
+    # What the gate asks
+
+    def leave_when_idle(self) -> None:
+        """Close now if nothing is under way; else the answer under way is the last."""
+        if self._idle and not self._messages:
+            self.force_close()
+
+    def cut(self) -> None:
+        """Cancel the request under way, telling its client why."""
+        exchange, task = self.exchange, self._task_handler
+        if exchange is not None and task is not None:
+            exchange.stopped = True
+            task.cancel()
+
+    @property
+    def _idle(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
+
+    def _break(self) -> None:
+        self.broken = True
+        exchange = self.exchange
+        if exchange is not None and not exchange.payload.is_eof():
+            exchange.payload.set_exception(RequestPayloadError("the body is broken"))
+
+    def _head_late(self) -> None:
+        self._head_timer = None
+        self.force_close()
+
+    def _stalled(self) -> None:
+        self._stall_timer = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _stop_stall_timer(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None

@@ -1,0 +1,258 @@
+"""One request and its answer, as bytes.
+
+Stands where aiohttp wants a Request and a Response, for what it calls on them is little: the head of an answer is
+written here in one piece with the body's first bytes.
+
+An answer is whole (``answer``), or a stream (``begin``, ``piece``..., ``end``), or an error (``refuse``), which
+is right at any time: after the head of a stream it becomes an error event, and the connection is cut without the
+stream's end, so that no client takes it for a whole one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Iterable, Mapping
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
+
+from aiohttp import HttpVersion11, StreamReader, hdrs
+from aiohttp.web_protocol import RequestPayloadError
+
+from router.errors import ApiError
+from router.server.screening import malformed, too_large, too_slow
+
+if TYPE_CHECKING:
+    from aiohttp.http import RawRequestMessage
+
+    from router.server.connection import Connection
+
+JSON = "application/json"
+EVENTS = "text/event-stream; charset=utf-8"
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_UNSAFE = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
+"""What may not stand in a header's value (RFC 9110, section 5.5), CR and LF before all."""
+_OURS = frozenset({
+    "connection", "content-encoding", "content-length", "content-type", "date", "keep-alive", "openai-processing-ms",
+    "openai-version", "set-cookie", "te", "trailer", "transfer-encoding", "upgrade", "x-request-id",
+})  # fmt: skip
+"""Headers that are this server's alone to say, whatever an upstream said."""
+_STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
+}
+_OPENAI_VERSION = "2020-10-01"
+"""The only version OpenAI's API ever named."""
+
+
+class Dates:
+    """The Date header's value, made once a second."""
+
+    __slots__ = ("_second", "_text")
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._text = ""
+
+    def now(self) -> str:
+        """As RFC 9110 wants it."""
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._text = formatdate(second, usegmt=True)
+        return self._text
+
+
+class Payload(Protocol):
+    """A request's body as it arrives."""
+
+
+def error_bytes(error: ApiError, dates: Dates) -> bytes:
+    """A whole answer that closes the connection, for where there is no request to answer."""
+    extra = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
+    return (
+        f"{_STATUS_LINES[error.status]}content-type: {JSON}\r\ncontent-length: {len(error.body)}\r\n"
+        f"date: {dates.now()}\r\n{extra}connection: close\r\n\r\n"
+    ).encode("latin-1") + error.body
+
+
+class Exchange:
+    """One request and its answer."""
+
+    __http_exception__ = False
+
+    __slots__ = (
+        "_chunked", "_extra", "_task", "connection", "keep_alive", "message", "payload", "received_at", "request_id",
+        "started", "status", "stopped", "streaming",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        connection: Connection,
+        task: asyncio.Task[None],
+    ) -> None:
+        self.received_at = time.monotonic()
+        self.message = message
+        self.payload = payload
+        self.connection = connection
+        self.request_id = ""
+        self.keep_alive = False
+        """Whether another request may follow on this connection; right once the answer's head is written."""
+        self.started = False
+        """The answer's head is written."""
+        self.streaming = False
+        """The answer is a stream that has begun and not ended."""
+        self.stopped = False
+        """The server is going down and doesn't wait for this answer."""
+        self.status = 0
+        self._chunked = False
+        self._extra = ""
+        self._task = task
+
+    # The request
+
+    @property
+    def path(self) -> str:
+        """The target's path as it was sent, escapes and all."""
+        return self.message.path.partition("?")[0]
+
+    def name_request(self, made: str) -> None:
+        """Take the client's id for this request if it is sane, else ``made``."""
+        asked = self.message.headers.get("X-Request-Id")
+        self.request_id = asked if asked and _REQUEST_ID.fullmatch(asked) else made
+
+    async def body(self) -> bytes:
+        """The body. Raises ApiError: 413 above the limit, 408 when it doesn't arrive in time, 400 when it is broken."""
+        limits = self.connection.gate.limits
+        payload = self.payload
+        if payload.is_eof():
+            body = payload.read_nowait()
+            if len(body) > limits.max_body_bytes:
+                raise too_large(limits.max_body_bytes)
+            return body
+        length = self.message.headers.get(hdrs.CONTENT_LENGTH)
+        if length is not None and int(length) > limits.max_body_bytes:
+            raise too_large(limits.max_body_bytes)
+        self._say_continue()
+        try:
+            async with asyncio.timeout(limits.body_timeout_s):
+                return await self._collect(limits.max_body_bytes)
+        except TimeoutError as error:
+            raise too_slow(limits.body_timeout_s) from error
+        except RequestPayloadError as error:
+            raise malformed() from error
+
+    async def _collect(self, limit_bytes: int) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        while not self.payload.at_eof():
+            if self.connection.broken:
+                raise malformed()
+            piece = await self.payload.readany()
+            size += len(piece)
+            if size > limit_bytes:
+                raise too_large(limit_bytes)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _say_continue(self) -> None:
+        expected = self.message.headers.get(hdrs.EXPECT, "")
+        if expected.lower() == "100-continue" and self.message.version == HttpVersion11:
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    # The answer
+
+    def note(self, headers: Mapping[str, str]) -> None:
+        """Headers for the answer, besides those that every answer has; what can't stand in a head is left out."""
+        for name, value in headers.items():
+            if name not in _OURS and _UNSAFE.search(value) is None:
+                self._extra += f"{name}: {value}\r\n"
+
+    def answer(self, status: int, body: bytes, content_type: str = JSON) -> None:
+        """A whole answer in one write."""
+        self.keep_alive = self._may_stay()
+        head = self._head(status, content_type, f"content-length: {len(body)}\r\n")
+        self._write(head if self.message.method == hdrs.METH_HEAD else head + body)
+
+    def begin(self, blob: bytes) -> None:
+        """A stream's head and its first blob."""
+        self.streaming = True
+        self._chunked = self.message.version == HttpVersion11
+        self.keep_alive = self._chunked and self._may_stay()
+        framing = "transfer-encoding: chunked\r\n" if self._chunked else ""
+        head = self._head(200, EVENTS, f"cache-control: no-cache\r\n{framing}")
+        if self._chunked:
+            self._write(b"%b%x\r\n%b\r\n" % (head, len(blob), blob))
+        else:
+            self._write(head + blob)
+
+    def piece(self, blob: bytes) -> None:
+        """The stream's next blob, which must not be empty: an empty chunk would end it."""
+        self._write(b"%x\r\n%b\r\n" % (len(blob), blob) if self._chunked else blob)
+
+    def end(self) -> None:
+        """The stream is whole."""
+        self.streaming = False
+        if self._chunked:
+            self._write(b"0\r\n\r\n")
+
+    def refuse(self, error: ApiError, *, close: bool = False) -> None:
+        """An error, whatever was written before it; ``close``: the connection can't be used after it."""
+        if self.streaming:
+            self.piece(b"data: " + error.body + b"\n\n")
+            self.streaming = False
+            self.connection.force_close()
+        elif not self.started:
+            self.note(error.headers)
+            if close or error.status in {408, 413}:
+                self.connection.close()
+            self.answer(error.status, error.body)
+        else:
+            self.connection.force_close()
+
+    def _may_stay(self) -> bool:
+        message = self.message
+        return not (
+            message.should_close
+            or message.upgrade
+            or message.version != HttpVersion11
+            or self.connection.closing
+            or not self.payload.is_eof()
+        )
+
+    def _head(self, status: int, content_type: str, framing: str) -> bytes:
+        self.started = True
+        self.status = status
+        spent_ms = int((time.monotonic() - self.received_at) * 1000)
+        close = "" if self.keep_alive else "connection: close\r\n"
+        return (
+            f"{_STATUS_LINES[status]}content-type: {content_type}\r\n{framing}date: {self.connection.gate.dates.now()}\r\n"
+            f"x-request-id: {self.request_id}\r\nopenai-processing-ms: {spent_ms}\r\n"
+            f"openai-version: {_OPENAI_VERSION}\r\n{self._extra}{close}\r\n"
+        ).encode("latin-1")
+
+    def _write(self, data: bytes) -> None:
+        transport = self.connection.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client is gone")
+        transport.write(data)
+
+    # What aiohttp calls on a request and on a response
+
+    async def prepare(self, _request: object) -> None:
+        """The head is written already."""
+
+    async def write_eof(self) -> None:
+        """Wait until the client has taken the answer, before its next request is looked at."""
+        if self.connection.writing_paused:
+            await self.connection.drain()
+
+    def _finish(self) -> None:
+        """Nothing to clean up."""
+
+    def _cancel(self, _error: BaseException) -> None:
+        """The task is cancelled beside this, and that is enough."""

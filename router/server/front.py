@@ -1,0 +1,83 @@
+"""Match, authenticate, serve; and the last resort.
+
+The order is fixed: the head is screened, the route is matched, the route says whether a key is needed, the key is
+checked, and only then a byte of the body is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import secrets
+import traceback
+from collections.abc import Callable
+
+from aiohttp import hdrs
+
+from router.errors import ApiError, ErrorObject, overloaded
+from router.server.exchange import Exchange
+from router.server.floods import Floods
+from router.server.routes import Call, Routes
+from router.server.screening import screen, screen_type
+
+_log = logging.getLogger(__name__)
+
+Authenticate = Callable[[str | None], str]
+
+
+class Front:
+    """What a listener does with an exchange."""
+
+    def __init__(self, routes: Routes, authenticate: Authenticate) -> None:
+        """``authenticate`` turns an Authorization header into a key's id, or raises ApiError 401."""
+        self.routes = routes
+        self._authenticate = authenticate
+        self._floods = Floods()
+        self._prefix = secrets.token_hex(6)
+        self._count = itertools.count(1)
+
+    async def __call__(self, exchange: Exchange) -> Exchange:
+        """Answer. Raises only CancelledError and, when the client is gone, ConnectionError."""
+        exchange.name_request(f"req_{self._prefix}{next(self._count):08x}")
+        try:
+            await self._serve(exchange)
+        except ApiError as error:
+            exchange.refuse(error)
+        except asyncio.CancelledError:
+            if exchange.stopped:
+                exchange.refuse(overloaded("The server is shutting down.", "shutting_down", 1.0), close=True)
+            raise
+        except ConnectionError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the last resort: a bug of ours must not cost the client its answer
+            _report(error, exchange)
+            exchange.refuse(internal())
+        return exchange
+
+    async def _serve(self, exchange: Exchange) -> None:
+        message = exchange.message
+        screen(message)
+        route, rest = self.routes.match(message.method, exchange.path)
+        key_id = self._key_id(exchange) if route.needs_key else ""
+        screen_type(message.headers)
+        await route.serve(Call(exchange, key_id, rest))
+
+    def _key_id(self, exchange: Exchange) -> str:
+        try:
+            return self._authenticate(exchange.message.headers.get(hdrs.AUTHORIZATION))
+        except ApiError:
+            self._floods.note(exchange.connection.address, exchange.received_at)
+            raise
+
+
+def internal() -> ApiError:
+    """500, saying nothing of what happened."""
+    message = "The server had an error while processing your request."
+    return ApiError(500, ErrorObject(message, "server_error", None, "internal_error"))
+
+
+def _report(error: Exception, exchange: Exchange) -> None:
+    """Log where it happened and of what kind it was; its words may hold a prompt or a key, so they stay out."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    _log.error("request %s: %s\n%s", exchange.request_id, type(error).__qualname__, where)

@@ -1,0 +1,422 @@
+"""From an engine's events to OpenAI's answer: the chunks of a stream, or one object at the end.
+
+Both writers are fed lists of events and give bytes back. Chunks are put together from bytes that were prepared
+once per answer; only strings are encoded on the way, so a token costs one small encode and a join. Encoding a
+Struct per chunk would be the obvious way and costs several times as much, for the same envelope every time.
+
+The writers hold the engine to its contract (a role, then deltas, one finish a choice, one usage at the end): what
+breaks it raises OutOfOrder, so that a cut answer can't leave here looking whole.
+
+The Structs are what an embedder decodes answers into, this router's own and any upstream's: fields they don't
+know are passed over, fields that upstreams leave out have defaults.
+
+Source: OpenAI's published API specification, CreateChatCompletionResponse and CreateChatCompletionStreamResponse.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from engines.base import Delta, Event, Finish, TokenLogprob, ToolCallDelta, Usage
+from router.errors import ApiError, ErrorObject
+from router.wire.sse import DONE
+
+LOWEST_LOGPROB = -9999.0
+"""What OpenAI writes for a token that could not have been; JSON has no minus infinity."""
+
+ID_BYTES = 18
+"""24 characters of base64: as many as OpenAI's ids have at least, and no two alike."""
+
+
+class FunctionCall(Struct, frozen=True, kw_only=True):
+    """What is called."""
+
+    name: str | None = None
+    arguments: str = ""
+
+
+class ToolCall(Struct, frozen=True, kw_only=True):
+    """One call, whole in a completion, in pieces in chunks: the first piece of an index has the id and name."""
+
+    index: int = 0
+    id: str | None = None
+    type: str | None = None
+    function: FunctionCall | None = None
+
+
+class TopToken(Struct, frozen=True, kw_only=True):
+    """A token that could have been."""
+
+    token: str
+    logprob: float
+    bytes: Sequence[int] | None = None
+
+
+class ContentToken(Struct, frozen=True, kw_only=True):
+    """A token that was written."""
+
+    token: str
+    logprob: float
+    bytes: Sequence[int] | None = None
+    top_logprobs: list[TopToken] = []
+
+
+class Logprobs(Struct, frozen=True, kw_only=True):
+    """Log-probabilities of a choice's tokens."""
+
+    content: list[ContentToken] | None = None
+    refusal: list[ContentToken] | None = None
+
+
+class PromptTokensDetails(Struct, frozen=True, kw_only=True):
+    """Of the prompt's tokens."""
+
+    cached_tokens: int | None = 0
+    audio_tokens: int | None = 0
+
+
+class CompletionTokensDetails(Struct, frozen=True, kw_only=True):
+    """Of the answer's tokens."""
+
+    reasoning_tokens: int | None = 0
+    audio_tokens: int | None = 0
+    accepted_prediction_tokens: int | None = 0
+    rejected_prediction_tokens: int | None = 0
+
+
+class CompletionUsage(Struct, frozen=True, kw_only=True):
+    """What the request took, in tokens."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+
+
+class CompletionMessage(Struct, frozen=True, kw_only=True):
+    """The answer's text or its calls; in a chunk, what came since the last one."""
+
+    role: str | None = None
+    content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class CompletionChoice(Struct, frozen=True, kw_only=True):
+    """One answer of several."""
+
+    index: int = 0
+    message: CompletionMessage
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class ChunkChoice(Struct, frozen=True, kw_only=True):
+    """A piece of one answer of several."""
+
+    index: int = 0
+    delta: CompletionMessage = CompletionMessage()
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class ChatCompletion(Struct, frozen=True, kw_only=True):
+    """An answer, whole."""
+
+    id: str = ""
+    object: str = "chat.completion"
+    created: int = 0
+    model: str = ""
+    choices: list[CompletionChoice] = []
+    usage: CompletionUsage | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
+
+
+class ChatCompletionChunk(Struct, frozen=True, kw_only=True):
+    """One event of a stream."""
+
+    id: str = ""
+    object: str = "chat.completion.chunk"
+    created: int = 0
+    model: str = ""
+    choices: list[ChunkChoice] = []
+    usage: CompletionUsage | None = None
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
+
+
+class Identity(Struct, frozen=True):
+    """What every chunk of one answer says of itself. ``created`` in seconds since the epoch."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str | None = None
+    service_tier: str | None = None
+    """Only in answers to requests that named one."""
+
+
+class OutOfOrder(ValueError):  # noqa: N818 - names the event
+    """Events that the engine's contract does not allow: the answer can't be trusted to be whole."""
+
+
+class _Error(Struct, frozen=True):
+    error: ErrorObject
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def new_id(entropy: bytes) -> str:
+    """An answer's id. Raises ValueError for fewer than ID_BYTES random bytes."""
+    if len(entropy) < ID_BYTES:
+        raise ValueError(f"{len(entropy)} random bytes are not enough for an id")
+    return "chatcmpl-" + base64.urlsafe_b64encode(entropy).rstrip(b"=").decode()
+
+
+def error_event(error: ApiError) -> bytes:
+    """The last event of a stream that went wrong after its first byte; SDKs raise what it says."""
+    return b"data: " + _encode(_Error(error.error)) + b"\n\n"
+
+
+class _Course:
+    """How far an answer's choices have come."""
+
+    __slots__ = ("_begun", "_calls", "_finished", "_over")
+
+    def __init__(self, n: int) -> None:
+        self._begun = [False] * n
+        self._finished = [False] * n
+        self._calls: list[set[int]] = [set() for _ in range(n)]
+        self._over = False
+
+    def advance(self, choice: int) -> bool:
+        """A delta or finish of ``choice`` came; whether it is the first."""
+        if self._over or not 0 <= choice < len(self._begun) or self._finished[choice]:
+            raise OutOfOrder(f"choice {choice} has no place here")
+        first = not self._begun[choice]
+        self._begun[choice] = True
+        return first
+
+    def opens_call(self, choice: int, piece: ToolCallDelta) -> bool:
+        """Whether ``piece`` is the first of its tool call."""
+        calls = self._calls[choice]
+        if piece.index in calls:
+            return False
+        if piece.id is None or piece.name is None:
+            raise OutOfOrder(f"tool call {piece.index} begins without its id and name")
+        calls.add(piece.index)
+        return True
+
+    def finish(self, choice: int) -> bool:
+        """``choice`` is complete; whether it never had a delta."""
+        first = self.advance(choice)
+        self._finished[choice] = True
+        return first
+
+    def end(self) -> None:
+        """The usage came."""
+        if self._over or not all(self._finished):
+            raise OutOfOrder("usage before every choice was finished, or twice")
+        self._over = True
+
+
+class ChunkEncoder:
+    """Writes a stream: a role chunk a choice, its deltas, its finish, at the end usage (if wanted) and [DONE]."""
+
+    __slots__ = (
+        "_content",
+        "_course",
+        "_delta",
+        "_envelope",
+        "_finish",
+        "_logprobs",
+        "_role",
+        "_tail",
+        "_usage",
+    )
+
+    def __init__(
+        self, identity: Identity, *, n: int = 1, include_usage: bool = False, logprobs: bool = False
+    ) -> None:
+        self._course = _Course(n)
+        self._usage = include_usage
+        self._logprobs = logprobs
+        self._envelope = b"data: " + _head(identity, b"chat.completion.chunk") + b',"choices":['
+        end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._tail = b',"finish_reason":null}' + end
+        self._finish = b'"}' + end
+        self._delta = [self._envelope + b'{"index":%d,"delta":' % index for index in range(n)]
+        self._content = [delta + b'{"content":' for delta in self._delta]
+        self._role = (
+            b'{"role":"assistant","content":%b,"refusal":null},"logprobs":null' + self._tail
+        )
+
+    def feed(self, events: Iterable[Event]) -> bytes:
+        """Whole events of the stream, ``b""`` where nothing is to be said. Raises OutOfOrder."""
+        pieces: list[bytes] = []
+        for event in events:
+            if isinstance(event, Delta):
+                self._write_delta(event, pieces)
+            elif isinstance(event, Finish):
+                self._write_finish(event, pieces)
+            else:
+                self._write_end(event, pieces)
+        return b"".join(pieces)
+
+    def _write_delta(self, event: Delta, pieces: list[bytes]) -> None:
+        choice = event.choice
+        if self._course.advance(choice):
+            # A choice that calls has no content, not an empty one: what an SDK adds up equals the whole answer.
+            silent = event.tool_calls and not event.text
+            pieces += (self._delta[choice], self._role % (b"null" if silent else b'""'))
+        if event.text or (event.logprobs and not event.tool_calls):
+            shown = self._logprobs and event.logprobs
+            logprobs = _encode(_logprobs(event.logprobs)) if shown else b"null"
+            content = self._content[choice]
+            pieces += (content, _encode(event.text), b'},"logprobs":', logprobs, self._tail)
+        for piece in event.tool_calls:
+            self._write_call(choice, piece, pieces)
+
+    def _write_call(self, choice: int, piece: ToolCallDelta, pieces: list[bytes]) -> None:
+        head = self._delta[choice] + b'{"tool_calls":[{"index":%d,' % piece.index
+        tail = b'}}]},"logprobs":null' + self._tail
+        if self._course.opens_call(choice, piece):
+            name = b'","type":"function","function":{"name":%b,"arguments":""' % _encode(piece.name)
+            pieces += (head, b'"id":', _encode(piece.id)[:-1], name, tail)
+        if piece.arguments:
+            pieces += (head, b'"function":{"arguments":', _encode(piece.arguments), tail)
+
+    def _write_finish(self, event: Finish, pieces: list[bytes]) -> None:
+        choice = event.choice
+        if self._course.finish(choice):
+            pieces += (self._delta[choice], self._role % b'""')
+        reason = b'{},"logprobs":null,"finish_reason":"' + event.reason.encode()
+        pieces += (self._delta[choice], reason, self._finish)
+
+    def _write_end(self, event: Usage, pieces: list[bytes]) -> None:
+        self._course.end()
+        if self._usage:
+            pieces += (self._envelope, b'],"usage":', _encode(_usage(event)), b"}\n\n")
+        pieces.append(DONE)
+
+
+class _Draft:
+    """One choice while it grows."""
+
+    __slots__ = ("arguments", "calls", "logprobs", "reason", "text")
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.logprobs: list[TokenLogprob] = []
+        self.calls: dict[int, ToolCallDelta] = {}
+        self.arguments: dict[int, list[str]] = {}
+        self.reason = ""
+
+    def json(self, index: int, *, logprobs: bool) -> bytes:
+        """The choice as OpenAI writes it."""
+        text = "".join(self.text)
+        content = b"null" if self.calls and not text else _encode(text)
+        shown = _encode(_logprobs(self.logprobs)) if logprobs and self.logprobs else b"null"
+        return (
+            b'{"index":%d,"message":{"role":"assistant","content":%b,"refusal":null%b},'
+            b'"logprobs":%b,"finish_reason":"%b"}'
+        ) % (index, content, self._calls_json(), shown, self.reason.encode())
+
+    def _calls_json(self) -> bytes:
+        if not self.calls:
+            return b""
+        calls = [
+            b'{"id":%b,"type":"function","function":{"name":%b,"arguments":%b}}'
+            % (_encode(call.id), _encode(call.name), _encode("".join(self.arguments[index])))
+            for index, call in sorted(self.calls.items())
+        ]
+        return b',"tool_calls":[%b]' % b",".join(calls)
+
+
+class CompletionBuilder:
+    """Gathers an answer and writes it as one object once its usage has come."""
+
+    __slots__ = ("_course", "_drafts", "_identity", "_logprobs")
+
+    def __init__(self, identity: Identity, *, n: int = 1, logprobs: bool = False) -> None:
+        self._identity = identity
+        self._logprobs = logprobs
+        self._course = _Course(n)
+        self._drafts = [_Draft() for _ in range(n)]
+
+    def feed(self, events: Iterable[Event]) -> bytes:
+        """``b""`` until the usage comes, then the whole object. Raises OutOfOrder."""
+        for event in events:
+            if isinstance(event, Delta):
+                self._course.advance(event.choice)
+                self._take(event)
+            elif isinstance(event, Finish):
+                self._course.finish(event.choice)
+                self._drafts[event.choice].reason = event.reason
+            else:
+                self._course.end()
+                return self._json(event)
+        return b""
+
+    def _take(self, event: Delta) -> None:
+        draft = self._drafts[event.choice]
+        draft.text.append(event.text)
+        if not event.tool_calls or event.text:
+            draft.logprobs += event.logprobs
+        for piece in event.tool_calls:
+            if self._course.opens_call(event.choice, piece):
+                draft.calls[piece.index] = piece
+                draft.arguments[piece.index] = []
+            draft.arguments[piece.index].append(piece.arguments)
+
+    def _json(self, usage: Usage) -> bytes:
+        choices = b",".join(
+            draft.json(index, logprobs=self._logprobs) for index, draft in enumerate(self._drafts)
+        )
+        head = _head(self._identity, b"chat.completion")
+        return head + b',"choices":[%b],"usage":%b}' % (choices, _encode(_usage(usage)))
+
+
+def _head(identity: Identity, kind: bytes) -> bytes:
+    tier = b',"service_tier":' + _encode(identity.service_tier) if identity.service_tier else b""
+    return b'{"id":%b,"object":"%b","created":%d,"model":%b%b,"system_fingerprint":%b' % (
+        _encode(identity.id),
+        kind,
+        identity.created,
+        _encode(identity.model),
+        tier,
+        _encode(identity.system_fingerprint),
+    )
+
+
+def _logprobs(tokens: Sequence[TokenLogprob]) -> Logprobs:
+    content = [
+        ContentToken(
+            token=token.token,
+            logprob=max(LOWEST_LOGPROB, token.logprob),
+            bytes=token.bytes,
+            top_logprobs=[
+                TopToken(token=top.token, logprob=max(LOWEST_LOGPROB, top.logprob), bytes=top.bytes)
+                for top in token.top
+            ],
+        )
+        for token in tokens
+    ]
+    return Logprobs(content=content)
+
+
+def _usage(usage: Usage) -> CompletionUsage:
+    return CompletionUsage(
+        prompt_tokens=usage.input_tokens,
+        completion_tokens=usage.output_tokens,
+        total_tokens=usage.input_tokens + usage.output_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=usage.cached_input_tokens),
+        completion_tokens_details=CompletionTokensDetails(),
+    )
