@@ -21,7 +21,7 @@ class Shape:
 
     vocab: int = 1536
     hidden: int = 256
-    layers: int = 5
+    layers: int = 4
     heads: int = 4
     kv_heads: int = 2
     inter: int = 448

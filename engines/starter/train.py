@@ -226,7 +226,7 @@ class Training:
             if now - last > self.run.report:
                 self.report()
                 last = now
-            if now - saved > 120:
+            if now - saved > 60:
                 self.save()
                 saved = now
 

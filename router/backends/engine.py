@@ -2,7 +2,7 @@
 
 What only the engine reads (messages, tools, schemas) goes through as the client's own bytes. What no engine here can
 do is refused by name, with a 400, before anything is sent; a parameter is ignored only where the answer is as right
-without it. PARAMETERS is the list of both.
+without it. IGNORED and REFUSED list them all.
 
 There is one way to read events, `Generation`: everything that has come, in one wait. A node's link offers it
 natively; an engine in this process is pumped into it by one task a request. A task a token, or a wait a token, would
@@ -18,7 +18,7 @@ import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import MappingProxyType
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Raw, Struct
@@ -27,7 +27,7 @@ from engines.base import Delta, Engine, EngineError, Event, GenerateRequest, Sam
 from router.backends.base import Facts, Order
 from router.backends.mailbox import Mailbox
 from router.errors import ApiError, Fault, FaultKind, invalid_request
-from router.wire.chat import ChatRequest, RefusalPart, TextPart
+from router.wire.chat import ChatRequest, Message, RefusalPart, TextPart
 from router.wire.completion import (
     ID_BYTES,
     ChunkEncoder,
@@ -40,56 +40,35 @@ from router.wire.completion import (
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 """Events that nobody reads; a whole answer with logprobs is smaller, so whoever gets there has stopped reading."""
 
-Treatment = Literal["honoured", "ignored", "refused"]
-
-PARAMETERS: Mapping[str, Treatment] = MappingProxyType(
+IGNORED: Mapping[str, str] = MappingProxyType(
     {
-        # What the engine is told, or what decides the answer's shape.
-        "model": "honoured",
-        "messages": "honoured",
-        "stream": "honoured",
-        "stream_options": "honoured",
-        "temperature": "honoured",
-        "top_p": "honoured",
-        "frequency_penalty": "honoured",
-        "presence_penalty": "honoured",
-        "logit_bias": "honoured",
-        "logprobs": "honoured",
-        "top_logprobs": "honoured",
-        "max_tokens": "honoured",
-        "max_completion_tokens": "honoured",
-        "n": "honoured",
-        "seed": "honoured",
-        "stop": "honoured",
-        "response_format": "honoured",
-        "tools": "honoured",
-        "tool_choice": "honoured",
-        "parallel_tool_calls": "honoured",
-        "modalities": "honoured",  # text alone is what is given anyway; anything else is refused
-        "service_tier": "honoured",  # there is one tier, and the answer says so
-        # Book-keeping at OpenAI's; nothing in the answer depends on it.
-        "user": "ignored",
-        "metadata": "ignored",
-        "store": "ignored",
-        "safety_identifier": "ignored",
-        # Prefixes are cached without being asked, for as long as there is room.
-        "prompt_cache_key": "ignored",
-        "prompt_cache_retention": "ignored",
-        # A guess at the answer that makes it come sooner, not differently.
-        "prediction": "ignored",
-        # Wishes about style and effort: an answer without them is still an answer to the question.
-        "reasoning_effort": "ignored",
-        "verbosity": "ignored",
-        # Without these the client would get something else than it asked for.
-        "audio": "refused",
-        "web_search_options": "refused",
-        "functions": "refused",  # deprecated; `tools` says the same
-        "function_call": "refused",
+        "user": "book-keeping at OpenAI's; nothing in the answer depends on it",
+        "metadata": "book-keeping",
+        "store": "book-keeping",
+        "safety_identifier": "book-keeping",
+        "prompt_cache_key": "prefixes are cached without being asked",
+        "prompt_cache_retention": "for as long as there is room",
+        "prediction": "makes an answer come sooner, not differently",
+        "reasoning_effort": "a wish; an answer without it still answers the question",
+        "verbosity": "a wish",
     }
 )
-"""Every parameter of a request, and what becomes of it at an engine."""
+"""Parameters that an engine is not told of, and why the answer is right all the same."""
 
-_REFUSED = tuple(name for name, treatment in PARAMETERS.items() if treatment == "refused")
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "audio": "This model answers with text only.",
+        "web_search_options": "This model does not search the web.",
+        "functions": "'functions' is deprecated; use 'tools' instead.",
+        "function_call": "'function_call' is deprecated; use 'tool_choice' instead.",
+    }
+)
+"""Parameters without which the client would get something else than it asked for, and what it is told.
+
+Likewise ``modalities`` beyond text, parts of messages that aren't text, tools that aren't functions. Every
+parameter that stands in neither table is honoured.
+"""
+
 _KINDS: Mapping[str, FaultKind] = MappingProxyType(
     {
         "busy": FaultKind.ENGINE_BUSY,
@@ -391,12 +370,20 @@ def _given(raw: Raw) -> bytes | None:
 
 
 def _refuse(request: ChatRequest) -> None:
-    for name in _REFUSED:
+    for name, why in REFUSED.items():
         if getattr(request, name) is not None:
-            raise _unsupported(name, f"'{name}' is not supported with this model.")
+            raise _unsupported(name, why)
     if request.modalities is not None and set(request.modalities) - {"text"}:
         raise _unsupported("modalities", "This model answers with text only.")
-    for i, message in enumerate(request.messages):
+    _refuse_parts(request.messages)
+    _refuse_tools(request)
+    if request.response_format is not None:
+        kinds = {"text", "json_object", "json_schema"}
+        _expect(request.response_format.get("type"), "response_format.type", kinds)
+
+
+def _refuse_parts(messages: list[Message]) -> None:
+    for i, message in enumerate(messages):
         if message.content is None or isinstance(message.content, str):
             continue
         for j, part in enumerate(message.content):
@@ -404,16 +391,17 @@ def _refuse(request: ChatRequest) -> None:
                 kind = part.__struct_config__.tag
                 text = f"Invalid content type. {kind} is only supported by certain models."
                 raise _unsupported(f"messages[{i}].content[{j}].type", text)
+
+
+def _refuse_tools(request: ChatRequest) -> None:
     for i, tool in enumerate(request.tools or ()):
         _expect(tool.get("type"), f"tools[{i}].type", {"function"})
-    if isinstance(request.tool_choice, str):
-        if request.tool_choice not in {"none", "auto", "required"}:
-            raise _unsupported("tool_choice", f"Invalid value: '{request.tool_choice[:64]}'.")
-    elif request.tool_choice is not None:
-        _expect(request.tool_choice.get("type"), "tool_choice.type", {"function"})
-    if request.response_format is not None:
-        kinds = {"text", "json_object", "json_schema"}
-        _expect(request.response_format.get("type"), "response_format.type", kinds)
+    choice = request.tool_choice
+    if isinstance(choice, str):
+        if choice not in {"none", "auto", "required"}:
+            raise _unsupported("tool_choice", f"Invalid value: '{choice[:64]}'.")
+    elif choice is not None:
+        _expect(choice.get("type"), "tool_choice.type", {"function"})
 
 
 def _expect(raw: Raw | None, param: str, allowed: set[str]) -> None:

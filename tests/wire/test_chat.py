@@ -106,7 +106,7 @@ def test_a_bad_parameter_hears_openais_words(changes, message, param, code):
     assert refusal(body(**changes)) == (message, param, code)
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"{}}", b"[" * 100_000])
+@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000])
 def test_what_is_no_json_object_hears_one_constant_sentence(raw):
     message, param, code = refusal(raw)
     assert message.startswith("We could not parse the JSON body of your request.")

@@ -1,0 +1,418 @@
+"""One HTTP/1.1 connection to a provider: one request at a time, its response into a mailbox.
+
+A general client would spend more time on a request than the rest of the router does. Here the parser (llhttp, by
+httptools) appends body pieces to a list without entering Python, a segment of the network is one item in the
+mailbox however many chunks are in it, and nothing waits in here: whoever awaits, awaits the mailbox.
+
+A response that leaves any doubt about where it ends (bytes behind it, bytes before the request) costs the
+connection, so that no answer can ever be taken for that of the next request.
+
+Source: RFC 9112, sections 4 (responses), 6 (bodies), 7 (chunks), 9 (connections); RFC 9110, section 15.2 (1xx).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import Protocol, cast
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
+from router.backends.mailbox import Mailbox
+from router.errors import Fault, FaultKind, IllegalMove
+
+MAX_HEADERS = 128
+"""No provider seen sends more than 40; above this it is an attack or a bug."""
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Bytes that may come in a row without any of them being body: heads, trailers, chunk extensions."""
+
+MAX_VALUE_BYTES = 1024
+"""A longer header value is left out: no rate limit, request id or content type needs as much."""
+
+WRITE_BYTES = 64 * 1024
+"""Up to here head and body are one write. More goes out in pieces of this size as the network takes them, so that
+a long prompt is neither copied into the transport's buffer nor encrypted in one go."""
+
+HIGH_WATER_BYTES = 256 * 1024
+"""What may wait for a slow reader before the network is told to stop: about 1,300 stream chunks, or one read."""
+
+LINGER_S = 1.0
+"""How long a stream's last bytes may take after its [DONE]. They come in the same segment or one round trip later;
+waiting a second for them is cheaper than a new TLS connection, waiting longer isn't worth the descriptor."""
+
+STALE_S = 1.0
+"""A server that had closed a kept connection says so within a round trip of the request's arrival. One that closes
+later than this had time to work on the request."""
+
+_KEPT = frozenset(
+    {b"content-type", b"retry-after", b"retry-after-ms", b"x-request-id", b"x-should-retry"}
+)
+_KEPT_PREFIXES = (b"x-ratelimit-", b"openai-")
+
+
+class State(enum.IntEnum):
+    """What a connection does; the table below says what may follow."""
+
+    OPENING = 0
+    IDLE = 1
+    AWAITING_HEAD = 2
+    READING_BODY = 3
+    HOLDING = 4
+    """The response is whole, its reader behind: nothing is read from the network until the reader took it."""
+    LINGERING = 5
+    """The reader has all it wants; the response's last bytes are still to come."""
+    CLOSED = 6
+
+
+_MOVES = {
+    State.OPENING: frozenset({State.IDLE, State.CLOSED}),
+    State.IDLE: frozenset({State.AWAITING_HEAD, State.CLOSED}),
+    State.AWAITING_HEAD: frozenset({State.READING_BODY, State.CLOSED}),
+    State.READING_BODY: frozenset({State.IDLE, State.HOLDING, State.LINGERING, State.CLOSED}),
+    State.HOLDING: frozenset({State.IDLE, State.CLOSED}),
+    State.LINGERING: frozenset({State.IDLE, State.CLOSED}),
+    State.CLOSED: frozenset[State](),
+}
+
+# Reading a member through its class costs as much as a header does in Python 3.11.
+_IDLE, _AWAITING_HEAD, _READING_BODY = State.IDLE, State.AWAITING_HEAD, State.READING_BODY
+_HOLDING, _LINGERING, _CLOSED = State.HOLDING, State.LINGERING, State.CLOSED
+
+
+class _Refused(Exception):  # noqa: N818 - never leaves this module
+    """A response that the parser would take and we don't."""
+
+
+class Owner(Protocol):
+    """Whose connection it is: hears what becomes of it."""
+
+    def released(self, connection: Connection) -> None:
+        """It answered and may serve again."""
+
+    def closed(self, connection: Connection) -> None:
+        """It serves no more; said once, and only of a connection that was idle before."""
+
+    def gone(self, connection: Connection) -> None:
+        """Its socket is closed."""
+
+
+class Exchange:
+    """One request and its response."""
+
+    __slots__ = ("_connection", "_early", "headers", "heard", "mailbox", "reused", "sent_at", "stale", "status")
+
+    def __init__(self, connection: Connection, mailbox: Mailbox[bytes], *, reused: bool, sent_at: float) -> None:
+        self._connection = connection
+        self._early: list[bytes] = []
+        self.mailbox = mailbox
+        self.reused = reused
+        self.sent_at = sent_at
+        self.status = 0
+        """0 until the head has come."""
+        self.headers: dict[str, str] = {}
+        """The allow-listed ones, names in lower case."""
+        self.heard = False
+        """At least one byte came back."""
+        self.stale = False
+        """A kept connection had been closed by the server before the request came: nobody has seen it."""
+
+    async def head(self, until: float) -> None:
+        """Wait until status and headers are there. Raises TimeoutError at ``until`` (the loop's time), Fault."""
+        if not self.status:
+            # The head puts an empty piece, so that it needs no future and no timer of its own.
+            self._early = (await self.mailbox.take(until))[1:]
+
+    async def take(self, until: float) -> list[bytes]:
+        """The body's pieces that have come, ``[]`` after its end. Raises TimeoutError at ``until``, Fault."""
+        early = self._early
+        if early:
+            self._early = []
+            return early
+        return await self.mailbox.take(until)
+
+    def leave(self, *, whole: bool = False) -> None:
+        """Nobody reads on. What still comes is cut off at once, so that the provider stops working; but where the
+        answer was ``whole`` and only the body's end mark is missing, that is waited for. May be called twice.
+        """
+        self.mailbox.stop_timer()
+        self._connection.leave(self, whole=whole)
+
+
+class Connection(asyncio.Protocol):
+    """One connection; its owner decides which request it serves."""
+
+    __slots__ = (
+        "_barren", "_complete", "_exchange", "_fields", "_framed", "_linger", "_loop", "_owner", "_parser",
+        "_pieces", "_read_paused", "_reusable", "_transport", "_unsent", "_write_paused", "idle_since", "on_body",
+        "served", "state",
+    )  # fmt: skip
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
+        self._loop = loop
+        self._owner = owner
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._unsent: memoryview | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._pieces: list[bytes] = []
+        self._barren = 0
+        self._complete = self._framed = self._reusable = False
+        self._read_paused = self._write_paused = False
+        self.state = State.OPENING
+        self.idle_since = 0.0
+        self.served = 0
+        self.on_body = self._pieces.append
+        self._parser = HttpResponseParser(self)
+
+    def __repr__(self) -> str:
+        return f"<Connection {self.state.name} served={self.served}>"
+
+    # What the owner and the reader say.
+
+    def ready(self) -> bool:
+        """The connection stands (with TLS: it is verified). False if it broke since."""
+        if self.state is _CLOSED or self._transport is None:
+            return False
+        self._move(_IDLE)
+        self.idle_since = self._loop.time()
+        return True
+
+    def usable(self) -> bool:
+        """Idle, and no end of it was noticed yet."""
+        return self.state is _IDLE and self._transport is not None and not self._transport.is_closing()
+
+    def send(self, head: bytes, body: bytes) -> Exchange:
+        """Send a request whose ``head`` is complete and names the body's length."""
+        self._move(_AWAITING_HEAD)
+        transport = self._wire()
+        mailbox: Mailbox[bytes] = Mailbox(
+            self._loop, high_water=HIGH_WATER_BYTES, on_full=self._full, on_drained=self._drained
+        )
+        exchange = Exchange(self, mailbox, reused=self.served > 0, sent_at=self._loop.time())
+        self._exchange = exchange
+        self._barren = 0
+        self._complete = self._framed = self._reusable = False
+        if len(head) + len(body) <= WRITE_BYTES:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            self._unsent = memoryview(body)
+            self._pump()
+        return exchange
+
+    def leave(self, exchange: Exchange, *, whole: bool) -> None:
+        """The reader of ``exchange`` is gone; see `Exchange.leave`."""
+        if exchange is not self._exchange or self.state is _LINGERING:
+            return
+        if self.state is _HOLDING:
+            self._rest()
+        elif whole and self.state is _READING_BODY and not self._read_paused:
+            self._move(_LINGERING)
+            self._linger = self._loop.call_later(LINGER_S, self.abort)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close now; what was under way is lost. May be called twice."""
+        before = self.state
+        if before is _CLOSED:
+            return
+        self._move(_CLOSED)
+        exchange, self._exchange, self._unsent = self._exchange, None, None
+        if exchange is not None:
+            exchange.mailbox.end(Fault(FaultKind.CUT, "the connection was closed by the router"))
+        self._stop_linger()
+        if self._transport is not None:
+            self._transport.abort()
+        if before is not State.OPENING:
+            self._owner.closed(self)
+
+    # What the event loop says.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport; the event loops have set TCP_NODELAY on it."""
+        self._transport = cast("asyncio.Transport", transport)
+        if self.state is _CLOSED:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse a segment; what body it holds goes into the mailbox as one piece."""
+        exchange = self._exchange
+        if exchange is None:
+            self.abort()  # Nobody has asked: no later request may get this for an answer.
+            return
+        exchange.heard = True
+        refusal: str | None = None
+        try:
+            self._parser.feed_data(data)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            refusal = str(error.__context__ or error)
+        self._deliver(exchange, len(data))
+        if self._complete:
+            self._reusable = self._reusable and refusal is None
+            self._finish(exchange)
+        elif refusal is not None:
+            self._fail(exchange, refusal)
+        elif self._barren > MAX_HEAD_BYTES:
+            self._fail(exchange, "too much that is neither head nor body")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The socket is closed."""
+        self._owner.gone(self)
+        before = self.state
+        if before is _CLOSED:
+            return
+        exchange, self._exchange, self._unsent = self._exchange, None, None
+        self._move(_CLOSED)
+        self._stop_linger()
+        if exchange is not None:
+            exchange.mailbox.end(self._loss(exchange, before, exc))
+        if before is not State.OPENING:
+            self._owner.closed(self)
+
+    def pause_writing(self) -> None:
+        """The network is slower than we."""
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        """The network has caught up."""
+        self._write_paused = False
+        self._pump()
+
+    # What the parser says. on_body is the list's own append.
+
+    def on_message_begin(self) -> None:
+        """Refuse a second response behind the first."""
+        if self._complete:
+            raise _Refused("bytes behind the answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect a header; trailers are dropped."""
+        if self.state is not _AWAITING_HEAD:
+            return
+        self._fields.append((name, value))
+        if len(self._fields) > MAX_HEADERS:
+            raise _Refused("too many headers")
+
+    def on_headers_complete(self) -> None:
+        """Read the head; that of an interim response (100, 103) is dropped, and a switch of protocols refused."""
+        fields, self._fields = self._fields, []
+        status = self._parser.get_status_code()
+        if status < 200:
+            if status == 101:
+                raise _Refused("a switch of protocols that nobody asked for")
+            return
+        exchange = self._exchange
+        assert exchange is not None
+        self._read_head(exchange, fields)
+        exchange.status = status
+        self._move(_READING_BODY)
+        exchange.mailbox.put(b"", 0)
+
+    def on_message_complete(self) -> None:
+        """Note the end; an interim response's is none."""
+        if self.state is not _AWAITING_HEAD:
+            self._complete = True
+            self._reusable = self._parser.should_keep_alive()
+
+    def _read_head(self, exchange: Exchange, fields: list[tuple[bytes, bytes]]) -> None:
+        headers = exchange.headers
+        size = 0
+        for raw_name, value in fields:
+            size += len(raw_name) + len(value)
+            name = raw_name.lower()
+            if name in _KEPT or name.startswith(_KEPT_PREFIXES):
+                text = value.decode("latin-1")
+                if len(text) <= MAX_VALUE_BYTES and text.isascii() and text.isprintable():
+                    headers[name.decode("latin-1")] = text
+            elif name == b"content-length":
+                self._framed = True
+            elif name == b"transfer-encoding":
+                self._framed = True
+                if value.lower() != b"chunked":
+                    raise _Refused("a transfer encoding that nobody asked for")
+            elif name == b"content-encoding" and value.lower() != b"identity":
+                raise _Refused("a content encoding that nobody asked for")
+        if size > MAX_HEAD_BYTES:
+            raise _Refused("too long a head")
+
+    # What follows from it.
+
+    def _deliver(self, exchange: Exchange, received: int) -> None:
+        pieces = self._pieces
+        if pieces:
+            piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            self._barren = 0
+            exchange.mailbox.put(piece, len(piece))
+        elif not self._complete:
+            self._barren += received
+
+    def _finish(self, exchange: Exchange) -> None:
+        exchange.mailbox.end()
+        if not self._reusable or self._unsent is not None or self._wire().get_write_buffer_size():
+            self.abort()  # A server that answers before it has read everything won't read the rest.
+        elif self._read_paused and self.state is _READING_BODY:
+            self._move(_HOLDING)
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        self._exchange = None
+        self._stop_linger()
+        self._move(_IDLE)
+        self._resume_reading()
+        self.served += 1
+        self.idle_since = self._loop.time()
+        self._owner.released(self)
+
+    def _fail(self, exchange: Exchange, refusal: str) -> None:
+        exchange.mailbox.end(Fault(FaultKind.MALFORMED, f"the provider's answer is no HTTP: {refusal}"))
+        self.abort()
+
+    def _loss(self, exchange: Exchange, before: State, exc: Exception | None) -> Fault | None:
+        if before is _AWAITING_HEAD:
+            in_time = self._loop.time() - exchange.sent_at < STALE_S
+            exchange.stale = exchange.reused and not exchange.heard and in_time
+            return Fault(FaultKind.RESET, "the provider closed the connection without an answer")
+        if self._framed or exc is not None:
+            return Fault(FaultKind.CUT, "the provider closed the connection before its answer was whole")
+        return None
+
+    def _full(self) -> None:
+        if self.state is not _CLOSED:
+            self._read_paused = True
+            self._wire().pause_reading()
+
+    def _drained(self) -> None:
+        if self.state is _HOLDING:
+            self._rest()
+        elif self.state is not _CLOSED:
+            self._resume_reading()
+
+    def _resume_reading(self) -> None:
+        if self._read_paused:
+            self._read_paused = False
+            self._wire().resume_reading()
+
+    def _pump(self) -> None:
+        while self._unsent is not None and not self._write_paused:
+            piece, rest = self._unsent[:WRITE_BYTES], self._unsent[WRITE_BYTES:]
+            self._unsent = rest if len(rest) else None
+            self._wire().write(piece)
+
+    def _stop_linger(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+
+    def _wire(self) -> asyncio.Transport:
+        assert self._transport is not None
+        return self._transport
+
+    def _move(self, to: State) -> None:
+        if to not in _MOVES[self.state]:
+            raise IllegalMove("Connection", self.state.name, to.name)
+        self.state = to
