@@ -10,7 +10,7 @@ Everything here is data or a protocol: importing it costs nothing but msgspec.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
 
 from msgspec import Struct
@@ -141,7 +141,7 @@ class Engine(Protocol):
     async def start(self) -> EngineInfo:
         """Load the model; returns when requests can be taken. Raises EngineError."""
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events of one request: deltas and finishes of each choice, then one Usage.
 
         Raises EngineError from the iteration. Closing the iterator early (``aclose``, or cancelling the task

@@ -1,13 +1,14 @@
 """A process that hosts one engine: ``python -m engines.node --socket PATH``.
 
-An engine shares its process with nobody, since its loop holds the interpreter's lock. The router starts a node, writes one
-line to its standard input, the engine's spec as JSON (no secrets in the list of processes, no limit of length),
-and keeps that pipe open: when it closes, the parent is gone and the node ends. By hand: ``(cat spec.json; cat) |
-python -m engines.node --socket /run/nenya/a.sock``, the spec on one line.
+An engine shares its process with nobody, since its loop holds the interpreter's lock. The router
+starts a node, writes one line to its standard input, the engine's spec as JSON (no secrets in the
+list of processes, no limit of length), and keeps that pipe open: when it closes, the parent is gone
+and the node ends. By hand: ``(cat spec.json; cat) | python -m engines.node --socket
+/run/nenya/a.sock``, the spec on one line.
 
-It listens on a Unix socket of mode 0600 in a folder of mode 0700 and speaks ``engines.protocol``. Several routers may be
-connected; ids are each connection's own, and what a lost connection had asked for is cancelled. Without any router
-for ORPHAN_S the node ends, so that none is left behind.
+It listens on a Unix socket of mode 0600 in a folder of mode 0700 and speaks ``engines.protocol``.
+Several routers may be connected; ids are each connection's own, and what a lost connection had
+asked for is cancelled. Without any router for ORPHAN_S the node ends, so that none is left behind.
 
 Exit codes:
 
@@ -17,8 +18,8 @@ Exit codes:
     3  the model can't be loaded; one line on standard error, and Failed with id 0 to a router
     4  orphaned: standard input closed, or no router came (back)
 
-Memory is bounded where a router doesn't read: a request's events wait in its engine, and the connection is dropped after
-STUCK_S. Restarting a node that died or hangs is its parent's business.
+Memory is bounded where a router doesn't read: a request's events wait in its engine, and the
+connection is dropped after STUCK_S. Restarting a node that died or hangs is its parent's business.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import argparse
 import asyncio
 import contextlib
 import enum
+import importlib
 import logging
 import os
 import signal
@@ -38,7 +40,7 @@ from pathlib import Path
 import msgspec
 
 from engines import protocol
-from engines.base import Engine, EngineError, EngineInfo
+from engines.base import Engine, EngineError, EngineInfo, Health
 from engines.link import Link
 from engines.registry import make
 from engines.specs import EngineSpec
@@ -57,6 +59,8 @@ MAX_SPEC_BYTES = 1 << 20
 
 MAX_PATH_BYTES = 100
 """Of the 108 (104 on macOS) that a Unix socket's address holds, with its closing zero."""
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 log = logging.getLogger("engines.node")
 
@@ -78,10 +82,11 @@ class BadOrdersError(ValueError):
 class Node:
     """One engine and the routers that are connected to it."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, spec: EngineSpec) -> None:
+        self.engine: Engine | None = None
         self.info: EngineInfo | None = None
         self.draining = False
+        self._spec = spec
         self._links: set[Link] = set()
         self._greeted = asyncio.Event()
         self._over: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -100,7 +105,7 @@ class Node:
         finally:
             server.close()
             with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+                os.unlink(path)  # noqa: PTH108  # as quick as it looks; pathlib is flagged in async
             for task in tasks:
                 task.cancel()
             await self._leave()
@@ -136,6 +141,7 @@ class Node:
 
     async def _load(self) -> None:
         try:
+            self.engine = make(self._spec)
             info = await self.engine.start()
         except EngineError as error:
             print("engines.node:", " ".join(error.message.split()), file=sys.stderr, flush=True)  # noqa: T201
@@ -159,18 +165,19 @@ class Node:
         while lonely_s < ORPHAN_S:
             await asyncio.sleep(protocol.STATUS_INTERVAL_S)
             lonely_s = 0.0 if self._links else lonely_s + protocol.STATUS_INTERVAL_S
-            status = protocol.Status(self.engine.health(), self.draining)
+            health = Health() if self.engine is None else self.engine.health()
             for link in self._links:
                 if self.info is None:
                     link.send(protocol.Loading())
-                link.send(status)
+                link.beat(protocol.Status(health, self.draining))
         self.end(Exit.ORPHANED)
 
     async def _leave(self) -> None:
         for link in list(self._links):
             await link.close()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.engine.close(), CLOSE_S)
+        if self.engine is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.engine.close(), CLOSE_S)
 
 
 def read_line(descriptor: int) -> bytes:
@@ -229,11 +236,13 @@ def watch_parent(descriptor: int, node: Node) -> None:
 def obey_signals(node: Node) -> None:
     """Drain at the first SIGTERM or SIGINT, end at once at the second."""
     loop = asyncio.get_running_loop()
+    told = False
 
     def on_signal() -> None:
-        if node.draining:
+        nonlocal told
+        if told:
             os._exit(Exit.AT_ONCE)
-        log.info("draining")
+        told = True
         node.drain()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -242,11 +251,7 @@ def obey_signals(node: Node) -> None:
 
 async def serve(path: Path, spec: EngineSpec) -> Exit:
     """Host the engine until there is a reason to end."""
-    try:
-        engine = make(spec)
-    except EngineError as error:
-        engine = _Unmakeable(error)
-    node = Node(engine)
+    node = Node(spec)
     watch_parent(sys.stdin.fileno(), node)
     obey_signals(node)
     return await node.run(path)
@@ -256,7 +261,7 @@ def main() -> int:
     """Run the node; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m engines.node", description="Hosts one engine.")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
-    parser.add_argument("--log-level", default="WARNING", help="of Python's logging")
+    parser.add_argument("--log-level", choices=LOG_LEVELS, default="warning")
     options = parser.parse_args()
     logging.basicConfig(level=options.log_level.upper(), stream=sys.stderr)
     try:
@@ -266,7 +271,7 @@ def main() -> int:
         print("engines.node:", error, file=sys.stderr)  # noqa: T201
         return Exit.BAD_ORDERS
     try:
-        from uvloop import new_event_loop  # noqa: PLC0415  # optional
+        new_event_loop = importlib.import_module("uvloop").new_event_loop
     except ImportError:
         new_event_loop = asyncio.new_event_loop
     with asyncio.Runner(loop_factory=new_event_loop) as runner:

@@ -67,12 +67,18 @@ class _Ours(logging.Formatter):
 
 
 class HumanFormatter(_Ours):
-    """``12:30:01.123 info    request  model=starter status=200``; a traceback follows, indented."""
+    """``12:30:01.123 info    request  model=starter status=200``; a traceback follows, indented.
+
+    Fields without a value are left out.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and one for each line of a traceback."""
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        fields = " ".join(f"{name}={_word(value)}" for name, value in _fields(record).items())
+        shown = (
+            (name, value) for name, value in _fields(record).items() if value not in {None, ""}
+        )
+        fields = " ".join(f"{name}={_word(value)}" for name, value in shown)
         level = record.levelname.lower()
         line = f"{clock}.{int(record.msecs):03d} {level:<7} {plain(record.getMessage())}"
         lines = [f"{line}  {fields}" if fields else line]
@@ -144,8 +150,6 @@ def _fields(record: logging.LogRecord) -> Mapping[str, Value]:
 
 def _word(value: Value) -> str:
     """One word of a human's line: quoted where a space or a quote would make it two."""
-    if value is None:
-        return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not isinstance(value, str):

@@ -36,7 +36,7 @@ from engines.simulated.model import Prompt, chained
 BYTES_PER_TOKEN = 4
 """OpenAI's rule of thumb for English; JSON's quotes and keys stand for a template's control tokens."""
 
-WORDS = (
+WORDS = (  # noqa: SIM905  # a hundred lines of list would hide the module
     "able air all and apple back bird blue boat book bread bright call calm city clear cloud "
     "cold day deep door each early earth field fire first fish flower free garden glass gold "
     "good grass green hand hill home house island key lake last leaf letter light long map "
@@ -44,7 +44,7 @@ WORDS = (
     "red river road round salt sand sea season seed ship shore silver sky small snow song "
     "soon south star stone summer sun table tall tree valley voice warm water west wide wind "
     "window winter wood word yellow young"
-).split()  # noqa: SIM905  # a hundred lines of list would hide the module
+).split()
 
 SENTENCE_WORDS = 12
 

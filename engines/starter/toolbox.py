@@ -107,7 +107,7 @@ class Use:
 
 def make_tool(tool_name: str, properties: dict[str, Any]) -> dict[str, Any]:
     """A tool as OpenAI's API has it."""
-    schema = {"type": "object", "properties": properties}
+    schema = {"type": "object", "properties": properties, "required": list(properties)}
     return {"type": "function", "function": {"name": tool_name, "parameters": schema}}
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
@@ -258,7 +258,7 @@ class _Pumped:
 
     __slots__ = ("_box", "_task")
 
-    def __init__(self, events: AsyncIterator[Event]) -> None:
+    def __init__(self, events: AsyncGenerator[Event, None]) -> None:
         loop = asyncio.get_running_loop()
         self._box: Mailbox[Event] = Mailbox(
             loop, high_water=MAX_WAITING_BYTES, on_full=self._overflow
@@ -273,7 +273,7 @@ class _Pumped:
         self._task.cancel()
         self._box.stop_timer()
 
-    async def _pump(self, events: AsyncIterator[Event]) -> None:
+    async def _pump(self, events: AsyncGenerator[Event, None]) -> None:
         async for event in events:
             self._box.put(event, weight(event))
 

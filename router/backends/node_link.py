@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import cast
 
 import msgspec
@@ -109,7 +109,7 @@ class NodeLink:
             raise EngineError("died", "the engine's process is not ready")
         return connection.begin(request)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events of one request; see engines.base.Engine."""
         generation = self.begin(request)
         try:

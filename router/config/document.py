@@ -35,6 +35,9 @@ _WORDS = (
 )
 """What PyYAML says, and what it means to somebody who wrote a config."""
 
+_OPENED = ("could not find expected ':'", "expected ',' or", "unexpected end of stream")
+"""Said where the reader gave up; what is wrong began where the key, bracket or quote stands."""
+
 
 def compose(text: str) -> yaml.Node | Problem | None:
     """The root of the document in ``text``, None if there is nothing in it, or the problem that stopped it."""
@@ -43,9 +46,7 @@ def compose(text: str) -> yaml.Node | Problem | None:
     try:
         return yaml.compose(text, Loader=yaml.BaseLoader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line + 1 if mark is not None else None
-        return Problem(f"not valid YAML: {_plain(error)}", line=line)
+        return Problem(f"not valid YAML: {_plain(error)}", line=_line_of_error(error))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         return Problem("not valid YAML: an unprintable character", line=line)
@@ -69,6 +70,14 @@ def is_plain(node: yaml.ScalarNode) -> bool:
 def foreign_tag(node: yaml.Node) -> bool:
     """``node`` has a tag such as ``!!python/object`` or ``!secret``."""
     return node.tag not in _OWN_TAGS
+
+
+def _line_of_error(error: yaml.MarkedYAMLError) -> int | None:
+    marks = [error.problem_mark, error.context_mark]
+    if any(word in (error.problem or "") for word in _OPENED):
+        marks.reverse()
+    mark = marks[0] or marks[1]
+    return mark.line + 1 if mark is not None else None
 
 
 def _plain(error: yaml.MarkedYAMLError) -> str:

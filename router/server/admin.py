@@ -37,12 +37,14 @@ class Admin:
 
     def routes(self) -> Routes:
         """The table."""
-        return Routes((
-            Route("GET", "/", self.index, needs_key=False),
-            Route("GET", "/metrics", self.metrics, needs_key=False),
-            Route("GET", "/healthz", self.healthz, needs_key=False),
-            Route("GET", "/readyz", self.readyz, needs_key=False),
-        ))
+        return Routes(
+            (
+                Route("GET", "/", self.index, needs_key=False),
+                Route("GET", "/metrics", self.metrics, needs_key=False),
+                Route("GET", "/healthz", self.healthz, needs_key=False),
+                Route("GET", "/readyz", self.readyz, needs_key=False),
+            )
+        )
 
     async def index(self, call: Call) -> None:
         """What is here."""

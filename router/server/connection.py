@@ -6,6 +6,8 @@ a broken body leaves its reader waiting, a client that doesn't read holds an ans
 number of connections.
 
 The clocks cost nothing on the straight path: a timer is set when a head comes in parts or a write doesn't go out.
+Requests are answered in the connection's own task; aiohttp's way, a task and a writer for each, costs two more turns
+of the loop, and a turn is a system call.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import cast
+from typing import Any, cast
 
 import msgspec
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestPayloadError
 
@@ -53,12 +55,9 @@ class Gate(web.Server):
     """The connections of one listener."""
 
     def __init__(self, serve: Serve, limits: Limits) -> None:
-        """``serve`` answers an exchange; whatever it lets through but CancelledError closes the connection."""
-        super().__init__(
-            cast("Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]", serve),
-            request_factory=cast("Callable[..., web.BaseRequest]", self._exchange),
-            handler_cancellation=True,
-        )
+        """``serve`` answers an exchange and raises only CancelledError and ConnectionError."""
+        super().__init__(_unused, handler_cancellation=True)
+        self.serve = serve
         self.limits = limits
         self.draining = False
         self.dates = Dates()
@@ -73,38 +72,40 @@ class Gate(web.Server):
         return len(self._connections) >= self.limits.max_connections
 
     @property
-    def busy(self) -> list[Connection]:
-        """The connections with a request under way."""
-        return [one for one in self._all() if one.exchange is not None]
+    def busy(self) -> bool:
+        """An answer is under way or not yet taken."""
+        return any(one.busy for one in self._all())
 
     def drain(self) -> None:
         """Close idle connections now, and the others after their answer, which says so."""
         self.draining = True
         for one in self._all():
-            one.leave_when_idle()
+            if not one.busy:
+                one.force_close()
 
     def cut(self) -> None:
         """Cancel what still runs; each client gets an explicit error."""
-        for one in self.busy:
+        for one in self._all():
             one.cut()
 
-    async def close(self) -> None:
-        """Close what is left."""
-        await self.shutdown(timeout=1)
+    def abort(self) -> None:
+        """Drop what is left, whatever it is."""
+        for one in self._all():
+            one.abort()
 
     def _all(self) -> list[Connection]:
         return cast("list[Connection]", self.connections)
 
-    @staticmethod
-    def _exchange(*parts: object) -> Exchange:
-        message, payload, connection, _, task = parts
-        return Exchange(message, payload, connection, task)  # type: ignore[arg-type]
+
+async def _unused(_request: web.BaseRequest) -> web.StreamResponse:
+    """What aiohttp would call for a request; connections here call ``serve``."""
+    raise NotImplementedError
 
 
 class Connection(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ("_head_timer", "_stall_timer", "broken", "gate")
+    __slots__ = ("_head_timer", "_stall_timer", "broken", "exchange", "gate")
 
     def __init__(self, gate: Gate) -> None:
         super().__init__(
@@ -112,7 +113,7 @@ class Connection(web.RequestHandler):
             loop=asyncio.get_running_loop(),
             keepalive_timeout=gate.limits.keep_alive_s,
             logger=_log,
-            access_log=None,  # type: ignore[arg-type] - its annotation forgot what its documentation says
+            access_log=cast("Any", None),
             max_line_size=MAX_LINE_BYTES,
             max_field_size=MAX_LINE_BYTES,
             max_headers=MAX_HEADERS,
@@ -120,15 +121,18 @@ class Connection(web.RequestHandler):
             auto_decompress=False,
         )
         self.gate = gate
+        self.exchange: Exchange | None = None
+        """The request under way."""
         self.broken = False
         """What came is no HTTP; nothing after it can be read."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
     @property
-    def exchange(self) -> Exchange | None:
-        """The request under way."""
-        return cast("Exchange | None", self._current_request)
+    def address(self) -> str:
+        """The client's, without its port."""
+        peer = self.peername
+        return str(peer[0]) if peer else ""
 
     @property
     def closing(self) -> bool:
@@ -168,6 +172,11 @@ class Connection(web.RequestHandler):
                 self.gate.limits.header_timeout_s, self._head_late
             )
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
+        """Nothing to do unless reading was paused; aiohttp parses no bytes again after each body."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def pause_writing(self) -> None:
         """The client reads slower than the answer comes; from now on it is timed."""
         super().pause_writing()
@@ -177,6 +186,70 @@ class Connection(web.RequestHandler):
         """It took its buffer."""
         self._stop_stall_timer()
         super().resume_writing()
+
+    # The requests, one after the other
+
+    async def start(self) -> None:
+        """Answer requests until one of them is the last."""
+        try:
+            while await self._answer_one():
+                self._expect_next()
+        except ConnectionError:
+            pass  # the client is gone
+        finally:
+            self._task_handler = None
+            self.force_close()
+
+    async def _answer_one(self) -> bool:
+        """Wait for a request and answer it; whether another may follow."""
+        if not self._messages:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        message, payload = self._messages.popleft()
+        self._freed()
+        if not isinstance(message, RawRequestMessage):
+            self._refuse_malformed()
+            return False
+        self.exchange = exchange = Exchange(message, payload, self)
+        try:
+            await self.gate.serve(exchange)
+        finally:
+            self.exchange = None
+        await self.drain()
+        if not payload.is_eof():
+            await self._linger(payload)
+        return exchange.keep_alive and not self._close and not self._force_close
+
+    def _freed(self) -> None:
+        """A place in the queue of pipelined requests is free."""
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    def _expect_next(self) -> None:
+        """Set the clock of an idle connection; an old timer that comes early sets itself again."""
+        due = self._loop.time() + self._keepalive_timeout
+        self._next_keepalive_close_time = due
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(due, self._process_keepalive)
+
+    def _refuse_malformed(self) -> None:
+        """A constant answer, and no line in the log: what was sent may hold a key."""
+        if self.transport is not None:
+            self.transport.write(error_bytes(malformed(), self.gate.dates))
+
+    async def _linger(self, payload: StreamReader) -> None:
+        """Read and drop the rest of a body that was refused: closing on it would destroy the answer on its way."""
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while not payload.at_eof() and not self.broken:
+                    await payload.readany()
+        except (TimeoutError, RequestPayloadError):
+            pass
 
     # What the exchange asks
 
@@ -192,25 +265,12 @@ class Connection(web.RequestHandler):
         if transport is not None and transport.get_write_buffer_size():
             self._loop.call_later(self.gate.limits.read_stall_s, transport.abort)
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """aiohttp's answer to what it can't parse: constant, and not logged, for a header may hold a key."""
-        del status, exc, message
-        exchange = cast("Exchange", request)
-        exchange.refuse(malformed(), close=True)
-        return cast("web.StreamResponse", exchange)
-
     # What the gate asks
 
-    def leave_when_idle(self) -> None:
-        """Close now if nothing is under way; else the answer under way is the last."""
-        if self._idle and not self._messages:
-            self.force_close()
+    @property
+    def busy(self) -> bool:
+        """A request is under way, or its answer not yet taken."""
+        return not self._idle
 
     def cut(self) -> None:
         """Cancel the request under way, telling its client why."""
@@ -218,6 +278,11 @@ class Connection(web.RequestHandler):
         if exchange is not None and task is not None:
             exchange.stopped = True
             task.cancel()
+
+    def abort(self) -> None:
+        """Drop the connection."""
+        if self.transport is not None:
+            self.transport.abort()
 
     @property
     def _idle(self) -> bool:
@@ -235,8 +300,7 @@ class Connection(web.RequestHandler):
 
     def _stalled(self) -> None:
         self._stall_timer = None
-        if self.transport is not None:
-            self.transport.abort()
+        self.abort()
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:

@@ -1,7 +1,7 @@
 """One request and its answer, as bytes.
 
-Stands where aiohttp wants a Request and a Response, for what it calls on them is little: the head of an answer is
-written here in one piece with the body's first bytes.
+Stands for aiohttp's Request and Response. The head of an answer is made of one string and written in one piece with
+the body's first bytes.
 
 An answer is whole (``answer``), or a stream (``begin``, ``piece``..., ``end``), or an error (``refuse``), which
 is right at any time: after the head of a stream it becomes an error event, and the connection is cut without the
@@ -13,10 +13,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, StreamReader, hdrs
 from aiohttp.web_protocol import RequestPayloadError
@@ -65,10 +65,6 @@ class Dates:
         return self._text
 
 
-class Payload(Protocol):
-    """A request's body as it arrives."""
-
-
 def error_bytes(error: ApiError, dates: Dates) -> bytes:
     """A whole answer that closes the connection, for where there is no request to answer."""
     extra = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
@@ -81,19 +77,13 @@ def error_bytes(error: ApiError, dates: Dates) -> bytes:
 class Exchange:
     """One request and its answer."""
 
-    __http_exception__ = False
-
     __slots__ = (
-        "_chunked", "_extra", "_task", "connection", "keep_alive", "message", "payload", "received_at", "request_id",
+        "_chunked", "_extra", "connection", "keep_alive", "message", "payload", "received_at", "request_id",
         "started", "status", "stopped", "streaming",
     )  # fmt: skip
 
     def __init__(
-        self,
-        message: RawRequestMessage,
-        payload: StreamReader,
-        connection: Connection,
-        task: asyncio.Task[None],
+        self, message: RawRequestMessage, payload: StreamReader, connection: Connection
     ) -> None:
         self.received_at = time.monotonic()
         self.message = message
@@ -111,7 +101,6 @@ class Exchange:
         self.status = 0
         self._chunked = False
         self._extra = ""
-        self._task = task
 
     # The request
 
@@ -166,6 +155,10 @@ class Exchange:
 
     # The answer
 
+    def served_by(self, target: str, attempts: int) -> None:
+        """Who gave the answer, for its head."""
+        self._extra = f"x-nenya-target: {target}\r\nx-nenya-attempts: {attempts}\r\n"
+
     def note(self, headers: Mapping[str, str]) -> None:
         """Headers for the answer, besides those that every answer has; what can't stand in a head is left out."""
         for name, value in headers.items():
@@ -200,16 +193,14 @@ class Exchange:
         if self._chunked:
             self._write(b"0\r\n\r\n")
 
-    def refuse(self, error: ApiError, *, close: bool = False) -> None:
-        """An error, whatever was written before it; ``close``: the connection can't be used after it."""
+    def refuse(self, error: ApiError) -> None:
+        """An error, whatever was written before it."""
         if self.streaming:
             self.piece(b"data: " + error.body + b"\n\n")
             self.streaming = False
             self.connection.force_close()
         elif not self.started:
             self.note(error.headers)
-            if close or error.status in {408, 413}:
-                self.connection.close()
             self.answer(error.status, error.body)
         else:
             self.connection.force_close()
@@ -240,19 +231,3 @@ class Exchange:
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client is gone")
         transport.write(data)
-
-    # What aiohttp calls on a request and on a response
-
-    async def prepare(self, _request: object) -> None:
-        """The head is written already."""
-
-    async def write_eof(self) -> None:
-        """Wait until the client has taken the answer, before its next request is looked at."""
-        if self.connection.writing_paused:
-            await self.connection.drain()
-
-    def _finish(self) -> None:
-        """Nothing to clean up."""
-
-    def _cancel(self, _error: BaseException) -> None:
-        """The task is cancelled beside this, and that is enough."""

@@ -37,7 +37,7 @@ class Front:
         self._prefix = secrets.token_hex(6)
         self._count = itertools.count(1)
 
-    async def __call__(self, exchange: Exchange) -> Exchange:
+    async def __call__(self, exchange: Exchange) -> None:
         """Answer. Raises only CancelledError and, when the client is gone, ConnectionError."""
         exchange.name_request(f"req_{self._prefix}{next(self._count):08x}")
         try:
@@ -46,14 +46,13 @@ class Front:
             exchange.refuse(error)
         except asyncio.CancelledError:
             if exchange.stopped:
-                exchange.refuse(overloaded("The server is shutting down.", "shutting_down", 1.0), close=True)
+                exchange.refuse(shutting_down())
             raise
         except ConnectionError:
             raise
         except Exception as error:  # noqa: BLE001 - the last resort: a bug of ours must not cost the client its answer
             _report(error, exchange)
             exchange.refuse(internal())
-        return exchange
 
     async def _serve(self, exchange: Exchange) -> None:
         message = exchange.message
@@ -69,6 +68,11 @@ class Front:
         except ApiError:
             self._floods.note(exchange.connection.address, exchange.received_at)
             raise
+
+
+def shutting_down() -> ApiError:
+    """503 for what the server no longer waits for."""
+    return overloaded("The server is shutting down.", "shutting_down", 1.0)
 
 
 def internal() -> ApiError:

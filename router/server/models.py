@@ -9,7 +9,7 @@ import msgspec
 from router.server.routes import Call
 
 if TYPE_CHECKING:
-    from router.app import ModelCard, Router
+    from router.app import Router
 
 
 class Models:
@@ -20,13 +20,9 @@ class Models:
 
     async def every(self, call: Call) -> None:
         """The list."""
-        data = [_shape(card) for card in self._router.models()]
-        call.exchange.answer(200, msgspec.json.encode({"object": "list", "data": data}))
+        listed = {"object": "list", "data": self._router.models()}
+        call.exchange.answer(200, msgspec.json.encode(listed))
 
     async def one(self, call: Call) -> None:
         """One model, by its name or an alias, in any case. Raises ApiError 404."""
-        call.exchange.answer(200, msgspec.json.encode(_shape(self._router.model(call.rest))))
-
-
-def _shape(card: ModelCard) -> dict[str, object]:
-    return {"object": "model", **msgspec.structs.asdict(card)}
+        call.exchange.answer(200, msgspec.json.encode(self._router.model(call.rest)))

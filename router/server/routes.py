@@ -47,7 +47,9 @@ class Routes:
     def __init__(self, table: Iterable[Route]) -> None:
         self.table = tuple(table)
         self._exact = {(r.method, r.path): r for r in self.table if not r.prefix}
-        self._exact |= {("HEAD", path): r for (method, path), r in self._exact.items() if method == "GET"}
+        self._exact |= {
+            ("HEAD", path): r for (method, path), r in self._exact.items() if method == "GET"
+        }
         self._prefixes = tuple(r for r in self.table if r.prefix)
 
     def match(self, method: str, path: str) -> tuple[Route, str]:

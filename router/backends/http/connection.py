@@ -131,6 +131,10 @@ class Exchange:
             return early
         return await self.mailbox.take(until)
 
+    def now(self) -> float:
+        """The loop's time."""
+        return self._connection.now()
+
     def leave(self, *, whole: bool = False) -> None:
         """Nobody reads on. What still comes is cut off at once, so that the provider stops working; but where the
         answer was ``whole`` and only the body's end mark is missing, that is waited for. May be called twice.
@@ -213,6 +217,10 @@ class Connection(asyncio.Protocol):
             self._linger = self._loop.call_later(LINGER_S, self.abort)
         else:
             self.abort()
+
+    def now(self) -> float:
+        """The loop's time."""
+        return self._loop.time()
 
     def abort(self) -> None:
         """Close now; what was under way is lost. May be called twice."""

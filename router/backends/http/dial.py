@@ -13,7 +13,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import zip_longest
 from urllib.parse import urlsplit
 
@@ -171,24 +171,34 @@ def interleave(addresses: Sequence[Address]) -> list[Address]:
     return [one for pair in zip_longest(own, other) for one in pair if one is not None]
 
 
-Attempt = Callable[[Address], "asyncio.Future[Connection] | asyncio._CoroutineLike[Connection]"]
-
-
-async def first(addresses: Sequence[Address], attempt: Attempt) -> Connection:
+async def first(
+    addresses: Sequence[Address], attempt: Callable[[Address], Coroutine[None, None, Connection]]
+) -> Connection:
     """The first connection to stand; each attempt gets a head start before the next begins. Raises the last error."""
     if len(addresses) == 1:
         return await attempt(addresses[0])
+    waiting = list(addresses)
     tasks: set[asyncio.Task[Connection]] = set()
-    winner: Connection | None = None
     try:
-        waiting = list(addresses)
-        while winner is None and (waiting or tasks):
+        while True:
             if waiting:
-                tasks.add(asyncio.ensure_future(_run(attempt, waiting.pop(0))))
+                tasks.add(asyncio.create_task(attempt(waiting.pop(0))))
             patience = HEAD_START_S if waiting else None
             done, tasks = await asyncio.wait(tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-            winner = _winner(done, last=not waiting and not tasks)
+            stood = [task.result() for task in done if task.exception() is None]
+            for surplus in stood[1:]:
+                surplus.abort()
+            if stood:
+                return stood[0]
+            if not waiting and not tasks:
+                return done.pop().result()  # Raises.
     finally:
         await _withdraw(tasks)
-    assert winner is not None
-    return winner
+
+
+async def _withdraw(tasks: set[asyncio.Task[Connection]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Connection):
+            outcome.abort()

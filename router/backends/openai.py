@@ -1,0 +1,363 @@
+"""Providers that speak OpenAI's dialect over HTTP: most of them, and every inference server.
+
+A request goes out as the client wrote it but for the model's name and a wish for usage; headers of the client
+never do. The answer comes back as bytes: streams through `http.relay`, whole answers after one decode that
+validates them. Four clocks run (connect, first token, silence, the request's deadline), all of them on the
+mailbox's one timer.
+
+It retries nothing but a request that a kept connection lost before the provider can have seen it. RFC 9112 (9.3.1)
+lets a client repeat what it can tell was never processed: the connection had been idle, the server closed it within
+a round trip and sent no byte, which is what a keep-alive limit or a restart looks like. Should the server have seen
+the request after all, a completion asked for twice costs tokens but changes nothing.
+
+Source: OpenAI's published API specification; RFC 9112, section 9.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from importlib import metadata
+
+import msgspec
+from msgspec import Raw, Struct
+
+from router.backends.base import Answer, Facts, Order
+from router.backends.http import refusal
+from router.backends.http.connection import Connection, Exchange
+from router.backends.http.dial import Dialer, Origin, origin_of
+from router.backends.http.pool import Pool
+from router.backends.http.relay import Relay, Usage
+from router.config.schema import Provider
+from router.errors import ConfigError, Fault, FaultKind, Problem
+from router.wire import rewrite
+
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+"""A whole answer: images and audio come as base64; text is never near."""
+
+MAX_ERROR_BYTES = 64 * 1024
+"""An error body that is longer is a page for people."""
+
+ERROR_BODY_S = 2.0
+"""The status alone says where the request goes next; its text isn't worth a longer wait."""
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_FIXED_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "x-request-id"})
+
+
+class _Choice(Struct, frozen=True):
+    finish_reason: str | None = None
+
+
+class _Completion(Struct, frozen=True):
+    choices: list[_Choice] | None = None
+    usage: Usage | None = None
+    error: Raw | None = None
+
+
+_completions = msgspec.json.Decoder(_Completion)
+
+
+class OpenAIBackend:
+    """One provider."""
+
+    def __init__(self, name: str, provider: Provider) -> None:
+        """Opens nothing yet. Raises ConfigError where the provider's settings can't be sent."""
+        self.name = name
+        try:
+            origin = origin_of(provider.base_url)
+            self._stream_head = _prepared(origin, provider, b"text/event-stream")
+            self._whole_head = _prepared(origin, provider, b"application/json")
+        except ValueError as error:
+            raise ConfigError(f"provider {name}", [Problem(str(error), f"providers.{name}")]) from error
+        self._provider = provider
+        self._secrets = _secrets(provider)
+        self._dialer = Dialer(origin, private_network=provider.private_network, ca_file=provider.ca_file)
+        self._pool: Pool | None = None
+
+    def __repr__(self) -> str:
+        return f"OpenAIBackend({self.name!r})"
+
+    @property
+    def in_use(self) -> int:
+        """Connections that serve a request or are being opened."""
+        return self._pool.in_use if self._pool is not None else 0
+
+    async def open(self, order: Order) -> Answer:
+        """Send the request; returns when the answer's head is there and good. Raises Fault."""
+        streams = bool(order.request.stream)
+        hide_usage = streams and not order.request.wants_usage
+        body = rewrite.for_upstream(order.body, order.model, ask_usage=hide_usage)
+        head = _head(self._stream_head if streams else self._whole_head, order.request_id, len(body))
+        exchange = await self._send(head, body, order)
+        status = exchange.status
+        if status >= 300:
+            raise await self._refused(exchange, order)
+        if not streams:
+            return WholeAnswer(exchange, order, self._secrets)
+        kind = exchange.headers.get("content-type", "text/event-stream")
+        if not kind.lower().startswith("text/event-stream"):
+            raise await self._no_stream(exchange, order)
+        relay = Relay(hide_usage=hide_usage, choices=order.request.n or 1, secrets=self._secrets)
+        return StreamAnswer(exchange, order, relay)
+
+    async def close(self) -> None:
+        """Close what is idle and cancel what runs."""
+        if self._pool is not None:
+            await self._pool.close()
+
+    async def _send(self, head: bytes, body: bytes, order: Order) -> Exchange:
+        pool = self._pool or self._start()
+        connection = pool.take()
+        for fresh in (False, True):
+            if connection is None or fresh:
+                connection = await self._acquire(pool, order, fresh=fresh)
+            exchange = connection.send(head, body)
+            try:
+                await exchange.head(min(exchange.sent_at + order.limits.first_token_s, order.deadline))
+            except TimeoutError:
+                exchange.leave()
+                raise _late(order, FaultKind.TIMEOUT_FIRST_BYTE) from None
+            except Fault:
+                if fresh or not exchange.stale:
+                    raise
+            except BaseException:
+                exchange.leave()
+                raise
+            else:
+                return exchange
+        raise AssertionError("unreachable")
+
+    async def _acquire(self, pool: Pool, order: Order, *, fresh: bool) -> Connection:
+        now = asyncio.get_running_loop().time()
+        try:
+            return await pool.acquire(min(now + order.limits.connect_s, order.deadline), fresh=fresh)
+        except TimeoutError:
+            raise _late(order, FaultKind.TIMEOUT_CONNECT) from None
+
+    def _start(self) -> Pool:
+        provider = self._provider
+        self._pool = Pool(
+            asyncio.get_running_loop(),
+            self._dialer,
+            max_connections=provider.max_connections,
+            keep_alive_s=provider.keep_alive_s,
+        )
+        return self._pool
+
+    async def _refused(self, exchange: Exchange, order: Order) -> Fault:
+        body = await _error_body(exchange, order)
+        return refusal.of_status(
+            exchange.status, exchange.headers, body, wall=time.time(), secrets=self._secrets
+        )
+
+    async def _no_stream(self, exchange: Exchange, order: Order) -> Fault:
+        body = await _error_body(exchange, order)
+        if refusal.read(body) is not None:
+            return refusal.in_answer(body, started=False, secrets=self._secrets)
+        return Fault(FaultKind.MALFORMED, "the provider answered without a stream")
+
+
+class StreamAnswer:
+    """A stream under way."""
+
+    __slots__ = ("_due", "_exchange", "_order", "_over", "_relay", "facts", "headers")
+
+    def __init__(self, exchange: Exchange, order: Order, relay: Relay) -> None:
+        self._exchange = exchange
+        self._order = order
+        self._relay = relay
+        self._due = exchange.sent_at + order.limits.first_token_s
+        self._over = False
+        self.facts = Facts()
+        self.headers = exchange.headers
+
+    async def read(self) -> bytes:
+        """The next whole events; see `base.Answer`."""
+        relay = self._relay
+        while not self._over:
+            try:
+                pieces = await self._exchange.take(min(self._due, self._order.deadline))
+            except TimeoutError:
+                relay.fault = self._timeout()
+                blob = b""
+            except Fault as fault:
+                blob = relay.end(fault)
+            else:
+                if not pieces:
+                    blob = relay.end()
+                else:
+                    blob = relay.feed(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            if relay.heard:
+                self._note_time()
+            if relay.done or relay.fault is not None:
+                self._conclude()
+            if blob:
+                return blob
+        fault, relay.fault = relay.fault, None
+        if fault is not None:
+            raise fault
+        return b""
+
+    def close(self) -> None:
+        """Let go; the provider is cut off if it isn't done."""
+        if not self._over:
+            self._relay.fault = None
+            self._conclude()
+
+    def _note_time(self) -> None:
+        now = self._exchange.now()
+        if self.facts.first_token_at is None:
+            self.facts.first_token_at = now
+        self._due = now + self._order.limits.idle_s
+
+    def _timeout(self) -> Fault:
+        started = self._relay.started
+        return _late(self._order, FaultKind.TIMEOUT_IDLE if started else FaultKind.TIMEOUT_FIRST_BYTE)
+
+    def _conclude(self) -> None:
+        self._over = True
+        self._exchange.leave(whole=self._relay.done)
+        self._relay.note(self.facts)
+
+
+class WholeAnswer:
+    """An answer that comes in one piece."""
+
+    __slots__ = ("_due", "_exchange", "_order", "_over", "_parts", "_secrets", "_size", "facts", "headers")
+
+    def __init__(self, exchange: Exchange, order: Order, secrets: tuple[str, ...]) -> None:
+        self._exchange = exchange
+        self._order = order
+        self._secrets = secrets
+        self._due = exchange.sent_at + order.limits.first_token_s
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._over = False
+        self.facts = Facts()
+        self.headers = exchange.headers
+
+    async def read(self) -> bytes:
+        """The whole JSON, then ``b""``; see `base.Answer`."""
+        while not self._over:
+            try:
+                pieces = await self._exchange.take(min(self._due, self._order.deadline))
+            except TimeoutError:
+                self.close()
+                begun = self.facts.first_token_at is not None
+                kind = FaultKind.TIMEOUT_IDLE if begun else FaultKind.TIMEOUT_FIRST_BYTE
+                raise _late(self._order, kind) from None
+            except Fault:
+                self.close()
+                raise
+            if not pieces:
+                self._over = True
+                return self._checked()
+            self._collect(pieces)
+        return b""
+
+    def close(self) -> None:
+        """Let go; the provider is cut off if it isn't done."""
+        self._over = True
+        self._exchange.leave()
+
+    def _collect(self, pieces: list[bytes]) -> None:
+        for piece in pieces:
+            if self._size or not piece.isspace():  # Blank lines are how some providers keep a wait alive.
+                self._size += len(piece)
+                self._parts.append(piece)
+        if self._size:
+            now = self._exchange.now()
+            if self.facts.first_token_at is None:
+                self.facts.first_token_at = now
+            self._due = now + self._order.limits.idle_s
+        if self._size > MAX_ANSWER_BYTES:
+            self.close()
+            raise Fault(FaultKind.MALFORMED, "the provider's answer is too large")
+
+    def _checked(self) -> bytes:
+        parts = self._parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        try:
+            completion = _completions.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            if refusal.read(body) is not None:
+                raise refusal.in_answer(body, started=False, secrets=self._secrets) from None
+            raise Fault(FaultKind.MALFORMED, "the provider's answer is no completion") from error
+        if completion.error is not None and bytes(completion.error) not in {b"null", b"{}"}:
+            raise refusal.in_answer(body, started=False, secrets=self._secrets)
+        choices = completion.choices
+        if not choices:
+            raise Fault(FaultKind.MALFORMED, "the provider's answer has no choices")
+        self.facts.finished = all(choice.finish_reason is not None for choice in choices)
+        if completion.usage is not None:
+            completion.usage.note(self.facts)
+        return body
+
+
+async def _error_body(exchange: Exchange, order: Order) -> bytes:
+    """What comes soon of an answer that is a refusal anyway."""
+    until = min(exchange.now() + ERROR_BODY_S, order.deadline)
+    body = b""
+    try:
+        while len(body) < MAX_ERROR_BYTES and (pieces := await exchange.take(until)):
+            body += b"".join(pieces)
+    except (TimeoutError, Fault):
+        return body[:MAX_ERROR_BYTES]
+    finally:
+        exchange.leave()
+    return body[:MAX_ERROR_BYTES]
+
+
+def _late(order: Order, kind: FaultKind) -> Fault:
+    if asyncio.get_running_loop().time() >= order.deadline:
+        return Fault(FaultKind.DEADLINE, "the request's time is up")
+    if kind is FaultKind.TIMEOUT_CONNECT:
+        return Fault(kind, "no connection to the provider in time")
+    if kind is FaultKind.TIMEOUT_FIRST_BYTE:
+        return Fault(kind, "the provider sent nothing in time")
+    return Fault(kind, "the provider's answer has stalled")
+
+
+def _prepared(origin: Origin, provider: Provider, accept: bytes) -> bytes:
+    """The part of a request's head that never changes. Raises ValueError for what can't stand in one."""
+    fields = {
+        "host": origin.authority,
+        "user-agent": f"nenya/{_version()}",
+        "content-type": "application/json",
+        "accept": accept.decode(),
+        "accept-encoding": "identity",
+    }
+    if provider.api_key is not None:
+        fields["authorization"] = f"Bearer {provider.api_key}"
+    for name, value in provider.headers.items():
+        if name.lower() in _FIXED_HEADERS:
+            raise ValueError(f"the header {name} is the router's own")
+        fields[name.lower()] = value
+    for name, value in fields.items():
+        if not _TOKEN.fullmatch(name):
+            raise ValueError("a header's name holds a character that it can't")
+        if not (value.isascii() and value.isprintable()):
+            raise ValueError(f"the header {name} holds a character that it can't")
+    lines = [f"POST {origin.path}/chat/completions HTTP/1.1", *(f"{k}: {v}" for k, v in fields.items()), ""]
+    return "\r\n".join(lines).encode("ascii")
+
+
+def _head(prepared: bytes, request_id: str, body_bytes: int) -> bytes:
+    if request_id.isascii() and request_id.isprintable():
+        return b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (prepared, request_id.encode(), body_bytes)
+    return b"%bcontent-length: %d\r\n\r\n" % (prepared, body_bytes)
+
+
+def _secrets(provider: Provider) -> tuple[str, ...]:
+    """What must not be in any message: the key, and header values, for some providers take the key in one."""
+    found = [provider.api_key or "", *provider.headers.values()]
+    return tuple(secret for secret in found if len(secret) >= 6)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("nenya")
+    except metadata.PackageNotFoundError:  # Run from a checkout.
+        return "0"

@@ -1,0 +1,567 @@
+"""The owner of one local engine's process: starts it, watches it, starts it again.
+
+              START          DIALLED         LOADED
+    STOPPED --------> STARTING -----> LOADING -----> READY
+                        ^  |             |             |
+                  RETRY |  +------+------+----- CRASHED, from any of the three
+                        |         v      |
+                        +----- BACKOFF   +-- REFUSED --> FAILED    (STARTING and LOADING only)
+
+    CLOSE leads from every state but STOPPED to DRAINING, and GONE from there to STOPPED.
+
+A model that can't be loaded the first time is a mistake in the config: FAILED, and the reason kept, because starting
+again would only hide it. A node that was ready once is always started again, after a pause that doubles.
+
+Health is progress, not an open port: a node whose heartbeat stops, or whose iterations stand still while requests
+run, hangs, and a hanging node is killed. SIGKILL at once, for a process in a driver call hears nothing else.
+
+Lifecycle and Watch decide, without clock or I/O; LocalNode acts. Exit codes and arguments are those of engines.node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+
+import engines
+from engines.base import EngineError, EngineInfo, Event, GenerateRequest, Health
+from engines.protocol import Status
+from engines.specs import EngineSpec
+from router.backends.node_link import Listeners, NodeGeneration, NodeLink
+from router.clock import Clock
+from router.errors import IllegalMove
+from router.events import Listener, NodeState
+
+EXIT_BAD_SPEC, EXIT_NO_MODEL = 2, 3
+"""How a node ends when starting it again would be of no use."""
+
+MAX_SOCKET_PATH_BYTES = 100
+"""sun_path holds 108 bytes on Linux, 104 on macOS."""
+
+DIAL_POLL_S = 0.02
+"""Until a new process listens; starting Python takes ten times as long."""
+
+TICK_S = 0.25
+"""How often a node's health is looked at: as often as its heartbeat comes."""
+
+GRACE_S = 2.0
+"""Between asking a process to end, or its hanging up, and killing it."""
+
+MAX_LOG_LINE_BYTES = 4096
+"""A line of a node's stderr; a longer one is logged in pieces."""
+
+
+class State(enum.Enum):
+    """Where a node stands. The value is the name in events."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    BACKOFF = "backoff"
+    FAILED = "failed"
+
+
+class Move(enum.Enum):
+    """What happens to a node."""
+
+    START = "start"
+    DIALLED = "dialled"
+    LOADED = "loaded"
+    CRASHED = "crashed"
+    REFUSED = "refused"
+    RETRY = "retry"
+    CLOSE = "close"
+    GONE = "gone"
+
+
+TRANSITIONS: Mapping[State, Mapping[Move, State]] = MappingProxyType(
+    {
+        State.STOPPED: {Move.START: State.STARTING},
+        State.STARTING: {
+            Move.DIALLED: State.LOADING,
+            Move.CRASHED: State.BACKOFF,
+            Move.REFUSED: State.FAILED,
+            Move.CLOSE: State.DRAINING,
+        },
+        State.LOADING: {
+            Move.LOADED: State.READY,
+            Move.CRASHED: State.BACKOFF,
+            Move.REFUSED: State.FAILED,
+            Move.CLOSE: State.DRAINING,
+        },
+        State.READY: {Move.CRASHED: State.BACKOFF, Move.CLOSE: State.DRAINING},
+        State.BACKOFF: {Move.RETRY: State.STARTING, Move.CLOSE: State.DRAINING},
+        State.FAILED: {Move.CLOSE: State.DRAINING},
+        State.DRAINING: {Move.GONE: State.STOPPED},
+    }
+)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a node is started, and how long it is waited for. Seconds."""
+
+    python: str = sys.executable
+    start_s: float = 60.0
+    """From the process to its socket: imports, from a cold disk."""
+    load_s: float = 1800.0
+    """From the socket to a loaded model; hundreds of gigabytes from a network disk take this long."""
+    silence_s: float = 3.0
+    """Twelve heartbeats."""
+    hang_s: float = 30.0
+    """One prefill step of a long prompt on a CPU takes seconds; nothing takes this long."""
+    backoff_s: float = 0.2
+    max_backoff_s: float = 30.0
+    calm_s: float = 60.0
+    """Ready for this long, and earlier crashes are forgotten."""
+
+
+class Lifecycle:
+    """A node's state and its pauses. Pure."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self._name = name
+        self._settings = settings
+        self._crashes = 0
+        self._ready_at: float | None = None
+        self.state = State.STOPPED
+        self.was_ready = False
+
+    def move(self, event: Move, now: float) -> State:
+        """The state after ``event``. Raises IllegalMove."""
+        state = TRANSITIONS[self.state].get(event)
+        if state is None:
+            raise IllegalMove(f"engine {self._name}", self.state.value, event.value)
+        if state is State.READY:
+            self._ready_at = now
+            self.was_ready = True
+        elif event is Move.CRASHED:
+            self._count_crash(now)
+        self.state = state
+        return state
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait after the last crash."""
+        settings = self._settings
+        doublings = min(self._crashes - 1, 30)  # past any sensible maximum, before floats overflow
+        return float(min(settings.max_backoff_s, settings.backoff_s * 2**doublings))
+
+    def _count_crash(self, now: float) -> None:
+        if self._ready_at is not None and now - self._ready_at >= self._settings.calm_s:
+            self._crashes = 0
+        self._ready_at = None
+        self._crashes += 1
+
+
+class Watch:
+    """Whether a ready node makes progress. Pure."""
+
+    def __init__(self, settings: Settings, now: float) -> None:
+        self._settings = settings
+        self._heard_at = now
+        self._progress_at = now
+        self._looked_at = now
+        self._iterations = -1
+
+    def hear(self, status: Status, now: float) -> None:
+        """A heartbeat came."""
+        self._heard_at = now
+        health = status.health
+        idle = not health.running and not health.waiting
+        if idle or health.iterations != self._iterations:
+            self._progress_at = now
+            self._iterations = health.iterations
+
+    def complaint(self, now: float) -> str | None:
+        """What is wrong with the node, or None. To be asked every TICK_S.
+
+        Where the question itself comes late, this process stood still (stopped, or starved of CPU), and the node is
+        not to blame for what went unheard meanwhile.
+        """
+        late = now - self._looked_at - 4 * TICK_S
+        self._looked_at = now
+        if late > 0:
+            self._heard_at = now
+            self._progress_at = min(now, self._progress_at + late)
+        settings = self._settings
+        if now - self._heard_at > settings.silence_s:
+            return f"no heartbeat for {settings.silence_s:g} s"
+        if now - self._progress_at > settings.hang_s:
+            return f"requests run, but nothing moved for {settings.hang_s:g} s"
+        return None
+
+
+class LocalNode:
+    """One engine in a process of its own."""
+
+    def __init__(  # noqa: PLR0913 - the composition gives six; settings are for tests
+        self,
+        name: str,
+        spec: EngineSpec,
+        *,
+        runtime_dir: Path,
+        emit: Listener,
+        on_available: Callable[[bool], None],
+        clock: Clock,
+        settings: Settings | None = None,
+    ) -> None:
+        """``on_available`` hears whenever the node begins or ceases to take requests.
+
+        Sockets lie in private folders in ``runtime_dir``, or in the system's temporary folder where its path is too
+        long for a socket.
+        """
+        self.name = name
+        self.loaded: float | None = None
+        """Share of the model that is loaded, where the engine says so."""
+        self.detail = ""
+        """Why the node is in its state, where there is a reason."""
+        self._spec = spec
+        self._runtime_dir = runtime_dir
+        self._emit = emit
+        self._on_available = on_available
+        self._clock = clock
+        self._settings = settings or Settings()
+        self._life = Lifecycle(name, self._settings)
+        self._log = logging.getLogger(f"nenya.engine.{name}")
+        self._task: asyncio.Task[None] | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._link: NodeLink | None = None
+        self._info: EngineInfo | None = None
+        self._available = False
+        self._urgent = False
+        self._stopping = False
+        self._refusal: EngineError | None = None
+        self._changed = asyncio.Event()
+        self._last_lines: deque[str] = deque(maxlen=1)
+        self._engine = NodeEngine(self)
+
+    @property
+    def state(self) -> State:
+        """Where the node stands."""
+        return self._life.state
+
+    @property
+    def pid(self) -> int | None:
+        """The process that runs now."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def engine(self) -> NodeEngine:
+        """The engine, the same object for ever, whatever becomes of the process."""
+        return self._engine
+
+    @property
+    def link(self) -> NodeLink | None:
+        """The way to the node while requests can be taken."""
+        return self._link if self._available else None
+
+    async def start(self) -> None:
+        """Begin; returns at once. Raises IllegalMove where the node was started already."""
+        self._move(Move.START)
+        self._urgent = self._stopping = False
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def wait_ready(self) -> EngineInfo:
+        """What the engine is, once requests can be taken.
+
+        Raises EngineError where it never will: the model can't be loaded, or the node is stopped.
+        """
+        while True:
+            if self.state is State.READY and self._info is not None:
+                return self._info
+            if self.state is State.FAILED and self._refusal is not None:
+                raise EngineError(self._refusal.kind, f"engine {self.name}: {self.detail}")
+            if self.state in {State.STOPPED, State.DRAINING}:
+                raise EngineError("died", f"engine {self.name} is {self.state.value}")
+            await self._changed.wait()
+
+    async def close(self, drain_s: float = 0.0) -> None:
+        """Stop: requests get ``drain_s`` to end, then SIGTERM, then SIGKILL; returns when nothing is left.
+
+        Cancelling it kills the process at once. May be called twice, also at the same time.
+        """
+        task = self._task
+        if task is None or self.state is State.STOPPED:
+            return
+        if self.state is not State.DRAINING:
+            self._move(Move.CLOSE)
+            self._offer(available=False)
+        try:
+            if drain_s > 0 and self._link is not None:
+                self._link.drain()
+                await asyncio.wait({task}, timeout=drain_s)
+        except asyncio.CancelledError:
+            self._urgent = True
+            raise
+        finally:
+            await self._settle(task)
+        if not task.cancelled():
+            task.result()
+
+    async def _settle(self, task: asyncio.Task[None]) -> None:
+        if not self._stopping:  # once: a second cancellation would cut the end of the process short
+            self._stopping = True
+            task.cancel()
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            self._kill()  # its end is then a matter of milliseconds
+            await asyncio.wait({task})
+            raise
+        finally:
+            if self.state is State.DRAINING:
+                self._move(Move.GONE)
+
+    # The task: one process after another.
+
+    async def _run(self) -> None:
+        while True:
+            error = await self._live()
+            if self.state is State.DRAINING:
+                return
+            if self._refusal is not None:
+                self._log.error("can't be started: %s", error.message)
+                self._move(Move.REFUSED, error.message)
+                return
+            self._move(Move.CRASHED, error.message)
+            pause_s = self._life.pause_s
+            self._log.warning("%s; started again in %.1f s", error.message, pause_s)
+            await self._clock.sleep(pause_s)
+            self._move(Move.RETRY)
+
+    async def _live(self) -> EngineError:
+        """One process, from its start to its end, and what it died of."""
+        try:
+            with self._folder() as folder:
+                socket = str(Path(folder) / "s")
+                process = self._process = await self._spawn(socket)
+                try:
+                    error = await self._tend(process, socket)
+                finally:
+                    await self._bury(process)
+        except (FileNotFoundError, PermissionError) as missing:
+            error = EngineError("internal", f"can't start its process: {missing}")
+            return self._judge(error, EXIT_BAD_SPEC)
+        except OSError as short:
+            return EngineError("internal", f"can't start its process: {short}")
+        return self._judge(error, process.returncode or 0)
+
+    def _folder(self) -> tempfile.TemporaryDirectory[str]:
+        base = self._runtime_dir
+        if len(os.fsencode(base)) > MAX_SOCKET_PATH_BYTES - len("/nenya-12345678/s"):
+            base = Path(tempfile.gettempdir())
+        return tempfile.TemporaryDirectory(prefix="nenya-", dir=base, ignore_cleanup_errors=True)
+
+    async def _spawn(self, socket: str) -> asyncio.subprocess.Process:
+        """Start the process. -P: a folder named ``engines`` where the router was started must not be taken for ours."""
+        python = self._settings.python
+        environment = dict(os.environ)
+        if python == sys.executable:
+            roots = [str(Path(engines.__path__[0]).parent), environment.get("PYTHONPATH")]
+            environment["PYTHONPATH"] = os.pathsep.join(root for root in roots if root)
+        process = await asyncio.create_subprocess_exec(
+            *(python, "-P", "-m", "engines.node", "--socket", socket),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment,
+        )
+        assert process.stdin is not None, "asked for above"
+        # Open from here to the end: the node takes its closing for this process's death.
+        process.stdin.write(msgspec.json.encode(self._spec) + b"\n")
+        return process
+
+    async def _tend(self, process: asyncio.subprocess.Process, socket: str) -> EngineError:
+        """Bring a process up and watch it until something is wrong; returns what."""
+        watch = Watch(self._settings, self._clock.now())
+        lost: asyncio.Future[EngineError] = asyncio.get_running_loop().create_future()
+
+        def on_lost(error: EngineError) -> None:
+            self._offer(available=False)
+            lost.set_result(error)
+
+        listeners = Listeners(
+            on_loading=self._note_loading,
+            on_status=lambda status: watch.hear(status, self._clock.now()),
+            on_lost=on_lost,
+        )
+        link = NodeLink(socket, listeners)
+        log = asyncio.create_task(self._copy_log(process))
+        try:
+            await self._bring_up(process, link)
+            watch.complaint(self._clock.now())
+            return await self._guard(process, watch, lost)
+        except TimeoutError:
+            return EngineError("internal", "its process did not come up in time")
+        except EngineError as error:
+            return error
+        finally:
+            self._offer(available=False)
+            self._link = None
+            await self._part(process, link, log)
+
+    async def _bring_up(self, process: asyncio.subprocess.Process, link: NodeLink) -> None:
+        async with asyncio.timeout(self._settings.start_s):
+            while True:
+                try:
+                    await link.dial()
+                    break
+                except OSError:
+                    if process.returncode is not None:
+                        raise EngineError("died", "its process ended early") from None
+                    await self._clock.sleep(DIAL_POLL_S)
+        self._move(Move.DIALLED)
+        async with asyncio.timeout(self._settings.load_s):
+            self._info = await link.start()
+        self._link = link
+        self._move(Move.LOADED)
+        self._offer(available=True)
+
+    async def _guard(
+        self, process: asyncio.subprocess.Process, watch: Watch, lost: asyncio.Future[EngineError]
+    ) -> EngineError:
+        while not lost.done():
+            await asyncio.wait({lost}, timeout=TICK_S)
+            complaint = watch.complaint(self._clock.now())
+            if complaint is not None and not lost.done():
+                _signal(process, signal.SIGKILL)
+                return EngineError("internal", complaint)
+        return lost.result()
+
+    async def _part(
+        self, process: asyncio.subprocess.Process, link: NodeLink, log: asyncio.Task[None]
+    ) -> None:
+        """See a process to its end: by itself, by SIGTERM when closing, by SIGKILL when neither helps."""
+        try:
+            if self.state is State.DRAINING and not self._urgent:
+                _signal(process, signal.SIGTERM)
+            await asyncio.wait({log}, timeout=0 if self._urgent else GRACE_S)
+        finally:
+            _signal(process, signal.SIGKILL)
+            await process.wait()
+            await link.close()
+            log.cancel()
+            await asyncio.wait({log})
+
+    async def _bury(self, process: asyncio.subprocess.Process) -> None:
+        """Nothing of a process is left after this, whatever happened before."""
+        _signal(process, signal.SIGKILL)
+        if process.stdin is not None:
+            process.stdin.close()
+        await process.wait()
+        self._process = None
+
+    def _judge(self, error: EngineError, code: int) -> EngineError:
+        """What a process died of, in words; notes where starting it again would be of no use."""
+        if error.kind == "died":
+            last = f": {self._last_lines[0]}" if self._last_lines else ""
+            error = EngineError("died", f"its process {_ending(code)}{last}")
+        hopeless = code in {EXIT_BAD_SPEC, EXIT_NO_MODEL} or error.kind in {
+            "unsupported",
+            "invalid",
+        }
+        if hopeless and not self._life.was_ready:
+            self._refusal = error
+        return error
+
+    async def _copy_log(self, process: asyncio.subprocess.Process) -> None:
+        """A node's stderr, line by line, into the log."""
+        assert process.stderr is not None, "asked for in _spawn"
+        rest = b""
+        while data := await process.stderr.read(MAX_LOG_LINE_BYTES):
+            *lines, rest = (rest + data).split(b"\n")
+            if len(rest) >= MAX_LOG_LINE_BYTES:
+                lines.append(rest)
+                rest = b""
+            for line in lines:
+                self._log_line(line)
+        self._log_line(rest)
+
+    def _log_line(self, line: bytes) -> None:
+        text = line.decode(errors="replace").strip()
+        if text:
+            self._last_lines.append(text)
+            self._log.info("%s", text)
+
+    def _note_loading(self, done: float | None) -> None:
+        self.loaded = done
+
+    def _kill(self) -> None:
+        self._urgent = True
+        if self._process is not None:
+            _signal(self._process, signal.SIGKILL)
+
+    def _offer(self, *, available: bool) -> None:
+        if available != self._available:
+            self._available = available
+            self._on_available(available)
+
+    def _move(self, event: Move, detail: str = "") -> None:
+        state = self._life.move(event, self._clock.now())
+        self.detail = detail
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self._emit(NodeState(self.name, state.value, detail))
+
+
+class NodeEngine:
+    """A LocalNode as an Engine: fails fast while no process can take requests."""
+
+    def __init__(self, node: LocalNode) -> None:
+        self._node = node
+
+    async def start(self) -> EngineInfo:
+        """Wait until the node is ready. Raises EngineError."""
+        return await self._node.wait_ready()
+
+    def begin(self, request: GenerateRequest) -> NodeGeneration:
+        """Start ``request``. Raises EngineError, ``died`` while no node is up."""
+        return self._up().begin(request)
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """Events of one request. Raises EngineError, ``died`` while no node is up."""
+        return self._up().generate(request)
+
+    def health(self) -> Health:
+        """The node's last word."""
+        link = self._node.link
+        return link.health() if link is not None else Health()
+
+    async def close(self) -> None:
+        """Stop the node."""
+        await self._node.close()
+
+    def _up(self) -> NodeLink:
+        node = self._node
+        if node.link is None:
+            why = f" ({node.detail})" if node.detail else ""
+            raise EngineError("died", f"engine {node.name} is {node.state.value}{why}")
+        return node.link
+
+
+def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    """Send a signal; nothing where the process is over."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)
+
+
+def _ending(code: int) -> str:
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

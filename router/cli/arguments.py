@@ -1,0 +1,149 @@
+"""Every command's arguments and help: one function each, and the table that names them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from router import __version__
+
+SERVER_URL = "http://127.0.0.1:8080"
+KEY_VARIABLE = "NENYA_KEY"
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+_LOG_FORMATS = ("auto", "human", "json")
+
+_MAIN = """\
+start here:
+  nenya serve                        the starter model on this machine, port 8080
+  nenya chat "What is 12 + 7?"       ask it, from another terminal
+
+then:
+  nenya check nenya.yaml             every problem of a config, with its line
+  nenya serve nenya.yaml             your GPUs and providers behind one endpoint
+  nenya schema > nenya.schema.json   completion for your editor
+
+exit codes:
+  0 it worked   1 it failed while it ran   2 usage or config   130 interrupted
+"""
+
+_SERVE = """\
+examples:
+  nenya serve                              no config: the starter model, for this machine alone
+  nenya serve nenya.yaml                   what the file says
+  nenya serve nenya.yaml --listen 127.0.0.1:9000 --admin off
+  nenya serve nenya.yaml --log-format json --log-level warning 2> nenya.log
+
+Ctrl-C or SIGTERM stops it: no new requests, running answers may end, then it exits.
+Beyond this machine it listens only with keys; see `keys:` in examples/providers.yaml.
+"""
+
+_CHECK = """\
+examples:
+  nenya check nenya.yaml
+  nenya check nenya.yaml --no-files        on a machine without the models
+  nenya check nenya.yaml --json | jq .problems
+
+exit codes: 0 it can be used (there may be warnings), 2 it has problems
+"""
+
+_SCHEMA = """\
+example, for editors with a YAML language server:
+  nenya schema > nenya.schema.json
+  then, as the first line of the config:
+  # yaml-language-server: $schema=./nenya.schema.json
+"""
+
+_CHAT = """\
+examples:
+  nenya chat                               a conversation
+  nenya chat "What is 12 + 7?"             one answer
+  nenya chat --system "Answer in French." "Hello"
+  git diff | nenya chat -                  the prompt from standard input
+  nenya chat --url https://llm.example.com --model llama3.1:8b
+
+in a conversation:
+  /model [NAME]   show the models, or change to one
+  /reset          forget what was said
+  /quit           leave (Ctrl-D does too)
+  Ctrl-C          stop the answer; once more, leave
+
+The key comes from the environment, never from the command line, where others could read it.
+"""
+
+if TYPE_CHECKING:
+    # argparse has no public name for it, and only type checkers may subscript it.
+    _Parsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; each command names the module whose ``run`` it is."""
+    whole = argparse.ArgumentParser(
+        prog="nenya",
+        description="One OpenAI-shaped endpoint in front of your GPUs and the providers you rent.",
+        epilog=_MAIN,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole.add_argument("--version", action="version", version=f"nenya {__version__}")
+    commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in _COMMANDS:
+        add(commands)
+    return whole
+
+
+def _command(commands: _Parsers, name: str, summary: str, epilog: str) -> argparse.ArgumentParser:
+    one: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    one.set_defaults(module=f"router.cli.{name}")
+    return one
+
+
+def _serve(commands: _Parsers) -> None:
+    one = _command(commands, "serve", "serve models over HTTP until stopped", _SERVE)
+    one.add_argument("file", nargs="?", metavar="FILE", help="a config; without one, the starter")
+    one.add_argument("--listen", metavar="HOST:PORT", help="instead of server.listen")
+    one.add_argument("--admin", metavar="HOST:PORT", help="instead of server.admin; `off` for none")
+    one.add_argument("--log-level", choices=_LOG_LEVELS, default="info", help="default: info")
+    one.add_argument(
+        "--log-format",
+        choices=_LOG_FORMATS,
+        default="auto",
+        help="default: auto, which is human in a terminal and json elsewhere",
+    )
+
+
+def _check(commands: _Parsers) -> None:
+    one = _command(commands, "check", "read a config and tell everything wrong with it", _CHECK)
+    one.add_argument("file", metavar="FILE", help="a config")
+    one.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    one.add_argument(
+        "--no-files", action="store_true", help="don't look whether models and certificates exist"
+    )
+
+
+def _schema(commands: _Parsers) -> None:
+    _command(commands, "schema", "print the JSON Schema of a config, for editors", _SCHEMA)
+
+
+def _chat(commands: _Parsers) -> None:
+    one = _command(commands, "chat", "talk to a running server", _CHAT)
+    one.add_argument("prompt", nargs="?", metavar="PROMPT", help="one question; `-` reads it")
+    one.add_argument("--url", default=SERVER_URL, help=f"the server; default: {SERVER_URL}")
+    one.add_argument("--model", metavar="M", help="default: the first that the server has")
+    one.add_argument(
+        "--key-env",
+        metavar="NAME",
+        default=KEY_VARIABLE,
+        help=f"the environment variable with the key; default: {KEY_VARIABLE}",
+    )
+    one.add_argument("--system", metavar="TEXT", help="a system message before the conversation")
+    one.add_argument("--temperature", type=float, metavar="T", help="0 to 2")
+    one.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
+
+
+_COMMANDS: tuple[Callable[[_Parsers], None], ...] = (_serve, _check, _chat, _schema)
