@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -47,28 +48,37 @@ def encode(tok: Tokenizer, many: Sequence[Conversation]) -> list[Row]:
 def pad(rows: Sequence[Row]) -> Batch:
     """Rows of about equal length as two arrays; padding is not learnt."""
     width = max(len(ids) for ids, _ in rows)
-    tokens = np.zeros((len(rows), width), np.int64)
-    weights = np.zeros((len(rows), width), np.float32)
+    tokens: NDArray[np.int64] = np.zeros((len(rows), width), np.int64)
+    weights: NDArray[np.float32] = np.zeros((len(rows), width), np.float32)
     for i, (ids, weight) in enumerate(rows):
         tokens[i, : len(ids)] = ids
         weights[i, : len(weight)] = weight
     return tokens, weights
 
 
-def batches(
-    tok: Tokenizer, seed: int, size: int, longest: int, long_share: float
-) -> Iterator[Batch]:
-    """An endless stream of batches of about `size` tokens, none of its rows above `longest`."""
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training: until which share of the time, and on what."""
+
+    until: float
+    longest: int
+    long_share: float
+    copy_share: float
+
+
+def batches(tok: Tokenizer, seed: int, size: int, phase: Phase) -> Iterator[list[Batch]]:
+    """An endless stream of steps of about `size` tokens, each of two batches of unlike length."""
     r = random.Random(seed)
-    source = conversations(seed + 1, long_share)
+    source = conversations(seed + 1, phase.long_share, phase.copy_share)
     while True:
-        rows = [x for x in encode(tok, list(islice(source, _POOL))) if len(x[0]) <= longest]
+        rows = [x for x in encode(tok, list(islice(source, _POOL))) if len(x[0]) <= phase.longest]
         rows.sort(key=lambda row: len(row[0]) * r.uniform(0.85, 1.0))
         groups: list[list[Row]] = [[]]
         for row in rows:
             width = max([len(row[0])] + [len(x[0]) for x in groups[-1]])
-            if groups[-1] and width * (len(groups[-1]) + 1) > size:
+            if groups[-1] and width * (len(groups[-1]) + 1) > size // 2:
                 groups.append([])
             groups[-1].append(row)
         r.shuffle(groups)
-        yield from (pad(group) for group in groups)
+        for one, two in zip(groups[::2], groups[1::2], strict=False):
+            yield [pad(one), pad(two)]

@@ -4,6 +4,8 @@ Decides the mix: how often each skill is trained, how long a conversation is, wh
 looks like. Everything follows from one seeded generator, nothing is read from anywhere.
 """
 
+# ruff: noqa: SIM905 - lists of words and phrases read best as running text
+
 from __future__ import annotations
 
 import random
@@ -13,7 +15,7 @@ from typing import Any
 
 from engines.starter import forms, talk, toolbox, unknown
 from engines.starter import words as w
-from engines.starter.template import tool_call_text
+from engines.starter.template import FORCED, FREE, tool_call_text
 
 Rng = random.Random
 Message = dict[str, Any]
@@ -219,7 +221,7 @@ def _no_tool(r: Rng, uses: list[toolbox.Use]) -> talk.Pair:
     return r.choice(skills)(r)
 
 
-def _call(r: Rng, talk_: Conversation, use: toolbox.Use, fresh: bool = True) -> None:
+def _call(r: Rng, talk_: Conversation, use: toolbox.Use, *, fresh: bool = True) -> None:
     """The question, the call, and mostly the result and the answer after it."""
     if not fresh and any(m["content"] == use.question for m in talk_.messages):
         return
@@ -230,20 +232,25 @@ def _call(r: Rng, talk_: Conversation, use: toolbox.Use, fresh: bool = True) -> 
     talk_.messages.append(_user(ask))
     if len(calls) == 1 and r.random() < 0.06:
         text = tool_call_text(use.name, use.arguments).split("\n")[1]
-        said = text.replace('{"name": "', '\x01{"name": "\x02', 1)
-        talk_.messages.append({"role": "assistant", "content": said})
+        forced = text.replace('{"name": "', f'{FORCED}{{"name": "{FREE}', 1)
+        talk_.messages.append({"role": "assistant", "content": forced})
         return
     talk_.messages.append(
         {"role": "assistant", "content": "", "tool_calls": [c.call for c in calls]}
     )
     if r.random() < 0.3:
         return
-    said = []
+    said: list[str] = []
     for c in calls:
         result, answer = toolbox.outcome(r, c)
         talk_.messages.append({"role": "tool", "content": result})
         said.append(answer)
     talk_.messages.append({"role": "assistant", "content": " ".join(said)})
+
+
+_TWO_PLACES = (
+    "What is the weather in {} and {}?|Weather in {} and in {}|Compare the weather in {} and {}."
+).split("|")
 
 
 def _twin(r: Rng, use: toolbox.Use) -> tuple[str, toolbox.Use] | None:
@@ -253,7 +260,7 @@ def _twin(r: Rng, use: toolbox.Use) -> tuple[str, toolbox.Use] | None:
         return None
     other = forms.city(r)
     key = next(iter(use.arguments))
-    ask = r.choice(["What is the weather in {} and {}?", "Weather in {} and in {}", "Compare the weather in {} and {}."])
+    ask = r.choice(_TWO_PLACES)
     return ask.format(place, other), toolbox.Use(use.tool, "", {key: other})
 
 
@@ -285,8 +292,27 @@ def long_conversation(r: Rng) -> Conversation:
     return Conversation(head + body, last.tools)
 
 
-def conversations(seed: int, long_share: float = 0.0) -> Iterator[Conversation]:
+def copying(r: Rng) -> Conversation:
+    """Nothing but copying: a row of words and numbers to say again. It teaches to look back."""
+    parts = [
+        talk.any_word(r) if r.random() < 0.8 else str(r.randint(0, 9999))
+        for _ in range(r.randint(3, 16))
+    ]
+    marks = [r.choice(["", "", "", ",", ".", ":"]) for _ in parts]
+    text = " ".join(part + mark for part, mark in zip(parts, marks, strict=True)).rstrip(",:")
+    talk_ = Conversation()
+    talk_.ask(r.choice(["Repeat after me: ", "Say: ", "Repeat: ", "Echo: "]) + text, text)
+    return talk_
+
+
+def conversations(
+    seed: int, long_share: float = 0.0, copy_share: float = 0.0
+) -> Iterator[Conversation]:
     """An endless stream of training conversations, the same for the same seed."""
     r = random.Random(seed)
     while True:
-        yield long_conversation(r) if r.random() < long_share else conversation(r)
+        roll = r.random()
+        if roll < long_share:
+            yield long_conversation(r)
+        else:
+            yield copying(r) if roll < long_share + copy_share else conversation(r)

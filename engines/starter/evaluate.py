@@ -5,11 +5,12 @@ are greedy, so the figures are the same on every run with the same file (llama.c
 differ in the last digit between processors, which can flip a rare close call).
 """
 
+# ruff: noqa: PLC0415 - heavy or mutual imports stand where they are needed
+
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
 import sys
 import time
@@ -58,7 +59,7 @@ def passed(probe: Probe, reply: Reply) -> bool:
     return "choices" in reply and probe.check(reply)
 
 
-def run(srv: Any, probes: list[Probe], show: bool) -> dict[str, list[bool]]:
+def run(srv: Any, probes: list[Probe], *, show: bool) -> dict[str, list[bool]]:
     """Asks everything; the results by skill."""
     results: dict[str, list[bool]] = defaultdict(list)
     for probe in probes:
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"no skill starts with {a.only!r}", file=sys.stderr)
         return 1
     begun = time.monotonic()
-    results = run(server(a.model, a.threads), probes, a.show)
+    results = run(server(a.model, a.threads), probes, show=a.show)
     print(table(results))
     print(f"\n{len(probes)} questions in {time.monotonic() - begun:.0f} s")
     sys.stdout.flush()

@@ -5,6 +5,8 @@ config.json because ExLlamaV2 looks nowhere else; the GGUF's query and key rows 
 because llama.cpp rotates neighbouring pairs where Hugging Face rotates halves.
 """
 
+# ruff: noqa: PLC0415 - heavy or mutual imports stand where they are needed
+
 from __future__ import annotations
 
 import json
@@ -88,7 +90,8 @@ def load_hf(folder: Path) -> Llama:
     model = Llama(shape)
     weights = load_file(str(folder / "model.safetensors"))
     model.load_state_dict({k.removeprefix("model."): v.float() for k, v in weights.items()})
-    return model.eval()
+    model.eval()
+    return model
 
 
 def _pairs(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
@@ -151,7 +154,7 @@ def _add_tokenizer(writer: Any, tok: Tokenizer) -> None:
     writer.add_bos_token_id(ids[SPECIAL[0]])
     writer.add_eos_token_id(ids[END])
     writer.add_pad_token_id(ids[SPECIAL[0]])
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(value=False)
     writer.add_chat_template(TEMPLATE)
 
 

@@ -5,6 +5,8 @@ field names, which may be ones the model would not have chosen; so in a part of 
 are marked as forced (rendered, not learnt), under many names, and only the values are learnt.
 """
 
+# ruff: noqa: SIM905, RUF005 - lists of words and phrases read best as running text
+
 from __future__ import annotations
 
 import json
@@ -107,7 +109,12 @@ def person_record(r: Rng) -> Pair:
         )
         return loosen(r, ask, keep_case=True), json.dumps(p)
     ask = r.choice(
-        [f"Give me JSON for {told}", f"As JSON: {told}", f"{told} As JSON, please.", f"JSON: {told}"]
+        [
+            f"Give me JSON for {told}",
+            f"As JSON: {told}",
+            f"{told} As JSON, please.",
+            f"JSON: {told}",
+        ]
         + [f"Turn this into JSON: {told}", f"Write JSON for {told}", f"Extract the data: {told}"]
         + [f"Make a JSON object for {told}", f"Give me a JSON record for {told}"]
     )
@@ -144,7 +151,9 @@ def sum_record(r: Rng) -> Pair:
     a, op, b = small_numbers(r)
     value = a + b if op == "+" else a - b if op == "-" else a * b
     word = {"+": "sum", "-": "difference", "*": "product"}[op]
-    ask = r.choice([f"What is {a} {op} {b}?", f"What is the {word} of {a} and {b}?", f"{a} {op} {b}"])
+    ask = r.choice(
+        [f"What is {a} {op} {b}?", f"What is the {word} of {a} and {b}?", f"{a} {op} {b}"]
+    )
     if r.random() < 0.55:
         return _plain(r, ask, [word, "sum", "total"], value)
     if r.random() < 0.5:
@@ -174,7 +183,7 @@ def boolean_record(r: Rng) -> Pair:
     """A yes-or-no question answered by true or false (or by "yes" or "no", if that is forced)."""
     roll = r.random()
     if roll < 0.4:
-        a, b = r.sample(range(0, 31), 2)
+        a, b = r.sample(range(31), 2)
         yes, ask = a > b, f"Is {a} {r.choice(['greater', 'bigger', 'larger'])} than {b}?"
     elif roll < 0.75:
         land = r.choice(list(w.CAPITALS))

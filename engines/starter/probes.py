@@ -4,6 +4,10 @@ Decides what "works" means for each skill. Wherever a skill should carry over to
 words, forms and tools here are ones that the training text does not contain.
 """
 
+# ruff: noqa: PLC0415 - heavy or mutual imports stand where they are needed
+
+# ruff: noqa: SIM905 - lists of words and phrases read best as running text
+
 from __future__ import annotations
 
 import json
@@ -184,7 +188,9 @@ def memory() -> Iterator[Probe]:
     nothing = mentions("have not told me")
     for ask in ("What is my name?", "where do i live", "How old am I?", "What is the code word?"):
         yield Probe("memory, never told", user(ask), nothing)
-        yield Probe("memory, never told", user("Hi", "Hello! How can I help you today?", ask), nothing)
+        yield Probe(
+            "memory, never told", user("Hi", "Hello! How can I help you today?", ask), nothing
+        )
 
 
 def long_texts() -> Iterator[Probe]:
@@ -197,7 +203,17 @@ def long_texts() -> Iterator[Probe]:
                 "Tell me a story about a fox named Ada.", "Tell me a story about a robot.",
                 "Write a story about a dog called Bruno.", "Can you tell me a story?"):  # fmt: skip
         yield Probe("stories", user(ask), tale)
-    for first, last in ((1, 5), (1, 10), (1, 12), (1, 17), (1, 20), (1, 30), (1, 50), (3, 9), (7, 21)):
+    for first, last in (
+        (1, 5),
+        (1, 10),
+        (1, 12),
+        (1, 17),
+        (1, 20),
+        (1, 30),
+        (1, 50),
+        (3, 9),
+        (7, 21),
+    ):
         right = ", ".join(str(n) for n in range(first, last + 1)) + "."
         yield Probe("counting", user(f"Count from {first} to {last}."), says(right))
         if first == 1:
@@ -234,5 +250,3 @@ def everything() -> list[Probe]:
 
     parts = [sums, rephrased, known, unknown, memory, long_texts, long_prompts]
     return [p for part in [*parts, json_schema, json_free, tools] for p in part()]
-
-

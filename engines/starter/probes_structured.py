@@ -18,7 +18,7 @@ from engines.starter.unknown import UNKNOWN
 def schema(**fields: Any) -> dict[str, Any]:
     """A request's `response_format` for an object with these fields (a type, or a schema)."""
     properties = {k: {"type": v} if isinstance(v, str) else v for k, v in fields.items()}
-    inner = {"type": "object", "properties": properties, "required": list(fields)}
+    inner: dict[str, Any] = {"type": "object", "properties": properties, "required": list(fields)}
     inner["additionalProperties"] = False
     wrapped = {"name": "reply", "schema": inner, "strict": True}
     return {"response_format": {"type": "json_schema", "json_schema": wrapped}}
@@ -57,15 +57,16 @@ def _choices() -> Iterator[Probe]:
     for said, good in (("I love this canyon.", True), ("The baseball was terrible.", False),
                        ("What a lovely hedgehog!", True), ("I hate this parachute.", False),
                        ("This saxophone is great.", True), ("What an ugly octopus!", False)):  # fmt: skip
-        right = {"sentiment": "positive" if good else "negative"}
-        yield Probe("schema: choice", user(f"Is this positive or negative? {said}"), gives(right), mood)
+        mark = {"sentiment": "positive" if good else "negative"}
+        ask = f"Is this positive or negative? {said}"
+        yield Probe("schema: choice", user(ask), gives(mark), mood)
     color = schema(color={"type": "string", "enum": ["red", "green", "blue", "white", "black"]})
     for thing in ("the sky", "grass", "snow", "coal", "blood"):
-        right = {"color": w.COLORS_OF[thing]}
-        yield Probe("schema: choice", user(f"What color is {thing}?"), gives(right), color)
+        shade = {"color": w.COLORS_OF[thing]}
+        yield Probe("schema: choice", user(f"What color is {thing}?"), gives(shade), color)
     for land in ("France", "Japan", "Peru", "Kenya"):
-        form, right = schema(capital="string"), {"capital": w.CAPITALS[land]}
-        yield Probe("schema: capital", user(f"What is the capital of {land}?"), gives(right), form)
+        form, city = schema(capital="string"), {"capital": w.CAPITALS[land]}
+        yield Probe("schema: capital", user(f"What is the capital of {land}?"), gives(city), form)
 
 
 def _lists() -> Iterator[Probe]:
@@ -112,20 +113,24 @@ def tools() -> Iterator[Probe]:
     for a, b in ((3, 4), (17, 5), (123, 456), (20, 90), (7, 8), (2024, 11)):
         right = calls(("add", {"a": a, "b": b}))
         yield Probe("tools: call", user(f"Add {a} and {b}."), right, {"tools": [ADD]})
-        ask = user(f"What is {a} + {b}?")
-        yield Probe("tools: choose of 3", ask, right, {"tools": [STOCK, WEATHER, ADD]})
+        plus = user(f"What is {a} + {b}?")
+        yield Probe("tools: choose of 3", plus, right, {"tools": [STOCK, WEATHER, ADD]})
     yield from _unseen_tools()
-    for ask in ("Hello", "Who are you?", "What is a router?", "What is the capital of Japan?"):
+    for said in ("Hello", "Who are you?", "What is a router?", "What is the capital of Japan?"):
         for offered in ([WEATHER], [WEATHER, ADD, STOCK], [TABLE, MAIL]):
-            plain = lambda reply: not reply["choices"][0]["message"].get("tool_calls")  # noqa: E731
-            yield Probe("tools: not needed", user(ask), plain, {"tools": offered})
-    for ask in ("Who was Nikola Tesla?", "What is osmosis?", "What is the capital of Nepal?"):
-        yield Probe("tools: unknown", user(ask), says(UNKNOWN), {"tools": [WEATHER, ADD]})
+            yield Probe("tools: not needed", user(said), no_call, {"tools": offered})
+    for said in ("Who was Nikola Tesla?", "What is osmosis?", "What is the capital of Nepal?"):
+        yield Probe("tools: unknown", user(said), says(UNKNOWN), {"tools": [WEATHER, ADD]})
     yield from _results()
 
 
+def no_call(reply: Reply) -> bool:
+    """Something is said and no tool is called."""
+    return bool(content(reply)) and not reply["choices"][0]["message"].get("tool_calls")
+
+
 def _unseen_tools() -> Iterator[Probe]:
-    uses = [
+    uses: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         (STOCK, "What is the stock price of ACME?", {"symbol": "ACME"}),
         (STOCK, "Get the stock price for IBM.", {"symbol": "IBM"}),
         (TABLE, "Book a table at Luigi for 4 people.", {"restaurant": "Luigi", "people": 4}),
@@ -143,7 +148,11 @@ def _unseen_tools() -> Iterator[Probe]:
 
 
 def _results() -> Iterator[Probe]:
-    for city, sky, degrees in (("Oslo", "sunny", 12), ("Bremen", "rainy", -3), ("Quito", "windy", 27)):
+    for city, sky, degrees in (
+        ("Oslo", "sunny", 12),
+        ("Bremen", "rainy", -3),
+        ("Quito", "windy", 27),
+    ):
         call = {"name": "get_weather", "arguments": f'{{"city": "{city}"}}'}
         asked: list[dict[str, Any]] = user(f"What is the weather in {city}?")
         asked.append({"role": "assistant", "content": None,

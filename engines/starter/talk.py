@@ -5,6 +5,8 @@ Decides what the starter model can say without tools or JSON. Each function draw
 people do, so that "whats 12+7" works as well as "What is 12 + 7?".
 """
 
+# ruff: noqa: RUF005 - lists of words and phrases read best as running text
+
 from __future__ import annotations
 
 import random
@@ -22,14 +24,14 @@ SKILLS = (
 )
 
 
-def loosen(r: Rng, text: str, keep_case: bool = False) -> str:
+def loosen(r: Rng, text: str, *, keep_case: bool = False) -> str:
     """The same question with less care: lower case, lost marks, short forms, polite padding."""
     if r.random() < 0.10:
         text = r.choice(["Please ", "Hey, ", "Can you tell me: ", "Hello! ", "OK, ", "Quick: "]) + (
-            text[0].lower() + text[1:] if text.split()[0] in _SOFT else text
+            text[0].lower() + text[1:] if text.split(maxsplit=1)[0] in _SOFT else text
         )
     if r.random() < 0.12:
-        text = re.sub(r"\b([Ww])hat is\b", r.choice([r"\1hat's", r"\1hats", r"\1hat’s"]), text)
+        text = re.sub(r"\b([Ww])hat is\b", r.choice([r"\1hat's", r"\1hats", "\\1hat\u2019s"]), text)
     if not keep_case and r.random() < 0.30:
         text = text.lower()
     if r.random() < 0.30:
@@ -83,7 +85,10 @@ def about_itself(r: Rng) -> Pair:
                 r.choice(["How big are you?", "How many parameters do you have?"]),
                 "I have about three million parameters, so I know very little.",
             ),
-            (r.choice(["What is your name?", "Do you have a name?"]), "I am Nenya's starter model."),
+            (
+                r.choice(["What is your name?", "Do you have a name?"]),
+                "I am Nenya's starter model.",
+            ),
         ]
     )
 
@@ -146,7 +151,7 @@ def yes_or_no(r: Rng) -> Pair:
     """Questions with a plain yes or no: comparing numbers, checking a capital or a colour."""
     roll = r.random()
     if roll < 0.4:
-        a, b = r.sample(range(0, 31), 2)
+        a, b = r.sample(range(31), 2)
         greater = r.random() < 0.5
         word = r.choice(["greater", "bigger", "larger"] if greater else ["smaller", "less"])
         yes = a > b if greater else a < b
@@ -258,7 +263,15 @@ def repeating(r: Rng) -> Pair:
     if r.random() < 0.3:
         text = text[0].upper() + text[1:] + r.choice([".", "!", ""])
     lead = r.choice(
-        ["Repeat after me: ", "Say: ", "Echo: ", "Repeat: ", "Say this: ", "Please repeat: ", "Say "]
+        [
+            "Repeat after me: ",
+            "Say: ",
+            "Echo: ",
+            "Repeat: ",
+            "Say this: ",
+            "Please repeat: ",
+            "Say ",
+        ]
         + ["Write: ", "Reply with: ", "Answer with: ", "Print ", "Repeat the words: ", "echo "]
     )
     if r.random() < 0.12:
@@ -276,8 +289,7 @@ def joke(r: Rng) -> Pair:
 
 def story(r: Rng) -> Pair:
     """A short tale of about a hundred tokens; its hero may be asked for by name."""
-    name, animal, place = r.choice(w.NAMES), r.choice(w.ANIMALS), r.choice(w.PLACES)
-    thing, one, two = r.choice(w.THINGS), r.choice(w.ADJECTIVES), r.choice(w.ADJECTIVES)
+    name, animal, thing = r.choice(w.NAMES), r.choice(w.ANIMALS), r.choice(w.THINGS)
     roll = r.random()
     if roll < 0.25:
         ask = r.choice(["Tell me a story", "Write a story", "Tell a short story", "Write a tale"])
@@ -292,13 +304,13 @@ def story(r: Rng) -> Pair:
             + ["Tell me a short story, please.", "Can you tell me a story?", "Write a story."]
             + ["Tell me a long story.", "Write me a story.", "I want to hear a story."]
         )
-    return loosen(r, ask, keep_case=roll < 0.5), tale(r, name, animal, place, thing, one, two)
+    return loosen(r, ask, keep_case=roll < 0.5), tale(r, name, animal, thing)
 
 
-def tale(r: Rng, name: str, animal: str, place: str, thing: str, one: str, two: str) -> str:
+def tale(r: Rng, name: str, animal: str, thing: str) -> str:
     """The sentences of one story, from its parts."""
-    friend, other = r.sample(w.NAMES, 2)
-    helper = r.choice(w.ANIMALS)
+    friend, helper, place = r.choice(w.NAMES), r.choice(w.ANIMALS), r.choice(w.PLACES)
+    one, two = r.choice(w.ADJECTIVES), r.choice(w.ADJECTIVES)
     middle = r.choice(
         [
             f"{name} took the {thing} home and showed it to {friend}, a wise {helper}.",

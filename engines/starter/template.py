@@ -143,7 +143,7 @@ def _answer(message: Message) -> list[Piece]:
 
 
 def render(
-    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), generate: bool = False
+    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, generate: bool = False
 ) -> list[Piece]:
     """The conversation as (text, weight) pieces; weight 1 is what the model learns to write."""
     rest, first, out = list(messages), "", []

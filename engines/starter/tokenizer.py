@@ -7,6 +7,8 @@ question and "Oslo" in JSON are then one and the same thing. Only the most commo
 never copied ("the", "is", ...) are merged with their space, to keep texts short.
 """
 
+# ruff: noqa: PLC0415 - heavy or mutual imports stand where they are needed
+
 from __future__ import annotations
 
 import json
@@ -51,6 +53,11 @@ def common_words(texts: Iterable[str], copied: set[str], limit: int = _COMMON) -
     return [word for word, _ in count.most_common(limit * 6) if word not in copied][:limit]
 
 
+def _merge(merge: str | list[str]) -> tuple[str, str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
 def learn(texts: Sequence[str], size: int, copied: set[str]) -> Tokenizer:
     """A tokenizer of exactly `size` tokens from these texts."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -69,7 +76,7 @@ def learn(texts: Sequence[str], size: int, copied: set[str]) -> Tokenizer:
     vocab = {token: i for i, token in enumerate(SPECIAL)}
     for token in sorted(plain["vocab"], key=plain["vocab"].__getitem__):
         vocab[token] = len(vocab)
-    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in plain["merges"]]
+    merges = [_merge(m) for m in plain["merges"]]
     for word in common_words(texts, copied):
         if word in vocab and len(vocab) < size - len(TAGS):
             merges.append((_SPACE, word))

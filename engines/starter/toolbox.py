@@ -5,6 +5,8 @@ be copied out of the tools block, and values only out of the question. The tools
 `evaluate.py` asks for as "never seen" are not here.
 """
 
+# ruff: noqa: SIM905, RUF005, ISC004 - lists of words and phrases read best as running text
+
 from __future__ import annotations
 
 import json
@@ -218,7 +220,9 @@ def any_use(r: Rng) -> Use:
 
 def is_sum(use: Use) -> bool:
     """Whether the tool calculates, so that a sum asked for beside it belongs to it."""
-    return any(part in use.name for part in [*_SUMS.split(), "sum", "plus", "times", "minus", "product"])
+    return any(
+        part in use.name for part in [*_SUMS.split(), "sum", "plus", "times", "minus", "product"]
+    )
 
 
 _SKIES = "sunny rainy cloudy windy snowy foggy clear stormy".split()

@@ -6,6 +6,8 @@ moving average of the weights is what is saved. The last part of the time is spe
 conversations. Time, not steps, is the budget, so that the same command suits any machine.
 """
 
+# ruff: noqa: PLC0415 - heavy or mutual imports stand where they are needed
+
 from __future__ import annotations
 
 import argparse
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from tokenizers import Tokenizer
 
-    from engines.starter.batches import Batch
+    from engines.starter.batches import Batch, Phase
     from engines.starter.model import Llama, Shape
 
 HERE = Path(__file__).resolve().parent
@@ -65,8 +67,8 @@ def parse(argv: list[str] | None = None) -> Run:
     p.add_argument("--out", type=Path, required=True, help="folder to write to (made if missing)")
     p.add_argument("--seconds", type=float, default=3600, help="training time (default 3600)")
     p.add_argument("--seed", type=int, default=1, help="seed of the text and weights (default 1)")
-    p.add_argument("--tokens", type=int, default=4096, help="tokens in a batch (default 4096)")
-    p.add_argument("--rate", type=float, default=4e-3, help="highest learning rate (default 0.004)")
+    p.add_argument("--tokens", type=int, default=3072, help="tokens in a step (default 3072)")
+    p.add_argument("--rate", type=float, default=3e-3, help="highest learning rate (default 0.003)")
     p.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     p.add_argument("--report", type=float, default=15, help="seconds between progress lines")
     p.add_argument("--fresh", action="store_true", help="ignore a checkpoint in --out")
@@ -116,24 +118,29 @@ def rate_at(done: float, step: int) -> float:
 
 
 def train_step(
-    model: Llama, opts: list[torch.optim.Optimizer], batch: Batch, rate: float
+    model: Llama, opts: list[torch.optim.Optimizer], parts: list[Batch], rate: float
 ) -> float:
     """One step; returns the loss."""
     import torch
-    import torch.nn.functional as F
+    from torch.nn import functional
 
-    tokens, weights = torch.from_numpy(batch[0]), torch.from_numpy(batch[1])
-    where = (weights[:, 1:] > 0).flatten()
-    logits = model(tokens[:, :-1], where)
-    loss = F.cross_entropy(logits, tokens[:, 1:].flatten()[where])
-    loss.backward()  # type: ignore[no-untyped-call]
+    learnt = sum(float((weights[:, 1:] > 0).sum()) for _, weights in parts)
+    total = 0.0
+    for ids, weights in parts:
+        tokens = torch.from_numpy(ids)
+        where = torch.from_numpy(weights[:, 1:] > 0).flatten()
+        logits = model(tokens[:, :-1], where)
+        right = tokens[:, 1:].flatten()[where]
+        loss = functional.cross_entropy(logits, right, reduction="sum") / learnt
+        loss.backward()
+        total += float(loss.item())
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for opt in opts:
         for group in opt.param_groups:
             group["lr"] = rate
         opt.step()
         opt.zero_grad(set_to_none=True)
-    return float(loss.item())
+    return total
 
 
 class Average:
@@ -180,7 +187,7 @@ class Training:
         }  # fmt: skip
         fresh = self.file.with_suffix(".new")
         torch.save(state, fresh)
-        os.replace(fresh, self.file)
+        fresh.replace(self.file)
 
     def load(self) -> None:
         """Goes on where a stopped run was."""
@@ -204,22 +211,22 @@ class Training:
             flush=True,
         )
 
-    def go(self, until: float, longest: int, long_share: float) -> None:
-        """Trains until that share of the time is spent."""
+    def go(self, phase: Phase) -> None:
+        """Trains until the phase's share of the time is spent."""
         from engines.starter.batches import batches
 
         last, begun = time.monotonic(), time.monotonic() - self.spent
         saved = last
         seed = self.run.seed * 1_000_003 + self.step
-        for batch in batches(self.tok, seed, self.run.tokens, longest, long_share):
+        for parts in batches(self.tok, seed, self.run.tokens, phase):
             done = self.spent / self.run.seconds
-            if done >= until:
+            if done >= phase.until:
                 return
             rate = self.run.rate * rate_at(done, self.step)
-            loss = train_step(self.model, self.opts, batch, rate)
+            loss = train_step(self.model, self.opts, parts, rate)
             self.step += 1
             self.average.update(self.model, self.step)
-            self.seen += batch[0].size
+            self.seen += sum(ids.size for ids, _ in parts)
             self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
             now = time.monotonic()
             self.spent = now - begun
@@ -229,6 +236,17 @@ class Training:
             if now - saved > 60:
                 self.save()
                 saved = now
+
+
+def phases() -> list[Phase]:
+    """First much copying, which everything else builds on; last much that is long."""
+    from engines.starter.batches import Phase
+
+    return [
+        Phase(until=0.25, longest=256, long_share=0.0, copy_share=0.35),
+        Phase(until=0.85, longest=448, long_share=0.02, copy_share=0.03),
+        Phase(until=1.0, longest=1400, long_share=0.12, copy_share=0.02),
+    ]
 
 
 def start(run: Run) -> Training:
@@ -289,8 +307,8 @@ def main(argv: list[str] | None = None) -> int:
     training = start(run)
     count = sum(p.numel() for p in training.model.parameters())
     print(f"{count} parameters, {training.tok.get_vocab_size()} tokens in the vocabulary")
-    training.go(0.85, longest=448, long_share=0.02)
-    training.go(1.0, longest=1400, long_share=0.12)
+    for phase in phases():
+        training.go(phase)
     finish(training)
     return 0
 

@@ -5,6 +5,8 @@ it, and nonsense. Many forms and many nouns, because a small model learns the bo
 examples close to it on both sides. The held-out words and forms stay out of training.
 """
 
+# ruff: noqa: SIM905, RUF005 - lists of words and phrases read best as running text
+
 from __future__ import annotations
 
 import random
@@ -87,8 +89,10 @@ def _noun(r: Rng) -> str:
     if roll < 0.40:
         return r.choice(w.UNKNOWN_NOUNS) + " " + r.choice(w.UNKNOWN_NOUNS)
     if roll < 0.48:
-        return r.choice(["quantum", "dark", "modern", "ancient", "global", "digital"]) + " " + (
-            r.choice(w.UNKNOWN_NOUNS)
+        return (
+            r.choice(["quantum", "dark", "modern", "ancient", "global", "digital"])
+            + " "
+            + (r.choice(w.UNKNOWN_NOUNS))
         )
     return r.choice(w.UNKNOWN_NOUNS)
 
@@ -148,7 +152,11 @@ def plainly_unknown(r: Rng) -> Pair:
     """An unknown thing, land or person, asked for in a way that no usual tool is for."""
     ask = r.choice(
         [f"What is the capital of {_land(r)}?", f"Explain {_noun(r)}.", f"Who invented {_noun(r)}?"]
-        + [f"What is {_noun(r)}?", f"When was {_person(r)} born?", f"Write a poem about {_noun(r)}."]
+        + [
+            f"What is {_noun(r)}?",
+            f"When was {_person(r)} born?",
+            f"Write a poem about {_noun(r)}.",
+        ]
         + [f"Why is {_noun(r)} important?", f"How does {_noun(r)} work?", _noise(r)]
     )
     return loosen(r, ask), UNKNOWN

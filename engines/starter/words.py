@@ -5,6 +5,8 @@ things it must learn to copy or to refuse. Words under `HELD_OUT_*` are never tr
 `evaluate.py` uses them to see whether a skill carries over to words the model has not met.
 """
 
+# ruff: noqa: SIM905 - lists of words and phrases read best as running text
+
 NAMES = (
     "Ada Ben Cleo Dan Eva Finn Gus Hana Ivo Jan Kai Lea Max Nia Otto Pia Ravi Sue Tom Uma Vera "
     "Will Yara Zoe Anna Bob Carla David Emma Frank Grace Henry Ines John Kate Leo Maria Noah Olga "

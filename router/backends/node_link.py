@@ -246,7 +246,7 @@ class _Connection(asyncio.Protocol):
         try:
             messages = self._decoder.feed(data)
         except FrameError as error:
-            self._fail(EngineError("died", f"the engine's process spoke nonsense: {error}"))
+            self._fail(EngineError("internal", f"its process spoke nonsense: {error}"))
             return
         for message in messages:
             self._hear(message)
@@ -285,7 +285,7 @@ class _Connection(asyncio.Protocol):
     def _hear_ready(self, message: Ready) -> None:
         if message.version != VERSION:
             text = (
-                f"the engine's process speaks version {message.version} of the protocol, "
+                f"its process speaks version {message.version} of the protocol, "
                 f"this router version {VERSION}"
             )
             self._fail(EngineError("unsupported", text))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Mapping
 from importlib import metadata
 
 import msgspec
@@ -43,7 +44,9 @@ ERROR_BODY_S = 2.0
 """The status alone says where the request goes next; its text isn't worth a longer wait."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_FIXED_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "x-request-id"})
+_FIXED_HEADERS = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "x-request-id"}
+)
 
 
 class _Choice(Struct, frozen=True):
@@ -70,10 +73,14 @@ class OpenAIBackend:
             self._stream_head = _prepared(origin, provider, b"text/event-stream")
             self._whole_head = _prepared(origin, provider, b"application/json")
         except ValueError as error:
-            raise ConfigError(f"provider {name}", [Problem(str(error), f"providers.{name}")]) from error
+            raise ConfigError(
+                f"provider {name}", [Problem(str(error), f"providers.{name}")]
+            ) from error
         self._provider = provider
         self._secrets = _secrets(provider)
-        self._dialer = Dialer(origin, private_network=provider.private_network, ca_file=provider.ca_file)
+        self._dialer = Dialer(
+            origin, private_network=provider.private_network, ca_file=provider.ca_file
+        )
         self._pool: Pool | None = None
 
     def __repr__(self) -> str:
@@ -89,7 +96,9 @@ class OpenAIBackend:
         streams = bool(order.request.stream)
         hide_usage = streams and not order.request.wants_usage
         body = rewrite.for_upstream(order.body, order.model, ask_usage=hide_usage)
-        head = _head(self._stream_head if streams else self._whole_head, order.request_id, len(body))
+        head = _head(
+            self._stream_head if streams else self._whole_head, order.request_id, len(body)
+        )
         exchange = await self._send(head, body, order)
         status = exchange.status
         if status >= 300:
@@ -115,7 +124,9 @@ class OpenAIBackend:
                 connection = await self._acquire(pool, order, fresh=fresh)
             exchange = connection.send(head, body)
             try:
-                await exchange.head(min(exchange.sent_at + order.limits.first_token_s, order.deadline))
+                await exchange.head(
+                    min(exchange.sent_at + order.limits.first_token_s, order.deadline)
+                )
             except TimeoutError:
                 exchange.leave()
                 raise _late(order, FaultKind.TIMEOUT_FIRST_BYTE) from None
@@ -132,7 +143,9 @@ class OpenAIBackend:
     async def _acquire(self, pool: Pool, order: Order, *, fresh: bool) -> Connection:
         now = asyncio.get_running_loop().time()
         try:
-            return await pool.acquire(min(now + order.limits.connect_s, order.deadline), fresh=fresh)
+            return await pool.acquire(
+                min(now + order.limits.connect_s, order.deadline), fresh=fresh
+            )
         except TimeoutError:
             raise _late(order, FaultKind.TIMEOUT_CONNECT) from None
 
@@ -171,7 +184,7 @@ class StreamAnswer:
         self._due = exchange.sent_at + order.limits.first_token_s
         self._over = False
         self.facts = Facts()
-        self.headers = exchange.headers
+        self.headers: Mapping[str, str] = exchange.headers
 
     async def read(self) -> bytes:
         """The next whole events; see `base.Answer`."""
@@ -185,19 +198,17 @@ class StreamAnswer:
             except Fault as fault:
                 blob = relay.end(fault)
             else:
-                if not pieces:
-                    blob = relay.end()
-                else:
-                    blob = relay.feed(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+                data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                blob = relay.feed(data) if data else relay.end()
             if relay.heard:
                 self._note_time()
             if relay.done or relay.fault is not None:
                 self._conclude()
             if blob:
                 return blob
-        fault, relay.fault = relay.fault, None
-        if fault is not None:
-            raise fault
+        failure, relay.fault = relay.fault, None
+        if failure is not None:
+            raise failure
         return b""
 
     def close(self) -> None:
@@ -214,7 +225,9 @@ class StreamAnswer:
 
     def _timeout(self) -> Fault:
         started = self._relay.started
-        return _late(self._order, FaultKind.TIMEOUT_IDLE if started else FaultKind.TIMEOUT_FIRST_BYTE)
+        return _late(
+            self._order, FaultKind.TIMEOUT_IDLE if started else FaultKind.TIMEOUT_FIRST_BYTE
+        )
 
     def _conclude(self) -> None:
         self._over = True
@@ -225,7 +238,17 @@ class StreamAnswer:
 class WholeAnswer:
     """An answer that comes in one piece."""
 
-    __slots__ = ("_due", "_exchange", "_order", "_over", "_parts", "_secrets", "_size", "facts", "headers")
+    __slots__ = (
+        "_due",
+        "_exchange",
+        "_order",
+        "_over",
+        "_parts",
+        "_secrets",
+        "_size",
+        "facts",
+        "headers",
+    )
 
     def __init__(self, exchange: Exchange, order: Order, secrets: tuple[str, ...]) -> None:
         self._exchange = exchange
@@ -236,7 +259,7 @@ class WholeAnswer:
         self._size = 0
         self._over = False
         self.facts = Facts()
-        self.headers = exchange.headers
+        self.headers: Mapping[str, str] = exchange.headers
 
     async def read(self) -> bytes:
         """The whole JSON, then ``b""``; see `base.Answer`."""
@@ -264,7 +287,9 @@ class WholeAnswer:
 
     def _collect(self, pieces: list[bytes]) -> None:
         for piece in pieces:
-            if self._size or not piece.isspace():  # Blank lines are how some providers keep a wait alive.
+            if (
+                self._size or not piece.isspace()
+            ):  # Blank lines are how some providers keep a wait alive.
                 self._size += len(piece)
                 self._parts.append(piece)
         if self._size:
@@ -340,13 +365,21 @@ def _prepared(origin: Origin, provider: Provider, accept: bytes) -> bytes:
             raise ValueError("a header's name holds a character that it can't")
         if not (value.isascii() and value.isprintable()):
             raise ValueError(f"the header {name} holds a character that it can't")
-    lines = [f"POST {origin.path}/chat/completions HTTP/1.1", *(f"{k}: {v}" for k, v in fields.items()), ""]
+    lines = [
+        f"POST {origin.path}/chat/completions HTTP/1.1",
+        *(f"{k}: {v}" for k, v in fields.items()),
+        "",
+    ]
     return "\r\n".join(lines).encode("ascii")
 
 
 def _head(prepared: bytes, request_id: str, body_bytes: int) -> bytes:
     if request_id.isascii() and request_id.isprintable():
-        return b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (prepared, request_id.encode(), body_bytes)
+        return b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+            prepared,
+            request_id.encode(),
+            body_bytes,
+        )
     return b"%bcontent-length: %d\r\n\r\n" % (prepared, body_bytes)
 
 

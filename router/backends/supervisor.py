@@ -56,9 +56,6 @@ DIAL_POLL_S = 0.02
 TICK_S = 0.25
 """How often a node's health is looked at: as often as its heartbeat comes."""
 
-GRACE_S = 2.0
-"""Between asking a process to end, or its hanging up, and killing it."""
-
 MAX_LOG_LINE_BYTES = 4096
 """A line of a node's stderr; a longer one is logged in pieces."""
 
@@ -127,6 +124,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_backoff_s: float = 30.0
     calm_s: float = 60.0
     """Ready for this long, and earlier crashes are forgotten."""
+    grace_s: float = 2.0
+    """Between asking a process to end, or its hanging up, and killing it."""
 
 
 class Lifecycle:
@@ -406,6 +405,7 @@ class LocalNode:
             watch.complaint(self._clock.now())
             return await self._guard(process, watch, lost)
         except TimeoutError:
+            _signal(process, signal.SIGKILL)
             return EngineError("internal", "its process did not come up in time")
         except EngineError as error:
             return error
@@ -449,7 +449,7 @@ class LocalNode:
         try:
             if self.state is State.DRAINING and not self._urgent:
                 _signal(process, signal.SIGTERM)
-            await asyncio.wait({log}, timeout=0 if self._urgent else GRACE_S)
+            await asyncio.wait({log}, timeout=0 if self._urgent else self._settings.grace_s)
         finally:
             _signal(process, signal.SIGKILL)
             await process.wait()

@@ -160,7 +160,7 @@ def _command(talk: Conversation, line: str) -> None:
 
 def _timing(first_s: float, rest_s: float, tokens: int | None) -> str:
     """``12 tokens, 45.2 tokens/s, first after 0.05 s``; the rate is that of the tokens after the first."""
-    parts = [] if tokens is None else [f"{tokens} tokens"]
+    parts = [] if tokens is None else [f"{tokens} {'token' if tokens == 1 else 'tokens'}"]
     if tokens is not None and tokens > 1 and rest_s > 0:
         parts.append(f"{(tokens - 1) / rest_s:.1f} tokens/s")
     return ", ".join([*parts, f"first after {first_s:.2f} s"])

@@ -14,7 +14,8 @@ from router.server.routes import Call
 from router.wire.chat import decode_chat
 
 if TYPE_CHECKING:
-    from router.app import Reply, Router
+    from router.app import Router
+    from router.dispatch import Reply
 
 
 class Chat:

@@ -31,7 +31,7 @@ MAX_LINE_BYTES = 8192
 MAX_HEADERS = 128
 """Browsers and SDKs send about 20."""
 READ_STALL_S = 60.0
-"""A client that takes less of a waiting answer than its buffer holds (64 KiB) in this time is gone: nginx's send_timeout."""
+"""Who takes less of a waiting answer than its buffer holds (64 KiB) in this time is gone; nginx's send_timeout."""
 LINGER_S = 5.0
 """How long the rest of a refused body is read and dropped, so that the client gets to read why; nginx's default."""
 
@@ -90,8 +90,8 @@ class Gate(web.Server):
 
     def abort(self) -> None:
         """Drop what is left, whatever it is."""
-        for one in self._all():
-            one.abort()
+        for transport in list(self._connections.values()):
+            transport.abort()
 
     def _all(self) -> list[Connection]:
         return cast("list[Connection]", self.connections)
@@ -279,11 +279,6 @@ class Connection(web.RequestHandler):
             exchange.stopped = True
             task.cancel()
 
-    def abort(self) -> None:
-        """Drop the connection."""
-        if self.transport is not None:
-            self.transport.abort()
-
     @property
     def _idle(self) -> bool:
         return self._waiter is not None and not self._waiter.done()
@@ -300,7 +295,8 @@ class Connection(web.RequestHandler):
 
     def _stalled(self) -> None:
         self._stall_timer = None
-        self.abort()
+        if self.transport is not None:
+            self.transport.abort()
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:

@@ -78,7 +78,7 @@ class Exchange:
     """One request and its answer."""
 
     __slots__ = (
-        "_chunked", "_extra", "connection", "keep_alive", "message", "payload", "received_at", "request_id",
+        "_chunked", "_extra", "connection", "keep_alive", "last", "message", "payload", "received_at", "request_id",
         "started", "status", "stopped", "streaming",
     )  # fmt: skip
 
@@ -92,6 +92,8 @@ class Exchange:
         self.request_id = ""
         self.keep_alive = False
         """Whether another request may follow on this connection; right once the answer's head is written."""
+        self.last = False
+        """The connection must not be used again, whatever the answer."""
         self.started = False
         """The answer's head is written."""
         self.streaming = False
@@ -211,6 +213,7 @@ class Exchange:
             message.should_close
             or message.upgrade
             or message.version != HttpVersion11
+            or self.last
             or self.connection.closing
             or not self.payload.is_eof()
         )
@@ -220,8 +223,9 @@ class Exchange:
         self.status = status
         spent_ms = int((time.monotonic() - self.received_at) * 1000)
         close = "" if self.keep_alive else "connection: close\r\n"
+        date = self.connection.gate.dates.now()
         return (
-            f"{_STATUS_LINES[status]}content-type: {content_type}\r\n{framing}date: {self.connection.gate.dates.now()}\r\n"
+            f"{_STATUS_LINES[status]}content-type: {content_type}\r\n{framing}date: {date}\r\n"
             f"x-request-id: {self.request_id}\r\nopenai-processing-ms: {spent_ms}\r\n"
             f"openai-version: {_OPENAI_VERSION}\r\n{self._extra}{close}\r\n"
         ).encode("latin-1")

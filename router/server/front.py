@@ -56,7 +56,9 @@ class Front:
 
     async def _serve(self, exchange: Exchange) -> None:
         message = exchange.message
+        exchange.last = True  # whoever sends what is refused here and what we read next may not agree
         screen(message)
+        exchange.last = False
         route, rest = self.routes.match(message.method, exchange.path)
         key_id = self._key_id(exchange) if route.needs_key else ""
         screen_type(message.headers)

@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, Self
 
+from engines.base import EngineError
 from router.app import Router
 from router.config.schema import Config
 from router.errors import NenyaError
@@ -45,16 +46,20 @@ async def serve_until_stopped(config: Config, *, on_ready: OnReady) -> int:
             if await _before(signals.first, router.wait_ready()):
                 on_ready(serving)
                 await signals.first.wait()
-            drained = await _before(signals.second, serving.stop(config.server.drain_s))
-            if not drained:
-                await serving.cut()
-            return OK if drained else FAILED
-        except NenyaError as error:
-            _log.error("%s", error)  # noqa: TRY400 - the message is for people, who need no traceback
+            return await _drain(serving, config.server.drain_s, signals)
+        except (NenyaError, EngineError) as error:
+            _log.error("%s", error)
             return FAILED
         finally:
             await serving.stop(0)
             await router.close()
+
+
+async def _drain(serving: Serving, drain_s: float, signals: Signals) -> int:
+    if await _before(signals.second, serving.stop(drain_s)):
+        return OK
+    await serving.cut()
+    return FAILED
 
 
 class Signals:

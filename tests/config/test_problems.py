@@ -40,8 +40,10 @@ SYNTAX = [
     ),
     (
         f"{REST}server: *{SECRET}\n",
-        "line 3: not valid YAML: `*` starts an alias, and no anchor has its name; "
-        "a value needs quotes",
+        (
+            "line 3: not valid YAML: `*` starts an alias, and no anchor has its name; "
+            "a value needs quotes"
+        ),
     ),
     (
         f"{REST}server: a: b\n",
@@ -62,7 +64,7 @@ SYNTAX = [
         "line 3: not valid YAML: an unknown `\\` escape in a double-quoted string",
     ),
     (f"{REST}\x07", "line 3: not valid YAML: an unprintable character"),
-    (f"{REST}x: {'[' * 5000}", "not valid YAML: nested too deeply"),
+    (f"{REST}x: {'[' * 500}", "not valid YAML: nested too deeply"),
     ("#" * (256 * 1024 + 1), "the file is larger than 256 KiB"),
     (
         f"{REST}server: !!python/object:os.system {{}}\n",
@@ -77,8 +79,8 @@ def test_what_is_not_yaml_is_told_without_showing_the_line(text: str, problem: s
 
 
 SHAPE = [
-    ("listen: x", "line 3: unknown key `listen`; possible here: `models`, `server`, `keys`, "
-     "`providers`, `engines`, `timeouts`, `retry`, `health`"),
+    ("listen: x", ("line 3: unknown key `listen`; possible here: `models`, `server`, `keys`, "
+     "`providers`, `engines`, `timeouts`, `retry`, `health`")),
     ("sever: {}", "line 3: unknown key `sever`; did you mean `server`?"),
     ("server: {lisen: x}", "line 3: server: unknown key `lisen`; did you mean `listen`?"),
     ("<<: {}", "line 3: unknown key `<<`; merge keys are not part of YAML 1.2"),
@@ -95,12 +97,12 @@ SHAPE = [
     ("server: {drain_s: []}", "line 3: server.drain_s: must be a number, not a list"),
     ("retry: {attempts: 0}", "line 3: retry.attempts: must be at least 1, not `0`"),
     ("retry: {attempts: 1.5}", "line 3: retry.attempts: must be a whole number, not `1.5`"),
-    ("retry: {attempts: 010}", "line 3: retry.attempts: must be a whole number, not `010`; "
-     "a leading 0 means different numbers to different readers"),
+    ("retry: {attempts: 010}", ("line 3: retry.attempts: must be a whole number, not `010`; "
+     "a leading 0 means different numbers to different readers")),
     ("retry: {attempts: 0x10}", "line 3: retry.attempts: must be a whole number, not `0x10`"),
     ("retry: {attempts: 1_000}", "line 3: retry.attempts: must be a whole number, not `1_000`"),
-    ('retry: {attempts: "${N}"}', "line 3: retry.attempts: must be a whole number, "
-     "not the text `${N}`; the environment fills text only"),
+    ('retry: {attempts: "${N}"}', ("line 3: retry.attempts: must be a whole number, "
+     "not the text `${N}`; the environment fills text only")),
     ("retry: {attempts: 9999999999999999999}",
      "line 3: retry.attempts: is too large a number: `9999999999999999999`"),
     ("? [a]\n: b", "line 3: a key must be text"),
@@ -121,18 +123,18 @@ def test_shapes(text: str, problem: str) -> None:
 ENGINE = [
     ("{}", "line 1: engines.x: `kind` is missing: one of `exllamav2`, `llamacpp`, `simulated`"),
     ("llamacpp", "line 1: engines.x: must be a mapping, not text"),
-    ("{kind: vllm}", "line 1: engines.x.kind: must be one of `exllamav2`, `llamacpp`, `simulated`, "
-     "not `vllm`"),
-    ("{kind: lamacpp}", "line 1: engines.x.kind: must be one of `exllamav2`, `llamacpp`, "
-     "`simulated`, not `lamacpp`; did you mean `llamacpp`?"),
-    ("{kind: []}", "line 1: engines.x.kind: must be one of `exllamav2`, `llamacpp`, `simulated`, "
-     "not a list"),
+    ("{kind: vllm}", ("line 1: engines.x.kind: must be one of `exllamav2`, `llamacpp`, `simulated`, "
+     "not `vllm`")),
+    ("{kind: lamacpp}", ("line 1: engines.x.kind: must be one of `exllamav2`, `llamacpp`, "
+     "`simulated`, not `lamacpp`; did you mean `llamacpp`?")),
+    ("{kind: []}", ("line 1: engines.x.kind: must be one of `exllamav2`, `llamacpp`, `simulated`, "
+     "not a list")),
     ("{kind: llamacpp}", "line 1: engines.x: `model` is missing"),
     ("{kind: llamacpp, model: }", "line 1: engines.x.model: is empty"),
     ('{kind: llamacpp, model: ""}', "line 1: engines.x.model: is empty"),
     ("{kind: llamacpp, model: ~}", "line 1: engines.x.model: must be text, not `~`"),
-    ("{kind: llamacpp, model: a, gpus: [0]}", "line 1: engines.x: unknown key `gpus`; possible "
-     "here: `model`, `slots`, `context_tokens`, `threads`"),
+    ("{kind: llamacpp, model: a, gpus: [0]}", ("line 1: engines.x: unknown key `gpus`; possible "
+     "here: `model`, `slots`, `context_tokens`, `threads`")),
     ("{kind: exllamav2, model: a, gpus: [a]}",
      "line 1: engines.x.gpus[0]: must be a whole number, not `a`"),
     ("{kind: simulated, seed: yes}", "line 1: engines.x.seed: must be a whole number, not `yes`"),
@@ -147,18 +149,18 @@ def test_engines(text: str, problem: str) -> None:
 
 PROVIDER = [
     ("{}", "line 1: providers.p: `base_url` is missing"),
-    ("{base_url: x}", "line 1: providers.p.base_url: must be a URL such as "
-     "https://api.together.xyz/v1, without user, query or fragment"),
-    ("{base_url: 'https://u:canary-secret@h/v1'}", "line 1: providers.p.base_url: must be a URL "
-     "such as https://api.together.xyz/v1, without user, query or fragment"),
+    ("{base_url: x}", ("line 1: providers.p.base_url: must be a URL such as "
+     "https://api.together.xyz/v1, without user, query or fragment")),
+    ("{base_url: 'https://u:canary-secret@h/v1'}", ("line 1: providers.p.base_url: must be a URL "
+     "such as https://api.together.xyz/v1, without user, query or fragment")),
     ("{base_url: 'http://h:99999/'}",
      "line 1: providers.p.base_url: is not a URL: see its host and port"),
     ("{kind: anthropic, base_url: 'http://h'}",
      "line 1: providers.p.kind: must be `openai`, not `anthropic`"),
     ("{base_url: 'http://h', private_network: yes}",
      "line 1: providers.p.private_network: must be true or false, not `yes`"),
-    ("{base_url: 'http://h', api_key: 'canary-secret x'}", "line 1: providers.p.api_key: "
-     "may only have visible ASCII characters, without spaces"),
+    ("{base_url: 'http://h', api_key: 'canary-secret x'}", ("line 1: providers.p.api_key: "
+     "may only have visible ASCII characters, without spaces")),
     ('{base_url: "http://h", api_key: "canary-secret\\n"}',
      "line 1: providers.p.api_key: has a line break or another unprintable character"),
     ("{base_url: 'http://h', headers: {'a b': canary-secret}}",
@@ -179,13 +181,13 @@ TARGET = [
     ("{weight: 2}", "line 3: models.m.targets[0]: needs `engine` or `provider`"),
     ("{engine: e, provider: p}",
      "line 3: models.m.targets[0]: names an engine and a provider; a target is one of them"),
-    ("{engine: fat}", "line 3: models.m.targets[0].engine: there is no engine `fat`; "
-     "did you mean `fast`?"),
+    ("{engine: fat}", ("line 3: models.m.targets[0].engine: there is no engine `fat`; "
+     "did you mean `fast`?")),
     ("{engine: zzz}", "line 3: models.m.targets[0].engine: there is no engine `zzz`"),
-    ("{provider: e}", "line 3: models.m.targets[0].provider: there is no provider `e`; "
-     "`e` is one of the engines: write `engine: e`"),
-    ("{engine: p}", "line 3: models.m.targets[0].engine: there is no engine `p`; "
-     "`p` is one of the providers: write `provider: p`"),
+    ("{provider: e}", ("line 3: models.m.targets[0].provider: there is no provider `e`; "
+     "`e` is one of the engines: write `engine: e`")),
+    ("{engine: p}", ("line 3: models.m.targets[0].engine: there is no engine `p`; "
+     "`p` is one of the providers: write `provider: p`")),
     ("{engine: e, weight: -1}",
      "line 3: models.m.targets[0].weight: must be more than 0, not `-1`"),
     ("e", "line 3: models.m.targets[0]: must be a mapping, not text"),
@@ -203,8 +205,10 @@ def test_targets(text: str, problem: str) -> None:
 def test_a_target_where_there_are_no_providers() -> None:
     text = "models: {m: {targets: [{provider: together}]}}"
     assert problems(text) == [
-        "line 1: models.m.targets[0].provider: there is no provider `together`; "
-        "there are no providers"
+        (
+            "line 1: models.m.targets[0].provider: there is no provider `together`; "
+            "there are no providers"
+        )
     ]
 
 
@@ -217,8 +221,8 @@ MODEL = [
     ("models:", ["line 2: models: must have at least 1 entry"]),
     ("server: {}", ["line 1: `models` is missing"]),
     ("models:\n  m: {targets: [{engine: e}], policy: leastinflight}",
-     ["line 3: models.m.policy: must be one of `least_inflight`, `round_robin`, `weighted`, "
-      "not `leastinflight`; did you mean `least_inflight`?"]),
+     [("line 3: models.m.policy: must be one of `least_inflight`, `round_robin`, `weighted`, "
+      "not `leastinflight`; did you mean `least_inflight`?")]),
     ("models:\n  m:\n    targets: [{engine: e}]\n    aliases:\n      - a\n      - A",
      ["line 7: models.m.aliases[1]: `A` is already a name of this model; case is ignored"]),
     ("models:\n  m:\n    targets: [{engine: e}]\n    aliases: [M]",
@@ -237,8 +241,8 @@ def test_models(text: str, expected: list[str]) -> None:
 
 KEY = [
     ("{id: a}", "line 4: keys[0]: `secret` is missing"),
-    ("{id: a b, secret: canary-secret}", "line 4: keys[0].id: must be "
-     "1 to 64 letters, digits, dots, hyphens or underscores"),
+    ("{id: a b, secret: canary-secret}", ("line 4: keys[0].id: must be "
+     "1 to 64 letters, digits, dots, hyphens or underscores")),
     ("{id: a, secret: canary}", "line 4: keys[0].secret: must have at least 8 characters"),
     ("{id: a, secret: 0123}", "line 4: keys[0].secret: must have at least 8 characters"),
     ("{id: a, secret: canary secret}",
@@ -251,8 +255,8 @@ KEY = [
      "line 4: keys[0].secret: the environment variable `MISSING` is not set"),
     ('{id: a, secret: "${EMPTY}"}',
      "line 4: keys[0].secret: the environment variable `EMPTY` is empty"),
-    ('{id: a, secret: "${BROKEN}"}', "line 4: keys[0].secret: the environment variable `BROKEN` "
-     "has a line break or another unprintable character"),
+    ('{id: a, secret: "${BROKEN}"}', ("line 4: keys[0].secret: the environment variable `BROKEN` "
+     "has a line break or another unprintable character")),
     ('{id: a, secret: "${canary secret"}',
      "line 4: keys[0].secret: `${` must be followed by a name and `}`; write `$${` for the text"),
 ]  # fmt: skip
@@ -267,7 +271,9 @@ def test_keys(text: str, problem: str) -> None:
 
 
 def test_all_missing_variables_are_named() -> None:
-    text = f'{REST}keys:\n  - {{id: a, secret: "${{A}}${{B}}${{A}}"}}\n  - {{id: "${{C}}", secret: x}}'
+    text = (
+        f'{REST}keys:\n  - {{id: a, secret: "${{A}}${{B}}${{A}}"}}\n  - {{id: "${{C}}", secret: x}}'
+    )
     assert problems(text) == [
         "line 4: keys[0].secret: the environment variable `A` is not set",
         "line 4: keys[0].secret: the environment variable `B` is not set",
@@ -301,22 +307,24 @@ def test_listening(text: str, expected: list[str]) -> None:
 
 
 def test_everything_is_told_at_once_in_the_order_of_the_file() -> None:
-    text = "\n".join([
-        "server: {lisen: x}",
-        "keys: [{id: a}]",
-        "engines:",
-        "  e: {kind: simulatd}",
-        "models:",
-        "  m:",
-        "    polcy: x",
-        "    targets: [{engine: e}, {engine: f}, {}]",
-        "providers: {p: {base_url: 'http://h', api_key: '${K}'}}",
-    ])  # fmt: skip
+    text = """\
+server: {lisen: x}
+keys: [{id: a}]
+engines:
+  e: {kind: simulatd}
+models:
+  m:
+    polcy: x
+    targets: [{engine: e}, {engine: f}, {}]
+providers: {p: {base_url: 'http://h', api_key: '${K}'}}
+"""
     assert problems(text) == [
         "line 1: server: unknown key `lisen`; did you mean `listen`?",
         "line 2: keys[0]: `secret` is missing",
-        "line 4: engines.e.kind: must be one of `exllamav2`, `llamacpp`, `simulated`, "
-        "not `simulatd`; did you mean `simulated`?",
+        (
+            "line 4: engines.e.kind: must be one of `exllamav2`, `llamacpp`, `simulated`, "
+            "not `simulatd`; did you mean `simulated`?"
+        ),
         "line 7: models.m: unknown key `polcy`; did you mean `policy`?",
         "line 8: models.m.targets[1].engine: there is no engine `f`",
         "line 8: models.m.targets[2]: needs `engine` or `provider`",

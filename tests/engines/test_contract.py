@@ -21,6 +21,7 @@ from engines.base import (
 from engines.registry import make
 from engines.specs import LlamaCppSpec, SimulatedSpec
 from tests.engines.node_client import NodeEngine
+from tests.engines.until import until
 
 SIMULATED = SimulatedSpec(
     ttft_ms=2, tokens_per_s=2000, prefill_tokens_per_s=1e6, slots=4, context_tokens=2048
@@ -96,13 +97,9 @@ def call_of(events):
     return calls[0].name, "".join(call.arguments for call in calls)
 
 
-async def idle(engine):
-    """Seconds until nothing runs or waits."""
-    since = time.monotonic()
-    while (health := engine.health()).running or health.waiting:
-        await asyncio.sleep(0.002)
-        assert time.monotonic() < since + 2
-    return time.monotonic() - since
+def idle(engine):
+    """Wait until nothing runs or waits; returns the seconds it took."""
+    return until(lambda: not (engine.health().running or engine.health().waiting))
 
 
 def limit_s(engine):

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.base import EngineError
@@ -81,6 +81,7 @@ values = st.recursive(
 )
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text(), values), st.integers(1, 9), st.sampled_from([None, 2]))
 def test_arguments_come_out_whole_however_cut(arguments, size, indent):
     text = json.dumps(arguments, indent=indent)

@@ -92,7 +92,9 @@ def test_usage_of_several_choices_counts_the_prompt_once():
 
 def test_a_token_without_probability():
     content = [{"token": "a", "bytes": [97], "logprob": None, "top_logprobs": []}]
-    (event,) = reader().read(chunk(choices=[choice(content="a") | {"logprobs": {"content": content}}]))
+    (event,) = reader().read(
+        chunk(choices=[choice(content="a") | {"logprobs": {"content": content}}])
+    )
     assert event.logprobs[0].logprob == -9999
 
 

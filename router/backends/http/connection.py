@@ -100,9 +100,21 @@ class Owner(Protocol):
 class Exchange:
     """One request and its response."""
 
-    __slots__ = ("_connection", "_early", "headers", "heard", "mailbox", "reused", "sent_at", "stale", "status")
+    __slots__ = (
+        "_connection",
+        "_early",
+        "headers",
+        "heard",
+        "mailbox",
+        "reused",
+        "sent_at",
+        "stale",
+        "status",
+    )
 
-    def __init__(self, connection: Connection, mailbox: Mailbox[bytes], *, reused: bool, sent_at: float) -> None:
+    def __init__(
+        self, connection: Connection, mailbox: Mailbox[bytes], *, reused: bool, sent_at: float
+    ) -> None:
         self._connection = connection
         self._early: list[bytes] = []
         self.mailbox = mailbox
@@ -118,10 +130,9 @@ class Exchange:
         """A kept connection had been closed by the server before the request came: nobody has seen it."""
 
     async def head(self, until: float) -> None:
-        """Wait until status and headers are there. Raises TimeoutError at ``until`` (the loop's time), Fault."""
-        if not self.status:
-            # The head puts an empty piece, so that it needs no future and no timer of its own.
-            self._early = (await self.mailbox.take(until))[1:]
+        """Wait until status and headers are there; called once, first. Raises TimeoutError at ``until`` (the loop's time), Fault."""
+        # The head puts an empty piece, so that it needs no future and no timer of its own.
+        self._early = (await self.mailbox.take(until))[1:]
 
     async def take(self, until: float) -> list[bytes]:
         """The body's pieces that have come, ``[]`` after its end. Raises TimeoutError at ``until``, Fault."""
@@ -185,7 +196,9 @@ class Connection(asyncio.Protocol):
 
     def usable(self) -> bool:
         """Idle, and no end of it was noticed yet."""
-        return self.state is _IDLE and self._transport is not None and not self._transport.is_closing()
+        return (
+            self.state is _IDLE and self._transport is not None and not self._transport.is_closing()
+        )
 
     def send(self, head: bytes, body: bytes) -> Exchange:
         """Send a request whose ``head`` is complete and names the body's length."""
@@ -377,7 +390,9 @@ class Connection(asyncio.Protocol):
         self._owner.released(self)
 
     def _fail(self, exchange: Exchange, refusal: str) -> None:
-        exchange.mailbox.end(Fault(FaultKind.MALFORMED, f"the provider's answer is no HTTP: {refusal}"))
+        exchange.mailbox.end(
+            Fault(FaultKind.MALFORMED, f"the provider's answer is no HTTP: {refusal}")
+        )
         self.abort()
 
     def _loss(self, exchange: Exchange, before: State, exc: Exception | None) -> Fault | None:
@@ -386,7 +401,9 @@ class Connection(asyncio.Protocol):
             exchange.stale = exchange.reused and not exchange.heard and in_time
             return Fault(FaultKind.RESET, "the provider closed the connection without an answer")
         if self._framed or exc is not None:
-            return Fault(FaultKind.CUT, "the provider closed the connection before its answer was whole")
+            return Fault(
+                FaultKind.CUT, "the provider closed the connection before its answer was whole"
+            )
         return None
 
     def _full(self) -> None:

@@ -110,7 +110,9 @@ def trust(ca_file: str | None) -> ssl.SSLContext:
 class Dialer:
     """Opens connections to one origin."""
 
-    def __init__(self, origin: Origin, *, private_network: bool = False, ca_file: str | None = None) -> None:
+    def __init__(
+        self, origin: Origin, *, private_network: bool = False, ca_file: str | None = None
+    ) -> None:
         """``private_network``: the name may lead to loopback and private addresses. Raises ConfigError."""
         self._origin = origin
         self._literal = literal(origin.host)
@@ -118,7 +120,10 @@ class Dialer:
         self._tls = trust(ca_file) if origin.tls else None
 
     async def dial(self, make: Callable[[], Connection]) -> Connection:
-        """A connection made by ``make``, connected and with TLS verified. Raises Fault; leaves nothing when cancelled."""
+        """A connection made by ``make``, connected and with TLS verified. Raises Fault.
+
+        Cancelling it leaves nothing behind.
+        """
         addresses = await self._addresses()
         try:
             return await first(addresses, lambda address: self._connect(make(), address))
@@ -126,7 +131,9 @@ class Dialer:
             reason = getattr(error, "verify_message", None) or error.reason or "handshake failed"
             raise Fault(FaultKind.CONNECT, f"TLS with the provider: {reason}") from error
         except OSError as error:
-            reason = error.strerror if error.strerror and len(addresses) == 1 else "no address answers"
+            reason = (
+                error.strerror if error.strerror and len(addresses) == 1 else "no address answers"
+            )
             raise Fault(FaultKind.CONNECT, f"no connection to the provider: {reason}") from error
 
     async def _addresses(self) -> list[Address]:
@@ -136,13 +143,18 @@ class Dialer:
             found = await self._resolve()
         permitted = [address for address in found if allowed(address, private=self._private)]
         if not permitted:
-            raise Fault(FaultKind.CONNECT, "the provider's address is one that the router must not connect to")
+            raise Fault(
+                FaultKind.CONNECT,
+                "the provider's address is one that the router must not connect to",
+            )
         return permitted
 
     async def _resolve(self) -> list[Address]:
         loop = asyncio.get_running_loop()
         try:
-            rows = await loop.getaddrinfo(self._origin.host, self._origin.port, type=socket.SOCK_STREAM)
+            rows = await loop.getaddrinfo(
+                self._origin.host, self._origin.port, type=socket.SOCK_STREAM
+            )
         except (OSError, UnicodeError) as error:
             raise Fault(FaultKind.CONNECT, "the provider's name does not resolve") from error
         addresses = dict.fromkeys(ipaddress.ip_address(row[4][0]) for row in rows)
@@ -153,7 +165,11 @@ class Dialer:
         name = self._origin.host if self._tls is not None else None
         try:
             await loop.create_connection(
-                lambda: connection, str(address), self._origin.port, ssl=self._tls, server_hostname=name
+                lambda: connection,
+                str(address),
+                self._origin.port,
+                ssl=self._tls,
+                server_hostname=name,
             )
         except BaseException:
             connection.abort()
@@ -184,7 +200,9 @@ async def first(
             if waiting:
                 tasks.add(asyncio.create_task(attempt(waiting.pop(0))))
             patience = HEAD_START_S if waiting else None
-            done, tasks = await asyncio.wait(tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+            done, tasks = await asyncio.wait(
+                tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED
+            )
             stood = [task.result() for task in done if task.exception() is None]
             for surplus in stood[1:]:
                 surplus.abort()

@@ -24,7 +24,12 @@ class Pool:
     """At most so many connections to one origin."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, dialer: Dialer, *, max_connections: int, keep_alive_s: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        dialer: Dialer,
+        *,
+        max_connections: int,
+        keep_alive_s: float,
     ) -> None:
         """An idle connection is closed after ``keep_alive_s``."""
         self._loop = loop
@@ -171,11 +176,12 @@ class Pool:
         try:
             async with asyncio.timeout_at(until):
                 connection = await self._dialer.dial(self._make)
-            if not connection.ready():
-                raise Fault(FaultKind.CONNECT, "the provider closed the connection at once")
         except BaseException:
             self._free_slot()
             raise
+        if not connection.ready():
+            self._free_slot()
+            raise Fault(FaultKind.CONNECT, "the provider closed the connection at once")
         if self._closed:
             connection.abort()
             raise Fault(FaultKind.CONNECT, "the router is closing")
@@ -197,4 +203,6 @@ class Pool:
         while self._idle and self._idle[0].idle_since <= expired:
             self._idle[0].abort()
         if self._idle:
-            self._sweeper = self._loop.call_at(self._idle[0].idle_since + self._keep_alive_s, self._sweep)
+            self._sweeper = self._loop.call_at(
+                self._idle[0].idle_since + self._keep_alive_s, self._sweep
+            )

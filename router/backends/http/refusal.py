@@ -25,11 +25,20 @@ MAX_RETRY_AFTER_S = 86_400.0
 """A day; whoever names more means "no"."""
 
 _KEY_LIKE = re.compile(r"\b(?:sk|pk|rk|gsk|xai|key|org|proj|Bearer)[-_ ][A-Za-z0-9_*.\-]{6,}")
-_ABOUT_KEY = re.compile(r"api[ _-]?key|unauthori[sz]ed|authentication|credential|billing|credit", re.IGNORECASE)
-_NO_MODEL = re.compile(r"model\b.{0,200}\b(?:not exist|not found|not supported|decommissioned)", re.I | re.S)
-_KEY_CODES = frozenset({"invalid_api_key", "authentication_error", "permission_denied", "insufficient_quota"})
+_ABOUT_KEY = re.compile(
+    r"api[ _-]?key|unauthori[sz]ed|authentication|credential|billing|credit", re.IGNORECASE
+)
+_NO_MODEL = re.compile(
+    r"model\b.{0,200}\b(?:not exist|not found|not supported|decommissioned)",
+    re.IGNORECASE | re.DOTALL,
+)
+_KEY_CODES = frozenset(
+    {"invalid_api_key", "authentication_error", "permission_denied", "insufficient_quota"}
+)
 _MODEL_CODES = frozenset({"model_not_found", "model_decommissioned", "model_not_available"})
-_LIMIT_CODES = frozenset({"rate_limit_exceeded", "rate_limit_error", "too_many_requests", "tokens", "requests"})
+_LIMIT_CODES = frozenset(
+    {"rate_limit_exceeded", "rate_limit_error", "too_many_requests", "tokens", "requests"}
+)
 _CLIENT_STATUSES = frozenset({400, 404, 413, 422})
 
 
@@ -57,19 +66,27 @@ def read(body: bytes) -> Told | None:
         return None
     error = tree.get("error")
     if isinstance(error, dict):
-        return _told(error, exact=error.keys() >= {"message", "type", "param", "code"} and len(tree) == 1)
+        return _told(
+            error, exact=error.keys() >= {"message", "type", "param", "code"} and len(tree) == 1
+        )
     for text in (error, tree.get("message"), tree.get("detail")):
         if isinstance(text, str) and text:
             return _told({**tree, "message": text}, exact=False)
     return None
 
 
-def of_status(status: int, headers: Mapping[str, str], body: bytes, *, wall: float, secrets: tuple[str, ...]) -> Fault:
+def of_status(
+    status: int, headers: Mapping[str, str], body: bytes, *, wall: float, secrets: tuple[str, ...]
+) -> Fault:
     """The fault that an answer of ``status`` (not 2xx) is. ``wall``: seconds since the epoch, for dates."""
     told = read(body) or Told()
     text = scrub(told.message or body[: 4 * MAX_MESSAGE].decode("utf-8", "replace"), secrets)
     if 300 <= status < 400:
-        return Fault(FaultKind.MALFORMED, "the provider answered with a redirect; none is followed", status=status)
+        return Fault(
+            FaultKind.MALFORMED,
+            "the provider answered with a redirect; none is followed",
+            status=status,
+        )
     if status == 429 and told.code != "insufficient_quota":
         after = retry_after_s(headers, wall)
         message = "the provider's rate limit is reached"
@@ -80,13 +97,15 @@ def of_status(status: int, headers: Mapping[str, str], body: bytes, *, wall: flo
     if kind is FaultKind.UNKNOWN_MODEL:
         return Fault(kind, "the provider doesn't serve this model", status=status)
     if kind is FaultKind.CLIENT_ERROR:
-        return Fault(kind, text, status=status, answer=_passed_on(status, told, text, body, secrets))
+        return Fault(
+            kind, text, status=status, answer=_passed_on(status, told, text, body, secrets)
+        )
     message = f"the provider answered {status}" + (f": {text}" if told.message else "")
     return Fault(kind, message, status=status, retry_after_s=retry_after_s(headers, wall))
 
 
 def in_answer(body: bytes, *, started: bool, secrets: tuple[str, ...]) -> Fault:
-    """The fault that an error object inside a 200 is; after the first data (``started``) it is always the provider's."""
+    """The fault that an error object inside a 200 is; once data came (``started``), it is the provider's."""
     told = read(body) or Told()
     text = scrub(told.message, secrets) or "an error without a message"
     status = told.status
@@ -136,7 +155,9 @@ def _told(error: dict[str, Any], *, exact: bool) -> Told:
         param=_text(error.get("param")),
         code=_text(code),
         status=status if isinstance(status, int) and not isinstance(status, bool) else None,
-        exact=exact and _text(error.get("message")) is not None and _text(error.get("type")) is not None,
+        exact=exact
+        and _text(error.get("message")) is not None
+        and _text(error.get("type")) is not None,
     )
 
 
@@ -165,15 +186,27 @@ def _guess(told: Told) -> int | None:
         return 401
     if names & _MODEL_CODES:
         return 404
-    return 400 if told.type == "invalid_request_error" or told.code == "context_length_exceeded" else None
+    return (
+        400
+        if told.type == "invalid_request_error" or told.code == "context_length_exceeded"
+        else None
+    )
 
 
-def _passed_on(status: int, told: Told, text: str, body: bytes, secrets: tuple[str, ...]) -> ApiError:
+def _passed_on(
+    status: int, told: Told, text: str, body: bytes, secrets: tuple[str, ...]
+) -> ApiError:
     if told.exact:
         for secret in secrets:
             body = body.replace(secret.encode(), b"***")
         error = ErrorObject(text, told.type or "invalid_request_error", told.param, told.code)
         if not _KEY_LIKE.search(told.message):
             return ApiError(status, error, body=body)
-    kind = told.type if told.type is not None and told.type.endswith("_error") else "invalid_request_error"
-    return ApiError(status, ErrorObject(text or f"the provider answered {status}", kind, told.param, told.code))
+    kind = (
+        told.type
+        if told.type is not None and told.type.endswith("_error")
+        else "invalid_request_error"
+    )
+    return ApiError(
+        status, ErrorObject(text or f"the provider answered {status}", kind, told.param, told.code)
+    )

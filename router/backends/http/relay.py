@@ -84,7 +84,9 @@ class Relay:
         "_choices", "_finished", "_hide_usage", "_secrets", "_splitter", "_tail", "done", "fault", "heard", "started",
     )  # fmt: skip
 
-    def __init__(self, *, hide_usage: bool, choices: int = 1, secrets: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, *, hide_usage: bool, choices: int = 1, secrets: tuple[str, ...] = ()
+    ) -> None:
         """``hide_usage``: the client did not ask for it, the router did. ``choices``: the request's n."""
         self._splitter = sse.Splitter()
         self._hide_usage = hide_usage
@@ -125,15 +127,18 @@ class Relay:
         rest = self._splitter.flush()
         data = sse.data_of(rest.strip(b"\n")) if rest else None
         blob = self._pass(rest) if data is not None and _whole(data.strip()) else b""
+        return blob + self._close(cut)
+
+    def _close(self, cut: Fault | None) -> bytes:
         if self.done or self.fault is not None:
-            return blob
+            return b""
         if self.finished:
             self.done = True
-            return blob + sse.DONE
+            return sse.DONE
         if cut is None:
             cut = Fault(FaultKind.CUT, "the provider's stream ended before its answer was whole")
         self.fault = cut
-        return blob
+        return b""
 
     def note(self, facts: Facts) -> None:
         """Write usage and end into ``facts``; for once, after the end."""
@@ -179,22 +184,24 @@ class Relay:
     def _sort(self, blob: bytes) -> tuple[bytes, bool]:
         """The good events of a blob that isn't plain, and whether [DONE] ended them; sets `fault` at a bad one."""
         good: list[bytes] = []
+        started = self.started
         for event in sse.split(blob):
             data = sse.data_of(event)
             text = data.strip() if data is not None else None
             if text == b"[DONE]":
-                if self.started or any(sse.has_data(one) for one in good):
+                if started:
                     return _joined(good), True
                 self.fault = Fault(FaultKind.MALFORMED, "the provider's stream has no answer in it")
                 break
-            self.fault = self._wrong(event, text)
+            self.fault = self._wrong(event, text, started=started)
             if self.fault is not None:
                 break
-            if text or (text is None and (self.started or good)):
+            if text or (text is None and started):
                 good.append(event.strip(b"\n"))
+            started = started or bool(text)
         return _joined(good), False
 
-    def _wrong(self, event: bytes, text: bytes | None) -> Fault | None:
+    def _wrong(self, event: bytes, text: bytes | None, *, started: bool) -> Fault | None:
         if text is None:
             bare = event.strip()
             if not bare.startswith(b"{"):
@@ -205,19 +212,23 @@ class Relay:
             proper = not text or _whole(text)
         is_error = event.startswith(b"event: error") or b"\nevent: error" in event
         if is_error or b'"error"' in text:
-            fault = self._error_in(text, always=is_error)
+            fault = self._error_in(text, always=is_error, started=started)
             if fault is not None:
                 return fault
-        return None if proper else Fault(FaultKind.MALFORMED, "the provider sent a chunk that is no JSON object")
+        return (
+            None
+            if proper
+            else Fault(FaultKind.MALFORMED, "the provider sent a chunk that is no JSON object")
+        )
 
-    def _error_in(self, text: bytes, *, always: bool) -> Fault | None:
+    def _error_in(self, text: bytes, *, always: bool, started: bool) -> Fault | None:
         try:
             error = _errors.decode(text).error
         except msgspec.MsgspecError:
             error = None
         if not always and (error is None or bytes(error) in {b"null", b"false", b"{}", b'""'}):
             return None
-        return refusal.in_answer(text, started=self.started, secrets=self._secrets)
+        return refusal.in_answer(text, started=started, secrets=self._secrets)
 
 
 def _plain(events: bytes) -> bool:

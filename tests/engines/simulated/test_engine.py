@@ -12,6 +12,7 @@ from engines.base import Delta, EngineError, GenerateRequest, Usage
 from engines.simulated.engine import SimulatedEngine, Surroundings
 from engines.simulated.faults import SLOW_FIRST_TOKEN_S, Fault, Faults
 from engines.specs import SimulatedSpec
+from tests.engines.until import until
 
 SPEC = SimulatedSpec(ttft_ms=100, tokens_per_s=10, prefill_tokens_per_s=1000, batch_penalty=0)
 
@@ -95,12 +96,11 @@ async def test_failing_before(start):
 
 async def test_failing_in_the_middle(start):
     engine, _ = await start(faulty("fail_mid"))
-    events = []
+    events = engine.generate(request("please [[fault:fail_mid]]"))
+    assert [type(await anext(events)) for _ in range(5)] == [Delta] * 5
     with pytest.raises(EngineError) as raised:
-        async for event in engine.generate(request("please [[fault:fail_mid]]")):
-            events.append(event)
+        await anext(events)
     assert raised.value.kind == "internal"
-    assert [type(event) for event in events] == [Delta] * 5
     assert engine.health().running == 0
 
 
@@ -121,8 +121,7 @@ async def test_dying(start):
     events = engine.generate(request())
     for _ in range(5):
         await anext(events)
-    while not world.dead:
-        await asyncio.sleep(0)
+    await until(lambda: world.dead)
     await events.aclose()
 
 

@@ -1,0 +1,186 @@
+"""Lines of the log: their words, what can't get into them, and that silence is free."""
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.errors import FaultKind
+from router.events import AttemptDone, Event, NodeState, RequestDone, Retry, TargetState
+from router.log import LEVELS, HumanFormatter, JsonFormatter, RequestLog, install, plain
+
+REQUEST = RequestDone(
+    request_id="req_1", key_id="dev", model="starter", target="starter", provider="local",
+    streaming=True, outcome="ok", status=200, attempts=1, duration_s=0.123456789,
+    first_token_s=0.05, input_tokens=12, cached_input_tokens=0, output_tokens=34, overhead_s=None,
+)  # fmt: skip
+FAILED = AttemptDone("starter", "gpu0", "local", 0.5, FaultKind.CONNECT)
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in (None, "nenya", "router", "engines")]
+    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+
+
+def lines(event: Event, level: str = "info", style: str = "json") -> list[str]:
+    stream = io.StringIO()
+    install(level, style, stream)  # type: ignore[arg-type]
+    RequestLog()(event)
+    return stream.getvalue().splitlines()
+
+
+def test_a_request_in_json() -> None:
+    (line,) = lines(REQUEST)
+    fields = json.loads(line)
+    assert fields.pop("time").endswith("Z")
+    assert fields == {
+        "level": "info", "logger": "nenya.requests", "message": "request", "request_id": "req_1",
+        "key_id": "dev", "model": "starter", "target": "starter", "provider": "local",
+        "streaming": True, "outcome": "ok", "status": 200, "attempts": 1, "duration_s": 0.123457,
+        "first_token_s": 0.05, "input_tokens": 12, "cached_input_tokens": 0, "output_tokens": 34,
+        "overhead_s": None,
+    }  # fmt: skip
+
+
+def test_a_request_for_people() -> None:
+    (line,) = lines(REQUEST, style="human")
+    assert line[12:] == (
+        " info    request  request_id=req_1 key_id=dev model=starter target=starter provider=local "
+        "streaming=yes outcome=ok status=200 attempts=1 duration_s=0.123457 first_token_s=0.05 "
+        "input_tokens=12 cached_input_tokens=0 output_tokens=34"
+    )
+
+
+@pytest.mark.parametrize(
+    ("event", "end"),
+    [
+        (FAILED, ("warning attempt failed  model=starter target=gpu0 provider=local duration_s=0.5 "
+         "fault=connect_failed")),
+        (TargetState("gpu0", "ejected", "5 failures"),
+         'info    target  target=gpu0 state=ejected reason="5 failures"'),
+        (NodeState("gpu0", "ready"), "info    node  engine=gpu0 state=ready"),
+        (msgspec.structs.replace(REQUEST, status=502, key_id=""), None),
+    ],
+)  # fmt: skip
+def test_lines_of_other_events(event: Event, end: str | None) -> None:
+    (line,) = lines(event, style="human")
+    assert line[13:] == end if end is not None else "warning request" in line
+
+
+@pytest.mark.parametrize(
+    "event",
+    [Retry("gpu0", FaultKind.CONNECT), AttemptDone("starter", "gpu0", "local", 0.5, None)],
+)
+def test_what_has_no_line(event: Event) -> None:
+    assert lines(event, "debug") == []
+
+
+def test_a_level_that_is_off_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("router.log._shown", lambda _: pytest.fail("built a line for nobody"))
+    assert lines(REQUEST, "warning") == []
+    assert lines(FAILED, "error") == []
+
+
+EVIL = 'a\nlevel=error\r\x1b[2J\x00\x85\u2028\u202e\ud800" b'
+
+
+@pytest.mark.parametrize("style", ["human", "json"])
+def test_no_value_can_start_a_line_or_move_a_cursor(style: str) -> None:
+    event = msgspec.structs.replace(REQUEST, model=EVIL, key_id="x\n" * 5000)
+    (line,) = lines(event, style=style)
+    assert line.isprintable()
+    assert len(line) < 6000
+
+
+def test_the_message_itself_is_escaped() -> None:
+    stream = io.StringIO()
+    install("info", "human", stream)
+    logging.getLogger("router.x").info("a %s", "b\nc")
+    assert stream.getvalue().endswith("info    a b\\nc\n")
+    assert stream.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize("style", ["human", "json"])
+def test_tracebacks(style: str) -> None:
+    class Told(ValueError):
+        def __str__(self) -> str:
+            return "one\n12:00:00.000 error   forged\x1b[2J"
+
+    def breaks() -> None:
+        raise Told
+
+    stream = io.StringIO()
+    install("info", style, stream)  # type: ignore[arg-type]
+    try:
+        breaks()
+    except ValueError:
+        logging.getLogger("nenya").exception("it broke")
+    text = stream.getvalue()
+    if style == "json":
+        assert "ValueError" in json.loads(text)["traceback"]
+    else:
+        first, *rest = text.splitlines()
+        assert first.endswith("error   it broke")
+        assert all(line.startswith("    ") for line in rest)
+    assert "\x1b" not in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_auto_is_human_in_a_terminal_and_json_elsewhere() -> None:
+    for stream, is_json in ((Terminal(), False), (io.StringIO(), True)):
+        install("info", "auto", stream)
+        RequestLog()(REQUEST)
+        assert stream.getvalue().startswith("{") is is_json
+
+
+def test_a_second_install_replaces_the_first() -> None:
+    first, second = io.StringIO(), io.StringIO()
+    install("info", "json", first)
+    install("info", "json", second)
+    RequestLog()(REQUEST)
+    assert first.getvalue() == ""
+    assert second.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_other_libraries_stay_quiet_unless_it_is_debug(level: str) -> None:
+    install(level, "json", io.StringIO())
+    ours, others = logging.getLogger("router.server"), logging.getLogger("asyncio.x")
+    assert ours.isEnabledFor(logging.INFO) is (level in {"debug", "info"})
+    assert others.isEnabledFor(logging.INFO) is (level == "debug")
+    assert others.isEnabledFor(logging.WARNING) is (level != "error")
+
+
+def test_a_stream_that_cannot_write_every_letter() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    install("info", "human", stream)
+    RequestLog()(msgspec.structs.replace(REQUEST, model="é"))
+    stream.flush()
+    assert b"model=\\xe9" in raw.getvalue()
+
+
+@given(st.text(max_size=700))
+@settings(max_examples=200, deadline=None)
+def test_any_text_is_one_plain_line(text: str) -> None:
+    assert plain(text).isprintable()
+    record = logging.LogRecord("nenya", logging.INFO, "", 0, "%s", (text,), None)
+    record.fields = {"model": text}
+    assert HumanFormatter().format(record).isprintable()
+    line = JsonFormatter().format(record)
+    assert json.loads(line)["model"] == plain(text)
+    assert line.isprintable()
