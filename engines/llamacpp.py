@@ -267,7 +267,8 @@ def _load(spec: LlamaCppSpec, path: Path, context_tokens: int) -> _Server:
         package: Any = importlib.import_module("xllamacpp")
     except ImportError as error:
         raise EngineError(
-            "unsupported", "the llamacpp engine needs xllamacpp: pip install 'nenya[llamacpp]'"
+            "unsupported",
+            f"the llamacpp engine needs xllamacpp: pip install 'nenya[llamacpp]' ({error})",
         ) from error
     private = tempfile.mkdtemp(prefix="nenya-")
     try:

@@ -34,6 +34,10 @@ _IMPOSSIBLE_LOGPROB = -9999.0
 """What OpenAI says for a token without probability; llama.cpp says null."""
 
 
+_VALUES = ("const", "enum", "default", "examples")
+"""Keys of a schema under which stand values, not schemas."""
+
+
 class _StreamOptions(Struct, frozen=True):
     include_usage: bool = True
 
@@ -128,8 +132,29 @@ def _format(
 ) -> Raw | dict[str, Any] | UnsetType:
     if forced is not None:
         schema = {"name": "call", "strict": True, "schema": forced.schema}
+        _refuse_loose_patterns(forced.schema)
         return {"type": "json_schema", "json_schema": schema}
-    return UNSET if request.response_format is None else Raw(request.response_format)
+    if request.response_format is None:
+        return UNSET
+    try:
+        _refuse_loose_patterns(msgspec.json.decode(request.response_format))
+    except msgspec.MsgspecError as error:
+        raise EngineError("invalid", f"response_format: {error}") from error
+    return Raw(request.response_format)
+
+
+def _refuse_loose_patterns(schema: Any) -> None:
+    """Refuse what llama.cpp would let pass as any string: patterns not anchored at both ends."""
+    if isinstance(schema, list):
+        for item in schema:
+            _refuse_loose_patterns(item)
+    elif isinstance(schema, dict):
+        pattern = schema.get("pattern")
+        if isinstance(pattern, str) and not (pattern.startswith("^") and pattern.endswith("$")):
+            raise EngineError("unsupported", f"the pattern {pattern!r} must be anchored: ^...$")
+        for key, value in schema.items():
+            if key not in _VALUES:
+                _refuse_loose_patterns(value)
 
 
 class _Function(Struct, frozen=True):

@@ -62,6 +62,9 @@ MAX_PATH_BYTES = 100
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+STDIN = 0
+"""The descriptor, since ``sys.stdin`` has a buffer; see read_line."""
+
 log = logging.getLogger("engines.node")
 
 
@@ -92,7 +95,7 @@ class Node:
         self._over: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     async def run(self, path: Path) -> Exit:
-        """Listen, load and serve until there is a reason to end."""
+        """Listen, load and serve until there is a reason to end. Raises OSError: can't listen."""
         loop = asyncio.get_running_loop()
         old = os.umask(0o177)
         try:
@@ -175,9 +178,13 @@ class Node:
     async def _leave(self) -> None:
         for link in list(self._links):
             await link.close()
-        if self.engine is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.engine.close(), CLOSE_S)
+        if self.engine is None:
+            return
+        try:
+            await asyncio.wait_for(self.engine.close(), CLOSE_S)
+        except TimeoutError:
+            log.error("the engine did not stop within %g s", CLOSE_S)  # noqa: TRY400  # no news
+            os._exit(self._over.result())  # its threads would keep the process for ever
 
 
 def read_line(descriptor: int) -> bytes:
@@ -214,6 +221,8 @@ def prepare(path: Path) -> None:
         mode = stat.S_IMODE(path.parent.stat().st_mode)
         if mode & 0o077:
             raise BadOrdersError(f"the folder {path.parent} is open to others: mode {mode:o}")
+        if path.exists() and not path.is_socket():
+            raise BadOrdersError(f"{path} is there and is no socket")
         path.unlink(missing_ok=True)
     except OSError as error:
         raise BadOrdersError(f"the socket's path can't be used: {error}") from error
@@ -252,7 +261,7 @@ def obey_signals(node: Node) -> None:
 async def serve(path: Path, spec: EngineSpec) -> Exit:
     """Host the engine until there is a reason to end."""
     node = Node(spec)
-    watch_parent(sys.stdin.fileno(), node)
+    watch_parent(STDIN, node)
     obey_signals(node)
     return await node.run(path)
 
@@ -265,17 +274,22 @@ def main() -> int:
     options = parser.parse_args()
     logging.basicConfig(level=options.log_level.upper(), stream=sys.stderr)
     try:
-        spec = read_spec(read_line(sys.stdin.fileno()))
+        spec = read_spec(read_line(STDIN))
         prepare(options.socket)
-    except BadOrdersError as error:
+        return host(options.socket, spec)
+    except (BadOrdersError, OSError) as error:
         print("engines.node:", error, file=sys.stderr)  # noqa: T201
         return Exit.BAD_ORDERS
+
+
+def host(path: Path, spec: EngineSpec) -> Exit:
+    """Run the event loop, uvloop's where it is installed. Raises OSError: can't listen."""
     try:
         new_event_loop = importlib.import_module("uvloop").new_event_loop
     except ImportError:
         new_event_loop = asyncio.new_event_loop
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(serve(options.socket, spec))
+        return runner.run(serve(path, spec))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
 The router dials, says Hello with the version it speaks, and hears Loading until Ready. Each Generate carries a
 number of the router's choosing; every later frame about it carries the same. A request ends with an Events frame
 whose last event is Usage, or with Failed; after a Cancel the node may send either, or nothing, and the router
-drops what comes late. Status comes every STATUS_INTERVAL_S while the node's loop is alive: silence means a
-hang, and iterations that stand still while requests run mean one too. Drain lets running requests end and
+drops what comes late. Status comes every STATUS_INTERVAL_S while the node's loop is alive: after Ready, silence means a
+hang, and iterations that stand still while requests run mean one too. Before Ready it means nothing: a library
+that loads a model may hold the interpreter's lock all the while. Drain lets running requests end and
 refuses new ones.
 
 Pure: bytes in, messages out. Sockets belong to the two ends.

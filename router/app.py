@@ -16,6 +16,8 @@ import base64
 import logging
 import os
 import random
+import secrets
+import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
@@ -100,7 +102,7 @@ class Router:
         self.pool = pools.build(config)
         self._own_engines = dict(engines or {})
         self._nodes: dict[str, LocalNode] = {}
-        self._runtime = tempfile.TemporaryDirectory(prefix="nenya-", ignore_cleanup_errors=True)
+        self._runtime_dir = Path(tempfile.gettempdir()) / f"nenya-{secrets.token_hex(6)}"
         self._backends = self._make_backends()
         self._dispatcher = Dispatcher(
             self._backends, _terms(config), clock=self._clock, rng=self._rng, emit=self._emit
@@ -108,6 +110,8 @@ class Router:
 
     async def start(self) -> None:
         """Begin to start the engines' nodes; providers can be used at once."""
+        if self._nodes:
+            self._runtime_dir.mkdir(mode=0o700)
         for engine in self._own_engines.values():
             await engine.start()
         for node in self._nodes.values():
@@ -126,7 +130,7 @@ class Router:
         await asyncio.gather(*(backend.close() for backend in self._backends.values()))
         for engine in self._own_engines.values():
             await engine.close()
-        self._runtime.cleanup()
+        shutil.rmtree(self._runtime_dir, ignore_errors=True)
 
     async def __aenter__(self) -> Self:
         try:
@@ -259,7 +263,7 @@ class Router:
                 node = LocalNode(
                     name,
                     spec,
-                    runtime_dir=Path(self._runtime.name),
+                    runtime_dir=self._runtime_dir,
                     emit=self._emit,
                     on_available=self._follow(name),
                     clock=self._clock,

@@ -28,6 +28,8 @@ _OURS = ("nenya", "router", "engines")
 """Loggers that follow the level; other libraries stay at warnings unless it is debug."""
 _MOST_CHARS = 500
 """Of one value: an upstream's error page must not fill the log."""
+_SHORT_CHARS = 1000
+"""Of a JSON line: one that is longer is looked at value by value, and what is too long in it is cut."""
 _ROUND_DIGITS = 6
 """Of a second: microseconds are the finest that a clock here means."""
 
@@ -90,19 +92,22 @@ class JsonFormatter(_Ours):
     """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message`` and the fields beside them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """One line; its values are only looked at one by one where something in it must be escaped."""
         moment = datetime.fromtimestamp(record.created, UTC)
         line: dict[str, Value] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": plain(record.getMessage()),
+            "message": record.getMessage(),
         }
-        for name, value in _fields(record).items():
-            line.setdefault(name, plain(value) if isinstance(value, str) else value)
+        line = {
+            **line,
+            **_fields(record),
+            **line,
+        }  # the first four keep their place and their value
         if text := _traceback(self, record):
-            line["traceback"] = "\n".join(plain(part) for part in text.splitlines())
-        return msgspec.json.encode(line).decode()
+            line["traceback"] = text
+        return _quick(line) or _careful(line)
 
 
 class RequestLog:
@@ -114,8 +119,12 @@ class RequestLog:
     def __call__(self, event: Event) -> None:
         """Write the line of ``event``, if it has one and the level wants it."""
         level, message = _line(event)
-        if message and self._logger.isEnabledFor(level):
-            self._logger.log(level, message, extra={"fields": _shown(event)})
+        logger = self._logger
+        if message and logger.isEnabledFor(level):
+            # Not `logger.log`: it looks for its caller in the stack, a fifth of the line's cost.
+            extra = {"fields": _shown(event)}
+            record = logger.makeRecord(logger.name, level, "", 0, message, (), None, None, extra)
+            logger.handle(record)
 
 
 def _line(event: Event) -> tuple[int, str]:
@@ -141,6 +150,29 @@ def _shown(event: Event) -> dict[str, Value]:
         else:
             fields[name] = str(value.value)  # an enum: FaultKind
     return fields
+
+
+def _quick(line: Mapping[str, Value]) -> str:
+    """The line as JSON, if nothing in it must be escaped or cut; else empty."""
+    try:
+        text = msgspec.json.encode(line).decode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return ""
+    is_plain = "\\" not in text and text.isprintable()  # JSON escapes with a backslash
+    return text if is_plain and len(text) <= _SHORT_CHARS else ""
+
+
+def _careful(line: Mapping[str, Value]) -> str:
+    """The line as JSON, every text in it made plain; a traceback keeps its lines, as JSON escapes them."""
+    safe: dict[str, Value] = {}
+    for name, value in line.items():
+        if not isinstance(value, str):
+            safe[name] = value
+        elif name == "traceback":
+            safe[name] = "\n".join(plain(part) for part in value.splitlines())
+        else:
+            safe[name] = plain(value)
+    return msgspec.json.encode(safe).decode()
 
 
 def _fields(record: logging.LogRecord) -> Mapping[str, Value]:

@@ -112,12 +112,12 @@ def test_the_message_itself_is_escaped() -> None:
 
 @pytest.mark.parametrize("style", ["human", "json"])
 def test_tracebacks(style: str) -> None:
-    class Told(ValueError):
+    class ToldError(ValueError):
         def __str__(self) -> str:
             return "one\n12:00:00.000 error   forged\x1b[2J"
 
     def breaks() -> None:
-        raise Told
+        raise ToldError
 
     stream = io.StringIO()
     install("info", style, stream)  # type: ignore[arg-type]
@@ -127,7 +127,7 @@ def test_tracebacks(style: str) -> None:
         logging.getLogger("nenya").exception("it broke")
     text = stream.getvalue()
     if style == "json":
-        assert "ValueError" in json.loads(text)["traceback"]
+        assert "ToldError" in json.loads(text)["traceback"]
     else:
         first, *rest = text.splitlines()
         assert first.endswith("error   it broke")

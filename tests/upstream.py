@@ -405,19 +405,19 @@ def stream_of(
     """A stream of these bytes. ``then`` replaces its proper end."""
 
     async def answer(call: Call) -> None:
-        data = stream_head(headers, chunked=framing == "chunked")
+        waiting = [stream_head(headers, chunked=framing == "chunked")]
         for part in parts:
             if gate is not None:
-                await call.write(data, pieces)
-                data = b""
+                await call.write(b"".join(waiting), pieces)
+                waiting.clear()
                 await gate.acquire()
-            data += chunked(part) if framing == "chunked" else part
+            waiting.append(chunked(part) if framing == "chunked" else part)
+        if then is None and framing == "chunked":
+            waiting.append(b"0\r\n\r\n")
+        await call.write(b"".join(waiting), pieces)
         if then is not None:
-            await call.write(data, pieces)
             await then(call)
-            return
-        await call.write(data + (b"0\r\n\r\n" if framing == "chunked" else b""), pieces)
-        if framing != "chunked":
+        elif framing != "chunked":
             call.close()
 
     return answer

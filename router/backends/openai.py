@@ -29,7 +29,7 @@ from router.backends.http import refusal
 from router.backends.http.connection import Connection, Exchange
 from router.backends.http.dial import Dialer, Origin, origin_of
 from router.backends.http.pool import Pool
-from router.backends.http.relay import Relay, Usage
+from router.backends.http.relay import NO_ERROR, Relay, Usage
 from router.config.schema import Provider
 from router.errors import ConfigError, Fault, FaultKind, Problem
 from router.wire import rewrite
@@ -56,7 +56,7 @@ class _Choice(Struct, frozen=True):
 class _Completion(Struct, frozen=True):
     choices: list[_Choice] | None = None
     usage: Usage | None = None
-    error: Raw | None = None
+    error: Raw = Raw()
 
 
 _completions = msgspec.json.Decoder(_Completion)
@@ -310,7 +310,7 @@ class WholeAnswer:
             if refusal.read(body) is not None:
                 raise refusal.in_answer(body, started=False, secrets=self._secrets) from None
             raise Fault(FaultKind.MALFORMED, "the provider's answer is no completion") from error
-        if completion.error is not None and bytes(completion.error) not in {b"null", b"{}"}:
+        if bytes(completion.error) not in NO_ERROR:
             raise refusal.in_answer(body, started=False, secrets=self._secrets)
         choices = completion.choices
         if not choices:

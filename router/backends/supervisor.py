@@ -13,7 +13,8 @@ A model that can't be loaded the first time is a mistake in the config: FAILED, 
 again would only hide it. A node that was ready once is always started again, after a pause that doubles.
 
 Health is progress, not an open port: a node whose heartbeat stops, or whose iterations stand still while requests
-run, hangs, and a hanging node is killed. SIGKILL at once, for a process in a driver call hears nothing else.
+run, hangs, and a hanging node is killed. SIGKILL at once, for a process in a driver call hears nothing else. Loading
+has no such sign of progress, only a limit.
 
 Lifecycle and Watch decide, without clock or I/O; LocalNode acts. Exit codes and arguments are those of engines.node.
 """
@@ -272,6 +273,7 @@ class LocalNode:
         """Begin; returns at once. Raises IllegalMove where the node was started already."""
         self._move(Move.START)
         self._urgent = self._stopping = False
+        self._refusal = None
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def wait_ready(self) -> EngineInfo:
@@ -344,14 +346,16 @@ class LocalNode:
 
     async def _live(self) -> EngineError:
         """One process, from its start to its end, and what it died of."""
+        self._last_lines.clear()
         try:
             with self._folder() as folder:
                 socket = str(Path(folder) / "s")
                 process = self._process = await self._spawn(socket)
+                log = asyncio.create_task(self._copy_log(process))
                 try:
                     error = await self._tend(process, socket)
                 finally:
-                    await self._bury(process)
+                    await self._bury(process, log)
         except (FileNotFoundError, PermissionError) as missing:
             error = EngineError("internal", f"can't start its process: {missing}")
             return self._judge(error, EXIT_BAD_SPEC)
@@ -366,23 +370,35 @@ class LocalNode:
         return tempfile.TemporaryDirectory(prefix="nenya-", dir=base, ignore_cleanup_errors=True)
 
     async def _spawn(self, socket: str) -> asyncio.subprocess.Process:
-        """Start the process. -P: a folder named ``engines`` where the router was started must not be taken for ours."""
+        """Start the process. Cancelling it leaves none: uvloop alone would forget one that is being started."""
+        spawning = asyncio.ensure_future(self._exec(socket))
+        try:
+            process = await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):
+                process = await spawning
+                _signal(process, signal.SIGKILL)
+                await process.communicate()
+            raise
+        assert process.stdin is not None, "asked for below"
+        # Open from here to the end: the node takes its closing for this process's death.
+        process.stdin.write(msgspec.json.encode(self._spec) + b"\n")
+        return process
+
+    async def _exec(self, socket: str) -> asyncio.subprocess.Process:
+        """-P: a folder named ``engines`` where the router was started must not be taken for ours."""
         python = self._settings.python
         environment = dict(os.environ)
         if python == sys.executable:
             roots = [str(Path(engines.__path__[0]).parent), environment.get("PYTHONPATH")]
             environment["PYTHONPATH"] = os.pathsep.join(root for root in roots if root)
-        process = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             *(python, "-P", "-m", "engines.node", "--socket", socket),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             env=environment,
         )
-        assert process.stdin is not None, "asked for above"
-        # Open from here to the end: the node takes its closing for this process's death.
-        process.stdin.write(msgspec.json.encode(self._spec) + b"\n")
-        return process
 
     async def _tend(self, process: asyncio.subprocess.Process, socket: str) -> EngineError:
         """Bring a process up and watch it until something is wrong; returns what."""
@@ -399,7 +415,6 @@ class LocalNode:
             on_lost=on_lost,
         )
         link = NodeLink(socket, listeners)
-        log = asyncio.create_task(self._copy_log(process))
         try:
             await self._bring_up(process, link)
             watch.complaint(self._clock.now())
@@ -412,7 +427,7 @@ class LocalNode:
         finally:
             self._offer(available=False)
             self._link = None
-            await self._part(process, link, log)
+            await link.close()
 
     async def _bring_up(self, process: asyncio.subprocess.Process, link: NodeLink) -> None:
         async with asyncio.timeout(self._settings.start_s):
@@ -442,28 +457,23 @@ class LocalNode:
                 return EngineError("internal", complaint)
         return lost.result()
 
-    async def _part(
-        self, process: asyncio.subprocess.Process, link: NodeLink, log: asyncio.Task[None]
-    ) -> None:
-        """See a process to its end: by itself, by SIGTERM when closing, by SIGKILL when neither helps."""
+    async def _bury(self, process: asyncio.subprocess.Process, log: asyncio.Task[None]) -> None:
+        """See a process to its end: by itself, by SIGTERM when closing, by SIGKILL when neither helps.
+
+        The end of its stderr is the first sign of it, and then the last words are in the log.
+        """
         try:
             if self.state is State.DRAINING and not self._urgent:
                 _signal(process, signal.SIGTERM)
             await asyncio.wait({log}, timeout=0 if self._urgent else self._settings.grace_s)
         finally:
             _signal(process, signal.SIGKILL)
+            if process.stdin is not None:
+                process.stdin.close()
             await process.wait()
-            await link.close()
             log.cancel()
             await asyncio.wait({log})
-
-    async def _bury(self, process: asyncio.subprocess.Process) -> None:
-        """Nothing of a process is left after this, whatever happened before."""
-        _signal(process, signal.SIGKILL)
-        if process.stdin is not None:
-            process.stdin.close()
-        await process.wait()
-        self._process = None
+            self._process = None
 
     def _judge(self, error: EngineError, code: int) -> EngineError:
         """What a process died of, in words; notes where starting it again would be of no use."""
@@ -532,9 +542,11 @@ class NodeEngine:
         """Start ``request``. Raises EngineError, ``died`` while no node is up."""
         return self._up().begin(request)
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Events of one request. Raises EngineError, ``died`` while no node is up."""
-        return self._up().generate(request)
+        async with contextlib.aclosing(self._up().generate(request)) as events:
+            async for event in events:
+                yield event
 
     def health(self) -> Health:
         """The node's last word."""

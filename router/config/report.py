@@ -59,12 +59,21 @@ class Report:
         self._lines: dict[Path, int] = {}
         self._names: dict[Path, list[str]] = {}
         self._broken: set[Path] = set()
+        self._written: dict[Path, str] = {}
 
     def place(self, path: Path, line: int) -> None:
         """What ``path`` leads to stands on ``line``."""
         if path and path not in self._lines and isinstance(path[-1], str):
             self._names.setdefault(path[:-1], []).append(path[-1])
         self._lines[path] = line
+
+    def fill(self, path: Path, written: str) -> None:
+        """The text at ``path`` was filled from the environment; the file says ``written``."""
+        self._written[path] = written
+
+    def shown(self, path: Path, text: str) -> str:
+        """``text``, which stands at ``path``, in backticks, but never what came from the environment."""
+        return quoted(self._written.get(path, text))
 
     def line(self, path: Path) -> int | None:
         """The line of ``path``, or of the nearest thing around it that stands in the file."""

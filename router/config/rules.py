@@ -70,10 +70,11 @@ def _known(report: Report, path: Path, name: str, section: str, other: str) -> N
     if name in known or not name:
         return
     if name in report.names(f"{other}s"):
-        hint = f"; {quoted(name)} is one of the {other}s: write `{other}: {quoted(name)[1:-1]}`"
+        shown = report.shown(path, name)
+        hint = f"; {shown} is one of the {other}s: write `{other}: {shown[1:-1]}`"
     else:
         hint = nearest(name, known) or (f"; there are no {section}s" if not known else "")
-    report.problem(path, f"there is no {section} {quoted(name)}{hint}")
+    report.problem(path, f"there is no {section} {report.shown(path, name)}{hint}")
 
 
 def _each_name(config: Config) -> Iterator[tuple[Path, str, str]]:
@@ -92,22 +93,24 @@ def _model_names(config: Config, report: Report) -> None:
             owners[name.casefold()] = model
         elif name:
             whose = "this model" if owner == model else quoted(owner)
-            report.problem(path, f"{quoted(name)} is already a name of {whose}; case is ignored")
+            shown = report.shown(path, name)
+            report.problem(path, f"{shown} is already a name of {whose}; case is ignored")
 
 
 def _keys(config: Config, report: Report) -> None:
     ids: dict[str, int] = {}
-    secrets: dict[str, str] = {}
+    secrets: dict[str, int] = {}
     for index, key in enumerate(config.keys):
         path: Path = ("keys", index)
+        shown = report.shown((*path, "id"), key.id)
         first = ids.setdefault(key.id, index)
         if key.id and first != index:
             where = report.line(("keys", first, "id"))
-            report.problem((*path, "id"), f"{quoted(key.id)} is used twice; first on line {where}")
-        owner = secrets.setdefault(key.secret, key.id)
-        if key.secret and owner != key.id:
-            message = f"is the same secret as that of {quoted(owner)}"
-            report.problem((*path, "secret"), message)
+            report.problem((*path, "id"), f"{shown} is used twice; first on line {where}")
+        first = secrets.setdefault(key.secret, index)
+        if key.secret and first != index:
+            where = report.line(("keys", first, "secret"))
+            report.problem((*path, "secret"), f"is the same secret as on line {where}")
         if key.secret and not _SENDABLE.fullmatch(key.secret):
             message = "may only have visible ASCII characters, without spaces"
             report.problem((*path, "secret"), message)

@@ -18,6 +18,7 @@ from msgspec import inspect
 
 from router.config import scalars
 from router.config.document import foreign_tag, line_of
+from router.config.environment import has_variable
 from router.config.report import Path, Report, listed, nearest, quoted
 
 _MOST_VALUES = 50_000
@@ -72,6 +73,8 @@ class Walk:
     ) -> Any:
         if not isinstance(node, yaml.ScalarNode):
             return self._wrong(path, f"must be {_wanted(kind)}, not {_form(node)}", node)
+        if has_variable(node.value):
+            self._report.fill(path, node.value)
         try:
             return scalars.convert(node, kind, described, self._environ)
         except scalars.Complaint as complaint:

@@ -35,6 +35,9 @@ READ_STALL_S = 60.0
 LINGER_S = 5.0
 """How long the rest of a refused body is read and dropped, so that the client gets to read why; nginx's default."""
 
+MALFORMED_LINGER_S = 1.0
+"""The same where nothing can be read any more, and the client is more likely an attacker."""
+
 _log = logging.getLogger(__name__)
 
 Serve = Callable[[Exchange], Awaitable[None]]
@@ -211,7 +214,7 @@ class Connection(web.RequestHandler):
         message, payload = self._messages.popleft()
         self._freed()
         if not isinstance(message, RawRequestMessage):
-            self._refuse_malformed()
+            await self._refuse_malformed()
             return False
         self.exchange = exchange = Exchange(message, payload, self)
         try:
@@ -237,10 +240,13 @@ class Connection(web.RequestHandler):
         if self._keepalive_handle is None:
             self._keepalive_handle = self._loop.call_at(due, self._process_keepalive)
 
-    def _refuse_malformed(self) -> None:
+    async def _refuse_malformed(self) -> None:
         """A constant answer, and no line in the log: what was sent may hold a key."""
+        self.close()  # nothing is parsed from now on
         if self.transport is not None:
             self.transport.write(error_bytes(malformed(), self.gate.dates))
+            self.transport.write_eof()
+            await asyncio.sleep(MALFORMED_LINGER_S)  # less when the client closes: that cancels
 
     async def _linger(self, payload: StreamReader) -> None:
         """Read and drop the rest of a body that was refused: closing on it would destroy the answer on its way."""

@@ -65,11 +65,16 @@ class Dates:
         return self._text
 
 
+def _status_line(status: int) -> str:
+    """Of any status: upstreams answer with numbers that have no name."""
+    return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n"
+
+
 def error_bytes(error: ApiError, dates: Dates) -> bytes:
     """A whole answer that closes the connection, for where there is no request to answer."""
     extra = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
     return (
-        f"{_STATUS_LINES[error.status]}content-type: {JSON}\r\ncontent-length: {len(error.body)}\r\n"
+        f"{_status_line(error.status)}content-type: {JSON}\r\ncontent-length: {len(error.body)}\r\n"
         f"date: {dates.now()}\r\n{extra}connection: close\r\n\r\n"
     ).encode("latin-1") + error.body
 
@@ -120,14 +125,15 @@ class Exchange:
         """The body. Raises ApiError: 413 above the limit, 408 when it doesn't arrive in time, 400 when it is broken."""
         limits = self.connection.gate.limits
         payload = self.payload
+        length = self.message.headers.get(hdrs.CONTENT_LENGTH)
+        if length is not None and int(length) > limits.max_body_bytes:
+            self.last = True
+            raise too_large(limits.max_body_bytes)
         if payload.is_eof():
             body = payload.read_nowait()
             if len(body) > limits.max_body_bytes:
                 raise too_large(limits.max_body_bytes)
             return body
-        length = self.message.headers.get(hdrs.CONTENT_LENGTH)
-        if length is not None and int(length) > limits.max_body_bytes:
-            raise too_large(limits.max_body_bytes)
         self._say_continue()
         try:
             async with asyncio.timeout(limits.body_timeout_s):
@@ -225,7 +231,7 @@ class Exchange:
         close = "" if self.keep_alive else "connection: close\r\n"
         date = self.connection.gate.dates.now()
         return (
-            f"{_STATUS_LINES[status]}content-type: {content_type}\r\n{framing}date: {date}\r\n"
+            f"{_status_line(status)}content-type: {content_type}\r\n{framing}date: {date}\r\n"
             f"x-request-id: {self.request_id}\r\nopenai-processing-ms: {spent_ms}\r\n"
             f"openai-version: {_OPENAI_VERSION}\r\n{self._extra}{close}\r\n"
         ).encode("latin-1")

@@ -25,13 +25,14 @@ class Floods:
         self._counts: dict[str, int] = {}
         self._since = 0.0
 
-    def note(self, address: str, now: float) -> None:
-        """A bad key came from ``address`` at ``now`` (monotonic seconds). Raises ApiError 429 above the limit."""
+    def note(self, address: str, now: float) -> ApiError | None:
+        """A bad key came from ``address`` at ``now`` (monotonic seconds); a 429 above the limit."""
         if now - self._since >= WINDOW_S or len(self._counts) >= MAX_ADDRESSES:
             self._counts.clear()
             self._since = now
         count = self._counts[address] = self._counts.get(address, 0) + 1
-        if count > BAD_KEYS_A_MINUTE:
-            message = "Too many requests with an incorrect API key."
-            error = ErrorObject(message, "requests", None, "rate_limit_exceeded")
-            raise ApiError(429, error, headers=retry_after_headers(WINDOW_S - (now - self._since)))
+        if count <= BAD_KEYS_A_MINUTE:
+            return None
+        message = "Too many requests with an incorrect API key."
+        error = ErrorObject(message, "requests", None, "rate_limit_exceeded")
+        return ApiError(429, error, headers=retry_after_headers(WINDOW_S - (now - self._since)))

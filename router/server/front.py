@@ -61,15 +61,19 @@ class Front:
         exchange.last = False
         route, rest = self.routes.match(message.method, exchange.path)
         key_id = self._key_id(exchange) if route.needs_key else ""
-        screen_type(message.headers)
+        if message.method == hdrs.METH_POST:
+            screen_type(message.headers)
         await route.serve(Call(exchange, key_id, rest))
 
     def _key_id(self, exchange: Exchange) -> str:
         try:
             return self._authenticate(exchange.message.headers.get(hdrs.AUTHORIZATION))
         except ApiError:
-            self._floods.note(exchange.connection.address, exchange.received_at)
-            raise
+            flood = self._floods.note(exchange.connection.address, exchange.received_at)
+            if flood is None:
+                raise
+            exchange.last = True
+            raise flood from None
 
 
 def shutting_down() -> ApiError:

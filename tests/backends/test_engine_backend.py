@@ -159,8 +159,8 @@ def test_null_is_unset():
     assert asked.stop == ()
 
 
-def test_a_single_stop_and_the_newer_limit():
-    asked = generate_request(order(stop="x", max_tokens=5, max_completion_tokens=4))
+def test_an_empty_stop_stops_nothing_and_the_newer_limit_counts():
+    asked = generate_request(order(stop=["", "x"], max_tokens=5, max_completion_tokens=4))
     assert asked.stop == ("x",)
     assert asked.max_tokens == 4
 

@@ -250,7 +250,7 @@ KEY = [
     ("{id: a, secret: canary-one}\n  - {id: a, secret: canary-two}",
      "line 5: keys[1].id: `a` is used twice; first on line 4"),
     ("{id: a, secret: canary-one}\n  - {id: b, secret: canary-one}",
-     "line 5: keys[1].secret: is the same secret as that of `a`"),
+     "line 5: keys[1].secret: is the same secret as on line 4"),
     ('{id: a, secret: "${MISSING}"}',
      "line 4: keys[0].secret: the environment variable `MISSING` is not set"),
     ('{id: a, secret: "${EMPTY}"}',

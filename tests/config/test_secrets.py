@@ -30,6 +30,11 @@ FIELDS = [
     "providers: {p: {base_url: 'http://h', kind: '%s'}}",
     "engines: {e: {kind: llamacpp, model: '%s', slots: x}}",
     "models: {m: {targets: '%s'}}",
+    "models: {m: {targets: [{engine: '%s'}]}}",
+    "models: {m: {targets: [{provider: '%s'}]}}",
+    "models: {m: {policy: '%s'}}",
+    "models: {m: {targets: [{provider: p}], aliases: ['%s', '%s']}}",
+    "keys: [{id: '%s', secret: 12345678}, {id: '%s', secret: 87654321}]",
 ]
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from engines import llamacpp_wire as wire
-from engines.base import Delta, EngineError, Finish, GenerateRequest, Sampling
+from engines.base import Delta, EngineError, Finish, GenerateRequest, Sampling, ToolCallDelta
 
 MESSAGES = b'[ {"role": "user", "content": "h\\u0069"} ]'
 TOOLS = b'[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]'
@@ -68,6 +68,25 @@ def test_a_forced_call_is_a_schema_and_drops_what_would_cut_it():
     assert "logprobs" not in body
 
 
+def schema_of(pattern):
+    schema = {"type": "object", "properties": {"p": {"type": "string", "pattern": pattern}}}
+    return json.dumps({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+
+
+def test_patterns_that_would_not_be_kept_are_refused():
+    assert body_of(response_format=schema_of("^a+$").encode())
+    assert body_of(response_format=b'{"enum":[{"pattern":"a"}]}')
+    with pytest.raises(EngineError) as raised:
+        body_of(response_format=schema_of("a+").encode())
+    assert raised.value.kind == "unsupported"
+
+
+def test_a_response_format_that_is_no_json():
+    with pytest.raises(EngineError) as raised:
+        body_of(response_format=b"{")
+    assert raised.value.kind == "invalid"
+
+
 def test_the_first_chunk_has_null_content():
     assert reader().read(chunk(choices=[choice(role="assistant", content=None)])) == []
 
@@ -79,6 +98,18 @@ def test_choices_count_from_their_first():
     assert not read.complete
     read.read(chunk(choices=[choice(1, "stop")]))
     assert read.complete
+
+
+def test_tool_calls_of_the_model_itself():
+    function = {"name": "f", "arguments": ""}
+    first = [{"index": 0, "id": "call_1", "type": "function", "function": function}]
+    later = [{"index": 0, "function": {"arguments": "{}"}}]
+    read = reader()
+    (opening,) = read.read(chunk(choices=[choice(tool_calls=first)]))
+    (rest, finish) = read.read(chunk(choices=[choice(reason="tool_calls", tool_calls=later)]))
+    assert opening.tool_calls == (ToolCallDelta(0, "call_1", "f", ""),)
+    assert rest.tool_calls == (ToolCallDelta(0, arguments="{}"),)
+    assert finish == Finish(0, "tool_calls")
 
 
 def test_usage_of_several_choices_counts_the_prompt_once():

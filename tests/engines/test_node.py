@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engines import link, node, protocol
+from engines import link, node, protocol, starter
 from engines.base import Delta, Finish, GenerateRequest, Usage
 from engines.node import BadOrdersError, Exit, Node, prepare, read_line, read_spec
 from engines.specs import ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
@@ -160,8 +160,15 @@ async def test_sigterm_drains_and_a_second_ends_at_once(spawn):
     assert await process.process.wait() == Exit.AT_ONCE
 
 
-async def test_sigterm_ends_an_idle_node(spawn):
-    process, _ = await spawn()
+@pytest.mark.parametrize("spec", [FAST, LlamaCppSpec(model="starter", threads=1)])
+async def test_sigterm_ends_an_idle_node(spawn, spec):
+    if isinstance(spec, LlamaCppSpec):  # it would take the signal for itself
+        pytest.importorskip("xllamacpp")
+        if not starter.gguf_path().exists():
+            pytest.skip("the starter model is not there")
+    process, connection = await spawn(spec)
+    connection.send(generate(1, max_tokens=5))
+    assert isinstance((await answer(connection, 1))[-1], Usage)
     process.process.send_signal(signal.SIGTERM)
     assert await process.process.wait() == Exit.DRAINED
 
@@ -332,6 +339,9 @@ async def test_bad_orders_end_with_their_reason():
 def test_the_folder_must_be_private(tmp_path):
     prepare(tmp_path / "new" / "n.sock")
     assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    (tmp_path / "file").touch()
+    with pytest.raises(BadOrdersError, match="is no socket"):
+        prepare(tmp_path / "file")
     tmp_path.chmod(0o755)
     with pytest.raises(BadOrdersError, match="open to others"):
         prepare(tmp_path / "n.sock")

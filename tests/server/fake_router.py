@@ -18,7 +18,7 @@ BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
 STREAM_BODY = b'{"model":"m","stream":true,"messages":[{"role":"user","content":"hi"}]}'
 ANSWER = b'{"id":"chatcmpl-1","object":"chat.completion"}'
 
-Piece = bytes | ApiError | Exception | float | asyncio.Event
+Piece = bytes | ApiError | Exception | float | int | asyncio.Event
 
 
 class Card(msgspec.Struct, frozen=True):
@@ -49,7 +49,7 @@ class FakeReply:
             piece = self._script.pop(0)
             if isinstance(piece, Exception):
                 raise piece
-            if isinstance(piece, float):
+            if isinstance(piece, int | float):
                 await asyncio.sleep(piece)
             elif isinstance(piece, asyncio.Event):
                 await piece.wait()

@@ -357,8 +357,7 @@ async def test_a_body_of_a_mebibyte_doesnt_stall_the_loop():
     "body",
     [
         b"[" * 10_000, b"{}", b"null", b"", b'{"model":"m","messages":[]}',
-        b'{"model":"m","messages":[{"role":"user","content":"\xff"}]}', b'{"model":"m","temperature":1e999,"messages":[]}',
-        b'{"model":"m","seed":' + b"9" * 5000 + b"}",
+        b'{"model":"m","messages":[{"role":"user","content":"\xff"}]}',
     ],
 )  # fmt: skip
 async def test_bad_json_is_400(body):

@@ -25,6 +25,9 @@ from router.wire import sse
 TAIL_BLOBS = 4
 """Usage stands in the last chunk, or in one of the two behind it; a blob has at least one."""
 
+NO_ERROR = frozenset({b"", b"null", b"false", b"{}", b'""'})
+"""Values of an ``error`` key that clients take for none, as the SDKs do."""
+
 _NULL_USAGE = (b',"usage":null', b', "usage": null')
 _NO_CHOICES = (b'"choices":[]', b'"choices": []')
 _FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
@@ -70,7 +73,7 @@ class _Chunk(Struct, frozen=True):
 
 
 class _Error(Struct, frozen=True):
-    error: Raw | None = None
+    error: Raw = Raw()  # msgspec reads Raw | None as null alone.
 
 
 _chunks = msgspec.json.Decoder(_Chunk)
@@ -223,10 +226,10 @@ class Relay:
 
     def _error_in(self, text: bytes, *, always: bool, started: bool) -> Fault | None:
         try:
-            error = _errors.decode(text).error
+            error = bytes(_errors.decode(text).error)
         except msgspec.MsgspecError:
-            error = None
-        if not always and (error is None or bytes(error) in {b"null", b"false", b"{}", b'""'}):
+            error = b""
+        if not always and error in NO_ERROR:
             return None
         return refusal.in_answer(text, started=started, secrets=self._secrets)
 
