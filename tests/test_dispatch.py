@@ -39,9 +39,8 @@ class Script:
 
 
 class Pieces:
-    headers = {"x-from": "upstream"}
-
     def __init__(self, owner, pieces):
+        self.headers = {"x-from": "upstream"}
         self.owner, self.pieces, self.facts, self.open = owner, list(pieces), Facts(), True
 
     async def read(self):
@@ -114,7 +113,13 @@ async def test_an_answer_is_relayed_whole_and_settled_once():
     assert await world.ask() == [b"1", b"2", b"3"]
     world.assert_balanced()
     (done,) = world.seen(RequestDone)
-    assert (done.outcome, done.status, done.attempts, done.target, done.output_tokens) == ("ok", 200, 1, "a/m", 7)
+    assert (done.outcome, done.status, done.attempts, done.target, done.output_tokens) == (
+        "ok",
+        200,
+        1,
+        "a/m",
+        7,
+    )
     assert [event.fault for event in world.seen(AttemptDone)] == [None]
 
 
@@ -173,7 +178,9 @@ async def test_failures_in_a_row_eject_and_it_is_said():
     for _ in range(6):
         assert await world.ask() == [b"ok"]
     assert world.pool.targets["a/m"].state == "ejected"
-    assert [(e.target, e.state, e.reason) for e in world.seen(TargetState)] == [("a/m", "ejected", "server_error")]
+    assert [(e.target, e.state, e.reason) for e in world.seen(TargetState)] == [
+        ("a/m", "ejected", "server_error")
+    ]
     assert len(world.seen(Retried)) == 2
 
 
@@ -281,4 +288,6 @@ def test_cancelled_at_every_await_nothing_leaks():
         assert len(world.seen(AttemptDone)) == done.attempts
         outcomes.append(done.outcome)
     assert outcomes.count("client_gone") >= 6, "the walk has at least that many awaits"
-    assert outcomes == sorted(outcomes), "once the last piece is in hand, the answer counts as given"
+    assert outcomes == sorted(outcomes), (
+        "once the last piece is in hand, the answer counts as given"
+    )

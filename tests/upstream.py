@@ -88,7 +88,9 @@ Segments = Callable[[bytes], Iterable[bytes]]
 class Upstream:
     """Listens, answers, remembers. Requests take the scripts in order, then `default`."""
 
-    def __init__(self, *scripts: Script, default: Script | None = None, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, *scripts: Script, default: Script | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.scripts: list[Script] = list(scripts)
         self.default: Script = default if default is not None else normal()
         self.requests: list[Seen] = []
@@ -285,7 +287,9 @@ def encode(value: Any) -> bytes:
     return jsonlib.dumps(value, separators=(",", ":")).encode()
 
 
-def completion(text: str = "Hello there.", *, finish: str | None = "stop", usage: Any = USAGE, n: int = 1) -> bytes:
+def completion(
+    text: str = "Hello there.", *, finish: str | None = "stop", usage: Any = USAGE, n: int = 1
+) -> bytes:
     """The JSON of a whole answer."""
     choices = [
         {
@@ -296,12 +300,22 @@ def completion(text: str = "Hello there.", *, finish: str | None = "stop", usage
         }
         for index in range(n)
     ]
-    value = {"id": "chatcmpl-up", "object": "chat.completion", "created": CREATED, "model": "up", "choices": choices}
+    value = {
+        "id": "chatcmpl-up",
+        "object": "chat.completion",
+        "created": CREATED,
+        "model": "up",
+        "choices": choices,
+    }
     return encode({**value, "usage": usage} if usage is not None else value)
 
 
 def error_body(
-    message: str = "It went wrong.", *, kind: str = "server_error", param: str | None = None, code: Any = None
+    message: str = "It went wrong.",
+    *,
+    kind: str = "server_error",
+    param: str | None = None,
+    code: Any = None,
 ) -> bytes:
     """OpenAI's error object."""
     return encode({"error": {"message": message, "type": kind, "param": param, "code": code}})
@@ -319,7 +333,12 @@ def chunk(
 ) -> dict[str, Any]:
     """One chunk; without ``delta`` it has no choices."""
     choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-    base = {"id": "chatcmpl-up", "object": "chat.completion.chunk", "created": CREATED, "model": "up"}
+    base = {
+        "id": "chatcmpl-up",
+        "object": "chat.completion.chunk",
+        "created": CREATED,
+        "model": "up",
+    }
     return {**base, "choices": [] if delta is None else [choice], **extra}
 
 
@@ -369,7 +388,9 @@ def normal(text: str = "Hello there.", count: int = 3) -> Script:
     return answer
 
 
-def json_answer(body: bytes | None = None, *, status: int = 200, pieces: Segments | None = None, **how: Any) -> Script:
+def json_answer(
+    body: bytes | None = None, *, status: int = 200, pieces: Segments | None = None, **how: Any
+) -> Script:
     """A response with ``body``; ``how`` is `http`'s."""
 
     async def answer(call: Call) -> None:
@@ -390,7 +411,9 @@ def stream(
     **how: Any,
 ) -> Script:
     """A stream of `events`; with ``gate``, each event waits for one release of it."""
-    return stream_of(events(count, **how), headers=headers, gate=gate, pieces=pieces, framing=framing)
+    return stream_of(
+        events(count, **how), headers=headers, gate=gate, pieces=pieces, framing=framing
+    )
 
 
 def stream_of(
@@ -459,7 +482,9 @@ def context_too_long() -> Script:
     message = "This model's maximum context length is 8192 tokens."
     return status(
         400,
-        error_body(message, kind="invalid_request_error", param="messages", code="context_length_exceeded"),
+        error_body(
+            message, kind="invalid_request_error", param="messages", code="context_length_exceeded"
+        ),
     )
 
 

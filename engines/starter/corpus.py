@@ -39,9 +39,9 @@ def _user(text: str) -> Message:
 
 
 _SKILLS: list[tuple[float, Callable[[Rng], talk.Pair]]] = [
-    (0.05, talk.greeting), (0.035, talk.about_itself), (0.23, talk.arithmetic),
+    (0.05, talk.greeting), (0.035, talk.about_itself), (0.16, talk.arithmetic),
     (0.08, talk.capital), (0.035, talk.yes_or_no), (0.045, talk.everyday), (0.09, talk.fact),
-    (0.02, talk.listing), (0.035, talk.counting), (0.05, talk.repeating), (0.01, talk.joke),
+    (0.03, talk.listing), (0.05, talk.counting), (0.05, talk.repeating), (0.01, talk.joke),
     (0.035, talk.story), (0.285, unknown.out_of_scope),
 ]  # fmt: skip
 
@@ -84,6 +84,14 @@ def plain(r: Rng) -> Conversation:
         talk_.messages.append({"role": "system", "content": system_prompt(r)})
     for _ in range(r.choice([1, 1, 1, 1, 1, 2, 3])):
         talk_.ask(*turn(r))
+    return talk_
+
+
+def drill(r: Rng) -> Conversation:
+    """A few sums in a row: a thousand of them are to be known by heart."""
+    talk_ = Conversation()
+    for _ in range(r.randint(1, 5)):
+        talk_.ask(*talk.arithmetic(r))
     return talk_
 
 
@@ -265,8 +273,8 @@ def _twin(r: Rng, use: toolbox.Use) -> tuple[str, toolbox.Use] | None:
 
 
 _KINDS: list[tuple[float, Callable[[Rng], Conversation]]] = [
-    (0.44, plain), (0.16, json_talk), (0.09, memory), (0.025, never_told),
-    (0.015, named_by_system), (0.27, tool_talk),
+    (0.36, plain), (0.22, drill), (0.13, json_talk), (0.07, memory), (0.025, never_told),
+    (0.015, named_by_system), (0.18, tool_talk),
 ]  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def sums() -> Iterator[Probe]:
 def rephrased() -> Iterator[Probe]:
     """Sums, capitals and facts in ways that are not in the training text."""
     r = random.Random(5)
-    for form in ("so what's {} + {} then", "hmm {} plus {} equals?", "please add {} to {}",
+    for form in ("so what's {} + {} then", "hmm {} plus {} equals?", "{} added to {} is?",
                  "{}+{} pls", "I have {} apples and get {} more, so {} + {}?"):  # fmt: skip
         for _ in range(6):
             a, b = r.randint(0, 20), r.randint(0, 20)

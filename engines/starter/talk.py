@@ -121,7 +121,8 @@ def arithmetic(r: Rng) -> Pair:
         f"I need to know {term}.", f"What is the result of {term}?", f"Solve {term}",
     ]  # fmt: skip
     if op == "+":
-        forms += [f"Add {x} and {y}.", f"What is the sum of {x} and {y}?", f"Sum of {x} and {y}"]
+        forms += [f"Add {x} and {y}.", f"What is the sum of {x} and {y}?", f"Add {x} to {y}."]
+        forms += [f"Sum of {x} and {y}"]
     if op == "*":
         forms += [f"Multiply {x} by {y}.", f"Multiply {x} and {y}."]
     if op == "-":
@@ -243,7 +244,20 @@ def counting(r: Rng) -> Pair:
 
 def nonsense(r: Rng) -> str:
     """A word that no dictionary has, so that copying must be learnt letter by letter."""
-    return "".join(r.choice(w.SYLLABLES) for _ in range(r.randint(2, 4)))
+    roll = r.random()
+    if roll < 0.5:
+        return "".join(r.choice(w.SYLLABLES) for _ in range(r.randint(2, 4)))
+    if roll < 0.9:
+        return "".join(_fragment(r) for _ in range(r.randint(1, 3))) or "zu"
+    letters = r.choice(["ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"])
+    return "".join(r.choice(letters) for _ in range(r.randint(2, 5)))
+
+
+def _fragment(r: Rng) -> str:
+    """Two to five letters from inside some word, so that every sort of piece is met."""
+    word = r.choice(r.choice([w.UNKNOWN_NOUNS, w.NAMES, w.OTHER_COUNTRIES])).lower()
+    start = r.randrange(max(1, len(word) - 2))
+    return word[start : start + r.randint(2, 5)]
 
 
 def any_word(r: Rng) -> str:

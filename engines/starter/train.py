@@ -244,7 +244,7 @@ def phases() -> list[Phase]:
 
     return [
         Phase(until=0.25, longest=256, long_share=0.0, copy_share=0.35),
-        Phase(until=0.85, longest=448, long_share=0.02, copy_share=0.03),
+        Phase(until=0.85, longest=1100, long_share=0.025, copy_share=0.03),
         Phase(until=1.0, longest=1400, long_share=0.12, copy_share=0.02),
     ]
 

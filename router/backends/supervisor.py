@@ -460,17 +460,19 @@ class LocalNode:
     async def _bury(self, process: asyncio.subprocess.Process, log: asyncio.Task[None]) -> None:
         """See a process to its end: by itself, by SIGTERM when closing, by SIGKILL when neither helps.
 
-        The end of its stderr is the first sign of it, and then the last words are in the log.
+        Its last words must be in the log, and its exit code known, before anyone judges it.
         """
+        ended = asyncio.ensure_future(process.wait())
         try:
             if self.state is State.DRAINING and not self._urgent:
                 _signal(process, signal.SIGTERM)
-            await asyncio.wait({log}, timeout=0 if self._urgent else self._settings.grace_s)
+            grace_s = 0.0 if self._urgent else self._settings.grace_s
+            await asyncio.wait({ended, log}, timeout=grace_s)
         finally:
             _signal(process, signal.SIGKILL)
             if process.stdin is not None:
                 process.stdin.close()
-            await process.wait()
+            await ended
             log.cancel()
             await asyncio.wait({log})
             self._process = None
@@ -566,10 +568,14 @@ class NodeEngine:
 
 
 def _signal(process: asyncio.subprocess.Process, number: signal.Signals) -> None:
-    """Send a signal; nothing where the process is over."""
+    """Send a signal; nothing where the process is over.
+
+    Not by ``process.send_signal``: in asyncio it polls first, and a poll that finds the process dead takes the exit
+    code away from the loop, which then reports 255.
+    """
     if process.returncode is None:
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(number)
+            os.kill(process.pid, number)
 
 
 def _ending(code: int) -> str:

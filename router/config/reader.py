@@ -54,8 +54,12 @@ def read(path: str | os.PathLike[str]) -> Config:
     return examine(path, Options()).config
 
 
-def parse(text: str, source: str, environ: Mapping[str, str]) -> Config:
-    """The config in ``text``; messages call it ``source``. Doesn't look at the disk. Raises ConfigError."""
+def parse(text: str, source: str = "config", environ: Mapping[str, str] | None = None) -> Config:
+    """The config in ``text``; messages call it ``source``, ``environ`` None is the process's own.
+
+    Doesn't look at the disk. Raises ConfigError.
+    """
+    environ = os.environ if environ is None else environ
     return _examine_text(text, source, environ, Options(files=False)).config
 
 

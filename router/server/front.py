@@ -56,7 +56,7 @@ class Front:
 
     async def _serve(self, exchange: Exchange) -> None:
         message = exchange.message
-        exchange.last = True  # whoever sends what is refused here and what we read next may not agree
+        exchange.last = True  # what is refused here and what is read after it may not fit
         screen(message)
         exchange.last = False
         route, rest = self.routes.match(message.method, exchange.path)

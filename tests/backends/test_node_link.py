@@ -24,9 +24,10 @@ from engines.protocol import (
     ToNode,
     encode,
 )
+from router.backends import node_link
 from router.backends.base import Limits, Order
 from router.backends.engine import EngineBackend
-from router.backends.node_link import MAX_UNSENT_BYTES, Listeners, NodeLink
+from router.backends.node_link import Listeners, NodeLink
 from router.errors import Fault, FaultKind
 from router.wire import sse
 from router.wire.chat import decode_chat
@@ -352,14 +353,16 @@ async def test_a_reader_that_does_not_read_is_cut_off():
         assert error.kind == "internal"
 
 
-async def test_a_node_that_does_not_read_is_busy():
+async def test_a_node_that_does_not_read_is_busy(monkeypatch):
+    monkeypatch.setattr(node_link, "MAX_UNSENT_BYTES", 1_000_000)
     async with Linked() as (node, link):
         node.transport.pause_reading()
-        large = GenerateRequest(messages=b"x" * (MAX_UNSENT_BYTES // 2))
-        generations = [link.begin(large) for _ in range(3)]
+        large = GenerateRequest(messages=b"x" * 600_000)
+        generations = []
         with pytest.raises(EngineError) as caught:
-            link.begin(ASK)
+            generations.extend(link.begin(large) for _ in range(10))
         assert caught.value.kind == "busy"
+        assert len(generations) > 1
         await link.close()
         for generation in generations:
             generation.cancel()

@@ -58,6 +58,8 @@ async def site(config: str) -> AsyncIterator[Site]:
 def upstream_config(*urls: str, policy: str = "round_robin", extra: str = "") -> str:
     """A model ``m`` that all ``urls`` serve."""
     names = "abcdefgh"
-    providers = "".join(f"  {name}: {{base_url: {url!r}}}\n" for name, url in zip(names, urls, strict=False))
+    providers = "".join(
+        f"  {name}: {{base_url: {url!r}}}\n" for name, url in zip(names, urls, strict=False)
+    )
     targets = "".join(f"      - {{provider: {name}, model: up}}\n" for name in names[: len(urls)])
     return f"providers:\n{providers}models:\n  m:\n    policy: {policy}\n    targets:\n{targets}{extra}"

@@ -54,7 +54,9 @@ def assert_whole(whole, chunks):
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
     assert len({chunk.id for chunk in chunks}) == 1
     assert chunks[0].choices[0].delta.role == "assistant"
-    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] in (
+    assert [
+        c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason
+    ] in (
         ["stop"],
         ["length"],
     )
@@ -97,14 +99,18 @@ async def test_from_an_embedded_engine(how, engine):
 
 async def test_errors_are_the_sdks_own():
     async with Upstream() as up, site(upstream_config(up.url)) as served:
-        async with openai.AsyncOpenAI(base_url=served.base_url, api_key=SECRET, max_retries=0) as client:
+        async with openai.AsyncOpenAI(
+            base_url=served.base_url, api_key=SECRET, max_retries=0
+        ) as client:
             with pytest.raises(openai.NotFoundError) as missing:
                 await client.chat.completions.create(model="nope", messages=QUESTION)
             with pytest.raises(openai.BadRequestError) as bad:
                 await client.chat.completions.create(model="m", messages=QUESTION, temperature=3)
             models = await client.models.list()
             model = await client.models.retrieve("M")
-        async with openai.AsyncOpenAI(base_url=served.base_url, api_key="sk-wrong-key", max_retries=0) as client:
+        async with openai.AsyncOpenAI(
+            base_url=served.base_url, api_key="sk-wrong-key", max_retries=0
+        ) as client:
             with pytest.raises(openai.AuthenticationError):
                 await client.models.list()
     assert missing.value.code == "model_not_found"
@@ -114,7 +120,9 @@ async def test_errors_are_the_sdks_own():
 
 async def test_a_cut_stream_raises_in_the_sdk():
     async with Upstream(default=cut(2)) as up, site(upstream_config(up.url)) as served:
-        async with openai.AsyncOpenAI(base_url=served.base_url, api_key=SECRET, max_retries=0) as client:
+        async with openai.AsyncOpenAI(
+            base_url=served.base_url, api_key=SECRET, max_retries=0
+        ) as client:
             stream = await client.chat.completions.create(model="m", messages=QUESTION, stream=True)
             texts = []
             with pytest.raises(openai.APIError, match="before its answer was whole"):

@@ -11,7 +11,18 @@ import aiohttp
 import pytest
 
 from tests.e2e.serving import SECRET, site, upstream_config
-from tests.upstream import Upstream, cut, hang_up, no_done, normal, reset, silent, stall, status, stream
+from tests.upstream import (
+    Upstream,
+    cut,
+    hang_up,
+    no_done,
+    normal,
+    reset,
+    silent,
+    stall,
+    status,
+    stream,
+)
 
 HEADERS = {"Authorization": f"Bearer {SECRET}"}
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -45,12 +56,20 @@ async def test_three_hundred_at_once_spread_within_five_percent(client):
             )
             assert served.router.inflight == 0
     assert {code for code, _ in answers} == {200}
-    assert all(text.endswith("data: [DONE]\n\n") or json.loads(text)["choices"] for _, text in answers)
+    assert all(
+        text.endswith("data: [DONE]\n\n") or json.loads(text)["choices"] for _, text in answers
+    )
     counts = [len(up.requests) for up in (a, b, c)]
     assert all(95 <= count <= 105 for count in counts), counts
 
 
-FAULTS = {"500": status(500), "503": status(503), "reset": reset(), "hang up": hang_up(), "401": status(401)}
+FAULTS = {
+    "500": status(500),
+    "503": status(503),
+    "reset": reset(),
+    "hang up": hang_up(),
+    "401": status(401),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -145,7 +164,9 @@ async def test_one_deadline_for_everything(client):
     assert took < 0.6
 
 
-ENGINE = "engines: {{s: {{kind: simulated, ttft_ms: 1, tokens_per_s: 50, answer_tokens: 500}}}}\n{0}"
+ENGINE = (
+    "engines: {{s: {{kind: simulated, ttft_ms: 1, tokens_per_s: 50, answer_tokens: 500}}}}\n{0}"
+)
 
 
 def node_pid(served):

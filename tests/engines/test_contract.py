@@ -24,7 +24,7 @@ from tests.engines.node_client import NodeEngine
 from tests.engines.until import until
 
 SIMULATED = SimulatedSpec(
-    ttft_ms=2, tokens_per_s=2000, prefill_tokens_per_s=1e6, slots=4, context_tokens=2048
+    ttft_ms=2, tokens_per_s=500, prefill_tokens_per_s=1e6, slots=4, context_tokens=2048
 )
 
 STORY = b'[{"role":"user","content":"Tell me a story about a bear."}]'
@@ -54,7 +54,7 @@ SLOW = GenerateRequest(
             "type": "json_schema",
             "json_schema": {
                 "name": "many",
-                "schema": {"type": "array", "items": {"type": "boolean"}, "minItems": 300},
+                "schema": {"type": "array", "items": {"type": "boolean"}, "minItems": 400},
             },
         }
     ).encode(),

@@ -81,7 +81,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.dictionaries(st.text(), values), st.integers(1, 9), st.sampled_from([None, 2]))
 def test_arguments_come_out_whole_however_cut(arguments, size, indent):
     text = json.dumps(arguments, indent=indent)

@@ -34,7 +34,9 @@ class Card(msgspec.Struct, frozen=True):
 class FakeReply:
     """Gives what the script says: bytes, an error to raise, seconds or an event to wait for."""
 
-    def __init__(self, script: list[Piece], *, streaming: bool, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, script: list[Piece], *, streaming: bool, headers: Mapping[str, str] | None = None
+    ) -> None:
         self.streaming = streaming
         self.target = "fake/m"
         self.attempts = 1
@@ -165,6 +167,13 @@ async def running(open_: Open | None = None, **knobs: object) -> AsyncIterator[R
         await serving.stop(0)
 
 
+async def until(holds: Callable[[], object], within_s: float = 1.0) -> None:
+    """Return when ``holds`` does. Raises TimeoutError."""
+    async with asyncio.timeout(within_s):
+        while not holds():
+            await asyncio.sleep(0.002)
+
+
 # Raw HTTP
 
 
@@ -188,7 +197,11 @@ class Answer(msgspec.Struct):
 
 
 def request(
-    body: bytes = BODY, *, method: str = "POST", path: str = "/v1/chat/completions", key: str | None = SECRET,
+    body: bytes = BODY,
+    *,
+    method: str = "POST",
+    path: str = "/v1/chat/completions",
+    key: str | None = SECRET,
     headers: str = "",
 ) -> bytes:
     """An ordinary request's bytes; ``headers`` are whole lines with their CRLF."""

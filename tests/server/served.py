@@ -11,12 +11,17 @@ from router.server.serving import Serving
 
 
 def ready(serving: Serving) -> None:
-    print(serving.url, serving.admin_url, flush=True)
+    sys.stdout.write(f"{serving.url} {serving.admin_url}\n")
+    sys.stdout.flush()
 
 
 def main() -> int:
     drain_s, kind = float(sys.argv[1]), sys.argv[2]
-    engine = SimulatedSpec(ttft_ms=1, tokens_per_s=40) if kind == "simulated" else LlamaCppSpec(model="/no/such/file")
+    engine = (
+        SimulatedSpec(ttft_ms=1, tokens_per_s=40)
+        if kind == "simulated"
+        else LlamaCppSpec(model="/no/such/file")
+    )
     config = Config(
         models={"m": Model(targets=[Target(engine="e")])},
         engines={"e": engine},

@@ -7,7 +7,6 @@ import msgspec
 import pytest
 
 from router.server.serving import Serving
-
 from tests.server.fake_router import FakeRouter, ask, config, request, running
 
 
@@ -22,7 +21,10 @@ async def test_ready_and_not():
         server.router.is_ready = False
         answer = await ask(server.admin_url, get("/readyz"))
         assert answer.status == 503
-        assert msgspec.json.decode(answer.body) == {"status": "not ready", "reason": "no model can be served"}
+        assert msgspec.json.decode(answer.body) == {
+            "status": "not ready",
+            "reason": "no model can be served",
+        }
         assert (await ask(server.admin_url, get("/healthz"))).status == 200
         assert b"/metrics" in (await ask(server.admin_url, get("/"))).body
 
@@ -57,7 +59,9 @@ async def test_pages_get_nothing(path):
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
-@pytest.mark.parametrize("path", ["/METRICS", "//metrics", "/%6detrics", "/x/../metrics", "/metrics/", "/v1/models"])
+@pytest.mark.parametrize(
+    "path", ["/METRICS", "//metrics", "/%6detrics", "/x/../metrics", "/metrics/", "/v1/models"]
+)
 async def test_other_spellings_are_404(path):
     async with running() as server:
         assert (await ask(server.admin_url, get(path))).status == 404
@@ -68,7 +72,9 @@ async def test_wrong_methods_and_head():
     async with running() as server:
         answer = await ask(server.admin_url, request(b"{}", path="/metrics"))
         assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
-        assert (await ask(server.admin_url, request(b"", method="HEAD", path="/readyz"), head_only=True)).status == 200
+        assert (
+            await ask(server.admin_url, request(b"", method="HEAD", path="/readyz"), head_only=True)
+        ).status == 200
 
 
 async def test_the_admin_port_can_be_off():
@@ -80,7 +86,9 @@ async def test_it_is_hardened_like_the_other():
     async with running(header_timeout_s=0.2) as server:
         bad = await ask(server.admin_url, b"GET /metrics HTTP/1.1\r\nhost: a/b\r\n\r\n")
         assert bad.status == 400
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.admin_url.rpartition(":")[2]))
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", int(server.admin_url.rpartition(":")[2])
+        )
         writer.write(b"GET /met")
         assert await asyncio.wait_for(reader.read(), 1) == b""
         writer.close()

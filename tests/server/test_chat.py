@@ -1,7 +1,6 @@
 """POST /v1/chat/completions: answers, streams, and everything that ends one early."""
 
 import asyncio
-import contextlib
 import logging
 import re
 import socket
@@ -14,6 +13,7 @@ import pytest
 from router.errors import ApiError, ErrorObject, overloaded
 from tests.server.fake_router import (
     ANSWER,
+    BODY,
     SECRET,
     STREAM_BODY,
     FakeReply,
@@ -23,6 +23,7 @@ from tests.server.fake_router import (
     read_answer,
     request,
     running,
+    until,
 )
 
 EVENTS = [b'data: {"n":%d}\n\n' % n for n in range(8)] + [b"data: [DONE]\n\n"]
@@ -35,7 +36,11 @@ def scripted(*script, headers=None, streaming=None):
     """What ``open`` does: replies with a script."""
 
     async def open_(asked, _body):
-        return FakeReply(list(script), streaming=bool(asked.stream) if streaming is None else streaming, headers=headers)
+        return FakeReply(
+            list(script),
+            streaming=bool(asked.stream) if streaming is None else streaming,
+            headers=headers,
+        )
 
     return open_
 
@@ -77,7 +82,14 @@ async def test_only_sane_headers_of_an_upstream_come_through():
         assert answer.body == ANSWER
         assert answer.headers["x-ratelimit-remaining-requests"] == "7"
         assert answer.headers["content-type"] == "application/json"
-        assert not {"x-bad", "x-nul", "x-wide", "set-cookie", "connection", "transfer-encoding"} & set(answer.headers)
+        assert not {
+            "x-bad",
+            "x-nul",
+            "x-wide",
+            "set-cookie",
+            "connection",
+            "transfer-encoding",
+        } & set(answer.headers)
 
 
 async def test_an_answer_in_pieces_is_joined():
@@ -111,7 +123,9 @@ async def test_pieces_arrive_one_by_one_undelayed():
             gate.set()
             if number == 0:
                 await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 1)
-            got = await asyncio.wait_for(reader.readexactly(len(b"%x\r\n%b\r\n" % (len(event), event))), 1)
+            got = await asyncio.wait_for(
+                reader.readexactly(len(b"%x\r\n%b\r\n" % (len(event), event))), 1
+            )
             assert event in got
             assert time.monotonic() - started < 0.1
         assert await asyncio.wait_for(reader.readexactly(5), 1) == b"0\r\n\r\n"
@@ -150,7 +164,10 @@ async def test_an_error_before_the_first_byte_is_an_error(body):
             assert answer.error == {
                 "message": "Nobody is up.", "type": "server_error", "param": None, "code": "model_unavailable",
             }  # fmt: skip
-            assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == ("3", "2500")
+            assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == (
+                "3",
+                "2500",
+            )
         writer.close()
 
 
@@ -202,7 +219,7 @@ async def test_a_bug_is_a_500_that_says_nothing(stream, caplog):
         raise ValueError(secret)
 
     async with running(fail) as server:
-        answer = await ask(server.url, request(STREAM_BODY if stream else b'{"model":"m","messages":[{"role":"user","content":"x"}]}'))
+        answer = await ask(server.url, request(STREAM_BODY if stream else BODY))
         assert answer.status == 500
         assert answer.error["code"] == "internal_error"
     assert "ValueError" in caplog.text
@@ -231,8 +248,7 @@ async def test_a_client_that_leaves_is_noticed(how, stream):
         writer.write(request(STREAM_BODY) if stream else request())
         if stream:
             await reader.readuntil(EVENTS[0])
-        while not server.router.replies:
-            await asyncio.sleep(0.005)
+        await until(lambda: server.router.replies)
         _leave(writer, how)
         await asyncio.wait_for(server.reply.closed.wait(), ONE_TICK_S)
 
@@ -245,8 +261,7 @@ async def test_a_client_that_leaves_while_it_waits_cancels_the_waiting(how):
     async with running(wait) as server:
         _, writer = await connect(server.url)
         writer.write(request())
-        while not server.router.opened:
-            await asyncio.sleep(0.005)
+        await until(lambda: server.router.opened)
         _leave(writer, how)
         await asyncio.wait_for(server.router.cancelled.wait(), ONE_TICK_S)
 
@@ -282,8 +297,7 @@ async def test_a_slow_reader_is_held_back_and_then_cut():
         await loop.sock_connect(sock, ("127.0.0.1", port_of(server.url)))
         await loop.sock_sendall(sock, request(STREAM_BODY))
         started = time.monotonic()
-        while not server.router.replies:
-            await asyncio.sleep(0.005)
+        await until(lambda: server.router.replies)
         await asyncio.wait_for(server.reply.closed.wait(), 2)
         assert time.monotonic() - started > 0.25
         assert server.reply.reads < 200
@@ -318,8 +332,10 @@ async def test_a_canary_key_is_nowhere(caplog):
 
     bad = [
         request(), request(b"{"), request(path="/nowhere"), request(method="GET"), request(b"x" * 2000),
-        request(headers="content-encoding: br\r\n"), request(headers=f"x: {SECRET}\0\r\n"),
-        request(headers=f"{SECRET}\r\n"), request(key=SECRET + "x"), request(headers=f"x-request-id: {SECRET} \x7f\r\n"),
+        request(headers="content-encoding: br\r\n"),
+        request(headers=f"x: {SECRET}\0\r\n"),
+        request(headers=f"{SECRET}\r\n"), request(key=SECRET + "x"),
+        request(headers=f"x-request-id: {SECRET} \x7f\r\n"),
         b"GET " + SECRET.encode() + b"\r\n\r\n",
     ]  # fmt: skip
     async with running(fail, max_body_bytes=1000) as server:
@@ -342,11 +358,8 @@ async def test_cancelled_at_every_await_the_reply_is_closed():
             for _ in range(turns):
                 await asyncio.sleep(0)
             _leave(writer, "reset")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(0.3):
-                    while server.serving._gates[0].connections:
-                        await asyncio.sleep(0.002)
-            assert not server.serving._gates[0].connections
+            gate = server.serving._gates[0]
+            await until(lambda gate=gate: not gate.connections)
             assert all(reply.closed.is_set() for reply in server.router.replies)
 
 
@@ -357,5 +370,3 @@ async def test_no_task_is_left_behind():
             await ask(server.url, request(STREAM_BODY))
     await asyncio.sleep(0.02)
     assert len(asyncio.all_tasks()) == before
-
-

@@ -9,7 +9,6 @@ import pytest
 from router.errors import ApiError
 from router.server.routes import Call, Route, Routes
 from router.server.serving import api_routes
-
 from tests.server.fake_router import (
     SECRET,
     FakeRouter,
@@ -25,11 +24,13 @@ async def _serve(call: Call) -> None:
 
 
 def table() -> Routes:
-    return Routes((
-        Route("POST", "/v1/chat/completions", _serve, needs_key=True),
-        Route("GET", "/v1/models", _serve, needs_key=True),
-        Route("GET", "/v1/models/", _serve, needs_key=True, prefix=True),
-    ))
+    return Routes(
+        (
+            Route("POST", "/v1/chat/completions", _serve, needs_key=True),
+            Route("GET", "/v1/models", _serve, needs_key=True),
+            Route("GET", "/v1/models/", _serve, needs_key=True, prefix=True),
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,14 +99,18 @@ async def test_every_route_wants_a_key():
             path = route.path + ("m" if route.prefix else "")
             assert route.needs_key
             for key in (None, "sk-wrong-key-00000", "' OR 1=1 --", SECRET + "x", SECRET.upper()):
-                answer = await ask(server.url, request(b"{}", method=route.method, path=path, key=key))
+                answer = await ask(
+                    server.url, request(b"{}", method=route.method, path=path, key=key)
+                )
                 assert answer.status == 401, (path, key)
                 assert answer.error["code"] == "invalid_api_key"
                 assert answer.headers["www-authenticate"] == "Bearer"
         assert server.router.opened == []
 
 
-@pytest.mark.parametrize("path", ["/v1/chat%2fcompletions", "/v1/../v1/chat/completions", "//v1/models", "/V1/MODELS"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat%2fcompletions", "/v1/../v1/chat/completions", "//v1/models", "/V1/MODELS"]
+)
 async def test_odd_paths_reach_nobody(path):
     async with running() as server:
         answer = await ask(server.url, request(path=path))
@@ -115,9 +120,10 @@ async def test_odd_paths_reach_nobody(path):
 
 
 async def test_models_and_one_model():
-    async with running() as server, aiohttp.ClientSession(
-        server.url, headers={"authorization": f"Bearer {SECRET}"}
-    ) as session:
+    async with (
+        running() as server,
+        aiohttp.ClientSession(server.url, headers={"authorization": f"Bearer {SECRET}"}) as session,
+    ):
         listed = await (await session.get("/v1/models")).json()
         assert listed["object"] == "list"
         assert [card["id"] for card in listed["data"]] == ["m", "org/big:8b"]
@@ -137,8 +143,12 @@ async def test_head_has_the_headers_of_get_and_no_body():
         head = await ask(server.url, request(b"", method="HEAD", path="/v1/models"), head_only=True)
         assert head.status == 200
         assert head.headers["content-length"] == get.headers["content-length"]
-        both = request(b"", method="HEAD", path="/v1/models") + request(b"", method="GET", path="/nowhere")
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.url.rpartition(":")[2]))
+        both = request(b"", method="HEAD", path="/v1/models") + request(
+            b"", method="GET", path="/nowhere"
+        )
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", int(server.url.rpartition(":")[2])
+        )
         writer.write(both)
         await reader.readuntil(b"\r\n\r\n")
         assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 404")

@@ -111,7 +111,10 @@ async def test_the_pages_counts_add_up():
         answer = await ask(admin_url, request(b"", method="GET", path="/metrics"))
         text = answer.body.decode()
         samples = {
-            (s.name, s.labels.get("outcome") or s.labels.get("type") or s.labels.get("state") or ""): s.value
+            (
+                s.name,
+                s.labels.get("outcome") or s.labels.get("type") or s.labels.get("state") or "",
+            ): s.value
             for family in text_string_to_metric_families(text)
             for s in family.samples
         }

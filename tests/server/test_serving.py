@@ -9,7 +9,6 @@ import pytest
 
 from router.errors import ConfigError
 from router.server.serving import Serving
-
 from tests.server.fake_router import (
     ANSWER,
     SECRET,
@@ -48,7 +47,9 @@ async def test_ipv6():
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
         async with running(listen="[::1]:0") as server:
             assert server.url.startswith("http://[::1]:")
-            async with aiohttp.ClientSession(headers={"authorization": f"Bearer {SECRET}"}) as session:
+            async with aiohttp.ClientSession(
+                headers={"authorization": f"Bearer {SECRET}"}
+            ) as session:
                 response = await session.get(server.url + "/v1/models")
                 assert response.status == 200
 
@@ -105,7 +106,9 @@ async def test_stopping_lets_running_answers_end():
         assert await asyncio.wait_for(idle_reader.read(), 0.2) == b""
         answer = await ask(server.admin_url, request(b"", method="GET", path="/readyz"))
         assert (answer.status, answer.closed) == (503, False)
-        assert (await ask(server.admin_url, request(b"", method="GET", path="/healthz"))).status == 200
+        assert (
+            await ask(server.admin_url, request(b"", method="GET", path="/healthz"))
+        ).status == 200
         with pytest.raises(ConnectionError):
             await connect(server.url)
         whole = await read_answer(one[0])
@@ -148,7 +151,7 @@ async def test_requests_that_wait_for_engines_are_answered_when_nothing_is_ready
     """The listeners are open while engines load; nothing is refused by the system."""
     async with running() as server:
         server.router.is_ready = False
-        assert (await ask(server.admin_url, request(b"", method="GET", path="/readyz"))).status == 503
+        assert (
+            await ask(server.admin_url, request(b"", method="GET", path="/readyz"))
+        ).status == 503
         assert (await ask(server.url, request(b"", method="GET", path="/v1/models"))).status == 200
-
-

@@ -68,7 +68,12 @@ MALFORMED = {
     "a long header": GET + "x: " + "a" * 9000 + "\r\n\r\n",
     "a long target": GET.replace("/v1", "/" + "a" * 9000) + "\r\n",
     "many headers": GET + "".join(f"x{i}: a\r\n" for i in range(200)) + "\r\n",
-    "many trailers": POST + CHUNKED + "\r\n" + CHUNKS[:-2] + "".join(f"x{i}: a\r\n" for i in range(200)) + "\r\n",
+    "many trailers": POST
+    + CHUNKED
+    + "\r\n"
+    + CHUNKS[:-2]
+    + "".join(f"x{i}: a\r\n" for i in range(200))
+    + "\r\n",
     "TLS": "\x16\x03\x01\x02\x00\x01" + SECRET + "\r\n\r\n",
     "HTTP/2": f"PRI * HTTP/2.0\r\n{AUTH}\r\nSM\r\n\r\n",
     "an unknown method": GET.replace("GET", "FOO") + "\r\n",
@@ -96,7 +101,9 @@ async def test_malformed_is_400_constant_and_the_end(name, caplog):
     assert SECRET not in caplog.text
 
 
-@pytest.mark.parametrize("tail", ["zz\r\n", "0\r\n" + "".join(f"x{i}: a\r\n" for i in range(200)) + "\r\n"])
+@pytest.mark.parametrize(
+    "tail", ["zz\r\n", "0\r\n" + "".join(f"x{i}: a\r\n" for i in range(200)) + "\r\n"]
+)
 async def test_a_body_that_breaks_midway_is_400_at_once(tail):
     async with running() as server:
         reader, writer = await connect(server.url)
@@ -151,14 +158,24 @@ async def test_pipelined_requests_are_answered_in_order():
 async def test_http_1_0_closes():
     async with running() as server:
         reader, writer = await connect(server.url)
-        writer.write((POST.replace("1.1", "1.0") + "connection: keep-alive\r\n" + LENGTH + "\r\n" + TEXT).encode())
+        writer.write(
+            (
+                POST.replace("1.1", "1.0") + "connection: keep-alive\r\n" + LENGTH + "\r\n" + TEXT
+            ).encode()
+        )
         assert (await reader.read()).endswith(ANSWER)
         writer.close()
 
 
 @pytest.mark.parametrize(
     ("coding", "body"),
-    [("gzip", gzip.compress(b"0" * 1_000_000)), ("br", b"x"), ("deflate", b"x"), ("gzip, gzip", b"x"), ("what", b"x")],
+    [
+        ("gzip", gzip.compress(b"0" * 1_000_000)),
+        ("br", b"x"),
+        ("deflate", b"x"),
+        ("gzip, gzip", b"x"),
+        ("what", b"x"),
+    ],
 )
 async def test_no_content_coding_is_taken(coding, body):
     async with running() as server:
@@ -170,13 +187,19 @@ async def test_no_content_coding_is_taken(coding, body):
 async def test_a_page_must_send_json():
     """A browser asks first before it sends JSON across origins, and nobody here says yes."""
     async with running() as server:
-        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"):
+        for kind in (
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=x",
+        ):
             origin = f"origin: http://evil.example\r\ncontent-type: {kind}\r\n"
             assert (await ask(server.url, request(headers=origin))).status == 415
         origin = "origin: http://evil.example\r\ncontent-type: Application/JSON; charset=utf-8\r\n"
         answer = await ask(server.url, request(headers=origin))
         assert answer.status == 200
-        preflight = request(b"", method="OPTIONS", key=None, headers="origin: http://evil.example\r\n")
+        preflight = request(
+            b"", method="OPTIONS", key=None, headers="origin: http://evil.example\r\n"
+        )
         asked = await ask(server.url, preflight)
         assert asked.status == 405
         for one in (answer, asked):
@@ -244,7 +267,10 @@ async def test_a_stalled_body_is_408_and_the_end(framing):
 
 async def test_a_long_body_is_413_before_it_is_read():
     async with running(max_body_bytes=1000) as server:
-        for data in (POST + "content-length: 1001\r\n\r\n", POST + "content-length: 18446744073709551615\r\n\r\n"):
+        for data in (
+            POST + "content-length: 1001\r\n\r\n",
+            POST + "content-length: 18446744073709551615\r\n\r\n",
+        ):
             answer = await ask(server.url, data.encode())
             assert answer.status == 413
             assert answer.closed
@@ -289,7 +315,10 @@ async def test_expect_continue():
     async with running() as server:
         reader, writer = await connect(server.url)
         writer.write(f"{POST}expect: 100-continue\r\n{LENGTH}\r\n".encode())
-        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 1) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert (
+            await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 1)
+            == b"HTTP/1.1 100 Continue\r\n\r\n"
+        )
         writer.write(BODY)
         assert (await read_answer(reader)).status == 200
         writer.close()
@@ -307,7 +336,9 @@ async def test_too_many_connections_are_refused_and_the_admin_port_stays_up():
         assert answer.status == 503
         assert answer.error["code"] == "too_many_connections"
         assert answer.headers["retry-after"] == "1"
-        assert (await ask(server.admin_url, request(b"", method="GET", path="/healthz"))).status == 200
+        assert (
+            await ask(server.admin_url, request(b"", method="GET", path="/healthz"))
+        ).status == 200
         for _, writer in held:
             writer.close()
         await asyncio.sleep(0.05)
@@ -333,7 +364,9 @@ async def test_a_flood_of_bad_keys_is_throttled_and_good_ones_pass():
 
 
 async def test_a_body_of_a_mebibyte_doesnt_stall_the_loop():
-    body = msgspec.json.encode({"model": "m", "messages": [{"role": "user", "content": "word " * 800_000}]})
+    body = msgspec.json.encode(
+        {"model": "m", "messages": [{"role": "user", "content": "word " * 800_000}]}
+    )
     async with running() as server:
         reader, writer = await connect(server.url)
         worst = 0.0

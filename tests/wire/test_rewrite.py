@@ -16,7 +16,10 @@ from router.wire.rewrite import for_upstream
     [
         (b'{"model":"m","x":1}', b'{"model":"there","x":1}'),
         (b'{ "x" : 1.50 , "model" : "m" }', b'{ "x" : 1.50 , "model" : "there" }'),
-        (b'{"x":"\\"model\\": \\"m\\"","model":"m"}', b'{"x":"\\"model\\": \\"m\\"","model":"there"}'),
+        (
+            b'{"x":"\\"model\\": \\"m\\"","model":"m"}',
+            b'{"x":"\\"model\\": \\"m\\"","model":"there"}',
+        ),
         (b'{"x":{"model":"y"},"model":"m"}', b'{"x":{"model":"y"},"model":"there"}'),
         (b'{"x":"model","model":"m"}', b'{"x":"model","model":"there"}'),
         (b'{"mod\\u0065l":"m"}', b'{"model":"there"}'),
@@ -35,18 +38,25 @@ def test_asking_for_usage_keeps_other_options():
 @pytest.mark.parametrize("given_", ["null", '{"include_usage":false}', "{}"])
 def test_asking_for_usage_overrides_what_was_off(given_):
     body = f'{{"model":"m","stream_options":{given_}}}'.encode()
-    assert json.loads(for_upstream(body, "t", ask_usage=True))["stream_options"] == {"include_usage": True}
+    assert json.loads(for_upstream(body, "t", ask_usage=True))["stream_options"] == {
+        "include_usage": True
+    }
 
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.just("model"), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text() | st.just("model"), inner, max_size=3)
+    ),
     max_leaves=10,
 )
 
 
 @given(
-    fields=st.dictionaries(st.text() | st.sampled_from(["messages", "stream_options_", "n"]), json_values, max_size=5),
+    fields=st.dictionaries(
+        st.text() | st.sampled_from(["messages", "stream_options_", "n"]), json_values, max_size=5
+    ),
     name=st.text(min_size=1),
     there=st.text(min_size=1),
     ask=st.booleans(),

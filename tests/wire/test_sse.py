@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router.wire.sse import EventTooLong, Splitter, data_of, has_data, split
 
-EVENTS = [b'data: {"a":1}', b": comment", "data: {\"é\":\"漢\"}".encode(), b"event: x\ndata: 1\ndata: 2", b"data: [DONE]"]
+EVENTS = [
+    b'data: {"a":1}',
+    b": comment",
+    'data: {"é":"漢"}'.encode(),
+    b"event: x\ndata: 1\ndata: 2",
+    b"data: [DONE]",
+]
 STREAM = b"".join(event + b"\n\n" for event in EVENTS)
 
 
@@ -21,7 +29,7 @@ def feed(pieces):
 
 def cuts(stream, at):
     edges = [0, *sorted(set(at)), len(stream)]
-    return [stream[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [stream[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])

@@ -70,7 +70,7 @@ def test_deepseeks_cached_tokens() -> None:
 def test_nothing_in_a_text_is_taken_for_structure() -> None:
     texts = [
         ',"usage":null', '"choices":[]', "data: [DONE]\n\n", '{"error": {"message": "no"}}', "}\n\ndata: {",
-        '"finish_reason":"stop"', "event: error", "\u00e9\u4e2d\U0001f600", "\\\"error\\\"",
+        '"finish_reason":"stop"', "event: error", "\u00e9\u4e2d\U0001f600", '\\"error\\"',
     ]  # fmt: skip
     data = b"".join(up.events(texts=texts, usage="chunk"))
     for pieces in SEGMENTS:
