@@ -74,6 +74,21 @@ class Mailbox(Generic[T]):
             self._error = error
             self._wake()
 
+    def wake(self) -> None:
+        """End the reader's `wait` without an item: it has something else to look at."""
+        self._wake()
+
+    async def wait(self, until: float) -> None:
+        """Until an item or the end is there, or `wake` was called; takes nothing.
+
+        Raises TimeoutError at ``until`` (the loop's time), or the error of ``end`` if nothing came before it.
+        """
+        if not self._items and not self._ended:
+            await self._wait(until)
+        if self._error is not None and not self._items:
+            self.stop_timer()
+            raise self._error
+
     async def take(self, until: float) -> list[T]:
         """Everything that has come, in order; ``[]`` after the end.
 
