@@ -22,16 +22,16 @@ from engines.protocol import Status
 from engines.specs import ExLlamaV2Spec, SimulatedSpec
 from router.backends.base import Limits, Order
 from router.backends.engine import EngineBackend
-from router.backends.supervisor import (
+from router.backends.lifecycle import (
     TICK_S,
     TRANSITIONS,
     Lifecycle,
-    LocalNode,
     Move,
     Settings,
     State,
     Watch,
 )
+from router.backends.supervisor import LocalNode
 from router.errors import Fault, FaultKind, IllegalMove
 from router.events import NodeState
 from router.wire import sse
