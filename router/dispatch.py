@@ -116,6 +116,7 @@ class Dispatcher:
                 answer.close()
             walk.settle(error if isinstance(error, Fault) else None, Verdict.VOID)
             raise
+        walk.first_token_at = self._clock.now()
         return Reply(walk, answer, first)
 
     def _order(self, call: Call, target: Target) -> Order:
@@ -174,6 +175,7 @@ class Walk:
         "attempts",
         "call",
         "facts",
+        "first_token_at",
         "last_fault",
         "lease",
         "target",
@@ -187,6 +189,7 @@ class Walk:
         self.last_fault: Fault | None = None
         self.lease: Lease | None = None
         self.target: Target | None = None
+        self.first_token_at: float | None = None
         self.facts = Facts()
         """Of the answer that the client gets; empty while there is none."""
 
@@ -229,7 +232,7 @@ class Walk:
         """The request is over."""
         call, target, facts = self.call, self.target, self.facts
         now = self._dispatcher.clock.now()
-        first = facts.first_token_at
+        first = self.first_token_at
         sent = self._first_sent_at
         self._dispatcher.emit(
             RequestDone(

@@ -175,13 +175,16 @@ class OpenAIBackend:
 class StreamAnswer:
     """A stream under way."""
 
-    __slots__ = ("_due", "_exchange", "_order", "_over", "_relay", "facts", "headers")
+    __slots__ = (
+        "_deadline", "_due", "_exchange", "_order", "_over", "_relay", "facts", "headers",
+    )  # fmt: skip
 
     def __init__(self, exchange: Exchange, order: Order, relay: Relay) -> None:
         self._exchange = exchange
         self._order = order
         self._relay = relay
         self._due = exchange.sent_at + order.limits.first_token_s
+        self._deadline = order.deadline
         self._over = False
         self.facts = Facts()
         self.headers: Mapping[str, str] = exchange.headers
@@ -191,7 +194,7 @@ class StreamAnswer:
         relay = self._relay
         while not self._over:
             try:
-                pieces = await self._exchange.take(min(self._due, self._order.deadline))
+                pieces = await self._exchange.mailbox.take(min(self._due, self._deadline))
             except TimeoutError:
                 relay.fault = self._timeout()
                 blob = b""
@@ -218,7 +221,7 @@ class StreamAnswer:
             self._conclude()
 
     def _note_time(self) -> None:
-        now = self._exchange.now()
+        now = self._exchange.time()
         if self.facts.first_token_at is None:
             self.facts.first_token_at = now
         self._due = now + self._order.limits.idle_s
@@ -239,6 +242,7 @@ class WholeAnswer:
     """An answer that comes in one piece."""
 
     __slots__ = (
+        "_deadline",
         "_due",
         "_exchange",
         "_order",
@@ -255,6 +259,7 @@ class WholeAnswer:
         self._order = order
         self._secrets = secrets
         self._due = exchange.sent_at + order.limits.first_token_s
+        self._deadline = order.deadline
         self._parts: list[bytes] = []
         self._size = 0
         self._over = False
@@ -265,7 +270,7 @@ class WholeAnswer:
         """The whole JSON, then ``b""``; see `base.Answer`."""
         while not self._over:
             try:
-                pieces = await self._exchange.take(min(self._due, self._order.deadline))
+                pieces = await self._exchange.mailbox.take(min(self._due, self._deadline))
             except TimeoutError:
                 self.close()
                 begun = self.facts.first_token_at is not None
@@ -293,7 +298,7 @@ class WholeAnswer:
                 self._size += len(piece)
                 self._parts.append(piece)
         if self._size:
-            now = self._exchange.now()
+            now = self._exchange.time()
             if self.facts.first_token_at is None:
                 self.facts.first_token_at = now
             self._due = now + self._order.limits.idle_s
@@ -323,10 +328,10 @@ class WholeAnswer:
 
 async def _error_body(exchange: Exchange, order: Order) -> bytes:
     """What comes soon of an answer that is a refusal anyway."""
-    until = min(exchange.now() + ERROR_BODY_S, order.deadline)
+    until = min(exchange.time() + ERROR_BODY_S, order.deadline)
     body = b""
     try:
-        while len(body) < MAX_ERROR_BYTES and (pieces := await exchange.take(until)):
+        while len(body) < MAX_ERROR_BYTES and (pieces := await exchange.mailbox.take(until)):
             body += b"".join(pieces)
     except (TimeoutError, Fault):
         return body[:MAX_ERROR_BYTES]

@@ -47,10 +47,10 @@ class Chat:
 
 
 async def _whole(reply: Reply) -> bytes:
-    body = await reply.read()
+    pieces = [await reply.read()]
     while piece := await reply.read():
-        body += piece
-    return body
+        pieces.append(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def _stream(exchange: Exchange, reply: Reply) -> None:

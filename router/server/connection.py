@@ -23,7 +23,7 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.web_protocol import RequestPayloadError
 
 from router.errors import overloaded
-from router.server.exchange import Dates, Exchange, error_bytes
+from router.server.exchange import ClientGone, Dates, Exchange, error_bytes
 from router.server.screening import malformed
 
 MAX_LINE_BYTES = 8192
@@ -58,7 +58,7 @@ class Gate(web.Server):
     """The connections of one listener."""
 
     def __init__(self, serve: Serve, limits: Limits) -> None:
-        """``serve`` answers an exchange and raises only CancelledError and ConnectionError."""
+        """``serve`` answers an exchange and raises only CancelledError and ClientGone."""
         super().__init__(_unused, handler_cancellation=True)
         self.serve = serve
         self.limits = limits
@@ -197,8 +197,8 @@ class Connection(web.RequestHandler):
         try:
             while await self._answer_one():
                 self._expect_next()
-        except ConnectionError:
-            pass  # the client is gone
+        except ClientGone:
+            pass
         finally:
             self._task_handler = None
             self.force_close()
@@ -260,9 +260,12 @@ class Connection(web.RequestHandler):
     # What the exchange asks
 
     async def drain(self) -> None:
-        """Wait until the client has taken its buffer. Raises ConnectionError when it is gone."""
+        """Wait until the client has taken its buffer. Raises ClientGone."""
         if self.writing_paused:
-            await self._drain_helper()
+            try:
+                await self._drain_helper()
+            except ConnectionError as error:
+                raise ClientGone from error
 
     def force_close(self) -> None:
         """Close after what is written; a client that doesn't take it is cut off."""

@@ -47,6 +47,10 @@ _OPENAI_VERSION = "2020-10-01"
 """The only version OpenAI's API ever named."""
 
 
+class ClientGone(ConnectionError):  # noqa: N818 - names the event
+    """Nobody is there to write to."""
+
+
 class Dates:
     """The Date header's value, made once a second."""
 
@@ -239,5 +243,5 @@ class Exchange:
     def _write(self, data: bytes) -> None:
         transport = self.connection.transport
         if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client is gone")
+            raise ClientGone
         transport.write(data)

@@ -7,6 +7,7 @@ checked, and only then a byte of the body is read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -16,9 +17,9 @@ from collections.abc import Callable
 from aiohttp import hdrs
 
 from router.errors import ApiError, ErrorObject, overloaded
-from router.server.exchange import Exchange
+from router.server.exchange import ClientGone, Exchange
 from router.server.floods import Floods
-from router.server.routes import Call, Routes
+from router.server.routes import Call, Route, Routes
 from router.server.screening import screen, screen_type
 
 _log = logging.getLogger(__name__)
@@ -38,23 +39,26 @@ class Front:
         self._count = itertools.count(1)
 
     async def __call__(self, exchange: Exchange) -> None:
-        """Answer. Raises only CancelledError and, when the client is gone, ConnectionError."""
+        """Answer. Raises only CancelledError and ClientGone."""
         exchange.name_request(f"req_{self._prefix}{next(self._count):08x}")
         try:
-            await self._serve(exchange)
+            route, call = self._admit(exchange)
+            await route.serve(call)
         except ApiError as error:
             exchange.refuse(error)
         except asyncio.CancelledError:
             if exchange.stopped:
-                exchange.refuse(shutting_down())
+                with contextlib.suppress(ClientGone):
+                    exchange.refuse(shutting_down())
             raise
-        except ConnectionError:
+        except ClientGone:
             raise
         except Exception as error:  # noqa: BLE001 - the last resort: a bug of ours must not cost the client its answer
             _report(error, exchange)
             exchange.refuse(internal())
 
-    async def _serve(self, exchange: Exchange) -> None:
+    def _admit(self, exchange: Exchange) -> tuple[Route, Call]:
+        """Who serves it. Raises ApiError."""
         message = exchange.message
         exchange.last = True  # what is refused here and what is read after it may not fit
         screen(message)
@@ -63,7 +67,7 @@ class Front:
         key_id = self._key_id(exchange) if route.needs_key else ""
         if message.method == hdrs.METH_POST:
             screen_type(message.headers)
-        await route.serve(Call(exchange, key_id, rest))
+        return route, Call(exchange, key_id, rest)
 
     def _key_id(self, exchange: Exchange) -> str:
         try:

@@ -227,6 +227,15 @@ async def test_a_bug_is_a_500_that_says_nothing(stream, caplog):
     assert secret not in caplog.text + answer.body.decode()
 
 
+async def test_a_connection_error_of_the_routers_is_no_client_that_left(caplog):
+    async def fail(_request, _body):
+        raise ConnectionResetError
+
+    async with running(fail) as server:
+        assert (await ask(server.url, request())).status == 500
+    assert "ConnectionResetError" in caplog.text
+
+
 async def test_a_bug_in_a_stream_is_an_error_event(caplog):
     async with running(scripted(EVENTS[0], ValueError("x"))) as server:
         reader, writer = await connect(server.url)

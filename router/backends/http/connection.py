@@ -101,23 +101,17 @@ class Exchange:
     """One request and its response."""
 
     __slots__ = (
-        "_connection",
-        "_early",
-        "headers",
-        "heard",
-        "mailbox",
-        "reused",
-        "sent_at",
-        "stale",
-        "status",
-    )
+        "_connection", "headers", "heard", "mailbox", "reused", "sent_at", "stale", "status", "time",
+    )  # fmt: skip
 
     def __init__(
         self, connection: Connection, mailbox: Mailbox[bytes], *, reused: bool, sent_at: float
     ) -> None:
         self._connection = connection
-        self._early: list[bytes] = []
         self.mailbox = mailbox
+        """The body's pieces."""
+        self.time = connection.time
+        """The loop's clock."""
         self.reused = reused
         self.sent_at = sent_at
         self.status = 0
@@ -130,21 +124,9 @@ class Exchange:
         """A kept connection had been closed by the server before the request came: nobody has seen it."""
 
     async def head(self, until: float) -> None:
-        """Wait until status and headers are there; called once, first. Raises TimeoutError at ``until`` (the loop's time), Fault."""
-        # The head puts an empty piece, so that it needs no future and no timer of its own.
-        self._early = (await self.mailbox.take(until))[1:]
-
-    async def take(self, until: float) -> list[bytes]:
-        """The body's pieces that have come, ``[]`` after its end. Raises TimeoutError at ``until``, Fault."""
-        early = self._early
-        if early:
-            self._early = []
-            return early
-        return await self.mailbox.take(until)
-
-    def now(self) -> float:
-        """The loop's time."""
-        return self._connection.now()
+        """Wait until status and headers are there. Raises TimeoutError at ``until`` (the loop's time), Fault."""
+        while not self.status:
+            await self.mailbox.wait(until)
 
     def leave(self, *, whole: bool = False) -> None:
         """Nobody reads on. What still comes is cut off at once, so that the provider stops working; but where the
@@ -160,7 +142,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_barren", "_complete", "_exchange", "_fields", "_framed", "_linger", "_loop", "_owner", "_parser",
         "_pieces", "_read_paused", "_reusable", "_transport", "_unsent", "_write_paused", "idle_since", "on_body",
-        "served", "state",
+        "served", "state", "time",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
@@ -175,6 +157,7 @@ class Connection(asyncio.Protocol):
         self._barren = 0
         self._complete = self._framed = self._reusable = False
         self._read_paused = self._write_paused = False
+        self.time = loop.time
         self.state = State.OPENING
         self.idle_since = 0.0
         self.served = 0
@@ -231,10 +214,6 @@ class Connection(asyncio.Protocol):
         else:
             self.abort()
 
-    def now(self) -> float:
-        """The loop's time."""
-        return self._loop.time()
-
     def abort(self) -> None:
         """Close now; what was under way is lost. May be called twice."""
         before = self.state
@@ -270,7 +249,14 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
             refusal = str(error.__context__ or error)
-        self._deliver(exchange, len(data))
+        pieces = self._pieces
+        if pieces:
+            piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            self._barren = 0
+            exchange.mailbox.put(piece, len(piece))
+        else:
+            self._barren += len(data)
         if self._complete:
             self._reusable = self._reusable and refusal is None
             self._finish(exchange)
@@ -330,7 +316,7 @@ class Connection(asyncio.Protocol):
         self._read_head(exchange, fields)
         exchange.status = status
         self._move(_READING_BODY)
-        exchange.mailbox.put(b"", 0)
+        exchange.mailbox.wake()
 
     def on_message_complete(self) -> None:
         """Note the end; an interim response's is none."""
@@ -360,16 +346,6 @@ class Connection(asyncio.Protocol):
             raise _Refused("too long a head")
 
     # What follows from it.
-
-    def _deliver(self, exchange: Exchange, received: int) -> None:
-        pieces = self._pieces
-        if pieces:
-            piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
-            self._barren = 0
-            exchange.mailbox.put(piece, len(piece))
-        elif not self._complete:
-            self._barren += received
 
     def _finish(self, exchange: Exchange) -> None:
         exchange.mailbox.end()

@@ -22,13 +22,13 @@ from router.backends.http import refusal
 from router.errors import Fault, FaultKind
 from router.wire import sse
 
-TAIL_BLOBS = 4
-"""Usage stands in the last chunk, or in one of the two behind it; a blob has at least one."""
+TAIL_BLOBS = 8
+"""The finish_reason and the usage are in the last chunk with text or in the two behind it, and a blob holds at least
+one chunk; five more for what some provider may add."""
 
 NO_ERROR = frozenset({b"", b"null", b"false", b"{}", b'""'})
 """Values of an ``error`` key that clients take for none, as the SDKs do."""
 
-_NULL_USAGE = (b',"usage":null', b', "usage": null')
 _NO_CHOICES = (b'"choices":[]', b'"choices": []')
 _FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
 
@@ -107,8 +107,10 @@ class Relay:
 
     @property
     def finished(self) -> bool:
-        """Every choice has its finish_reason."""
-        return len(self._finished) >= self._choices
+        """Every choice has its finish_reason. Of a single one it stands near the end; several end anywhere."""
+        if self._choices > 1:
+            return len(self._finished) >= self._choices
+        return any(mark in blob for blob in self._tail for mark in _FINISHED)
 
     def feed(self, data: bytes) -> bytes:
         """What the client gets of ``data``: whole events, or ``b""``. After `done` or `fault`: nothing."""
@@ -120,7 +122,9 @@ class Relay:
         except sse.EventTooLong:
             self.fault = Fault(FaultKind.MALFORMED, "the provider sent an endless event")
             return b""
-        return self._pass(blob) if blob else b""
+        if not blob:
+            return b""
+        return self._note_data(blob) if _plain(blob) else self._pass(blob)
 
     def end(self, cut: Fault | None = None) -> bytes:
         """The body is over, or was ``cut``. What the client still gets; sets `done` or `fault`."""
@@ -168,16 +172,13 @@ class Relay:
     def _note_data(self, events: bytes) -> bytes:
         self.heard = self.started = True
         self._tail.append(events)
-        if events.rfind(_FINISHED[0]) >= 0 or events.rfind(_FINISHED[1]) >= 0:
+        if self._choices > 1:
             self._note_finish(events)
         if self._hide_usage and b'"usage"' in events:
             return _without_usage(events)
         return events
 
     def _note_finish(self, events: bytes) -> None:
-        if self._choices == 1:
-            self._finished.add(0)
-            return
         for event in sse.split(events):
             chunk = _decode(event) if any(mark in event for mark in _FINISHED) else None
             for choice in chunk.choices or () if chunk is not None else ():
@@ -235,12 +236,10 @@ class Relay:
 
 
 def _plain(events: bytes) -> bool:
-    return (
-        events.startswith(b"data: {")
-        and events.endswith(b"}\n\n")
-        and events.count(b"\n") == 2 * events.count(b"}\n\ndata: {") + 2
-        and b'"error"' not in events
-    )
+    if not events.startswith(b"data: {") or not events.endswith(b"}\n\n") or b'"error"' in events:
+        return False
+    lines = events.count(b"\n")
+    return lines == 2 or lines == 2 * events.count(b"}\n\ndata: {") + 2
 
 
 def _whole(data: bytes) -> bool:
@@ -283,8 +282,10 @@ def _last_usage(blob: bytes) -> Usage | None:
 
 def _without_usage(events: bytes) -> bytes:
     """``events`` as if usage had not been asked for: no null in the chunks, no chunk of its own."""
-    for null in _NULL_USAGE:
-        events = events.replace(null, b"")
+    events = events.replace(b',"usage":null', b"")
+    if b'"usage"' not in events:
+        return events
+    events = events.replace(b', "usage": null', b"")
     for mark in _NO_CHOICES:
         at = events.find(mark)
         while at >= 0:
