@@ -56,6 +56,11 @@ class Mailbox(Generic[T]):
         """An end or an error was put: nothing more will come."""
         return self._ended
 
+    @property
+    def complete(self) -> bool:
+        """It ended well and everything was taken: the next `take` would give ``[]``."""
+        return self._ended and self._error is None and not self._items
+
     def put(self, item: T, size: int = 1) -> None:
         """Add an item; after an end it is dropped."""
         if self._ended:
@@ -65,18 +70,20 @@ class Mailbox(Generic[T]):
         if self._size > self.high_water and not self._paused and self._on_full is not None:
             self._paused = True
             self._on_full()
-        self._wake()
+        self.wake()
 
     def end(self, error: BaseException | None = None) -> None:
         """No more items; with ``error``, the reader gets it after the items before it. Only the first end counts."""
         if not self._ended:
             self._ended = True
             self._error = error
-            self._wake()
+            self.wake()
 
     def wake(self) -> None:
         """End the reader's `wait` without an item: it has something else to look at."""
-        self._wake()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     async def wait(self, until: float) -> None:
         """Until an item or the end is there, or `wake` was called; takes nothing.
@@ -124,11 +131,6 @@ class Mailbox(Generic[T]):
             await self._waiter
         finally:
             self._waiter = None
-
-    def _wake(self) -> None:
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
     def _expire(self) -> None:
         self._timer = None

@@ -22,14 +22,14 @@ from collections.abc import Mapping
 from importlib import metadata
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Struct
 
 from router.backends.base import Answer, Facts, Order
 from router.backends.http import refusal
 from router.backends.http.connection import Connection, Exchange
 from router.backends.http.dial import Dialer, Origin, origin_of
 from router.backends.http.pool import Pool
-from router.backends.http.relay import NO_ERROR, Relay, Usage
+from router.backends.http.relay import Relay, Usage
 from router.config.schema import Provider
 from router.errors import ConfigError, Fault, FaultKind, Problem
 from router.wire import rewrite
@@ -56,7 +56,7 @@ class _Choice(Struct, frozen=True):
 class _Completion(Struct, frozen=True):
     choices: list[_Choice] | None = None
     usage: Usage | None = None
-    error: Raw = Raw()
+    error: object = None
 
 
 _completions = msgspec.json.Decoder(_Completion)
@@ -176,15 +176,24 @@ class StreamAnswer:
     """A stream under way."""
 
     __slots__ = (
-        "_deadline", "_due", "_exchange", "_order", "_over", "_relay", "facts", "headers",
+        "_deadline",
+        "_exchange",
+        "_idle_s",
+        "_order",
+        "_over",
+        "_relay",
+        "_until",
+        "facts",
+        "headers",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange, order: Order, relay: Relay) -> None:
         self._exchange = exchange
         self._order = order
         self._relay = relay
-        self._due = exchange.sent_at + order.limits.first_token_s
         self._deadline = order.deadline
+        self._until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
+        self._idle_s = order.limits.idle_s
         self._over = False
         self.facts = Facts()
         self.headers: Mapping[str, str] = exchange.headers
@@ -194,7 +203,7 @@ class StreamAnswer:
         relay = self._relay
         while not self._over:
             try:
-                pieces = await self._exchange.mailbox.take(min(self._due, self._deadline))
+                pieces = await self._exchange.mailbox.take(self._until)
             except TimeoutError:
                 relay.fault = self._timeout()
                 blob = b""
@@ -224,7 +233,7 @@ class StreamAnswer:
         now = self._exchange.time()
         if self.facts.first_token_at is None:
             self.facts.first_token_at = now
-        self._due = now + self._order.limits.idle_s
+        self._until = min(now + self._idle_s, self._deadline)
 
     def _timeout(self) -> Fault:
         started = self._relay.started
@@ -243,13 +252,14 @@ class WholeAnswer:
 
     __slots__ = (
         "_deadline",
-        "_due",
         "_exchange",
+        "_idle_s",
         "_order",
         "_over",
         "_parts",
         "_secrets",
         "_size",
+        "_until",
         "facts",
         "headers",
     )
@@ -258,19 +268,21 @@ class WholeAnswer:
         self._exchange = exchange
         self._order = order
         self._secrets = secrets
-        self._due = exchange.sent_at + order.limits.first_token_s
         self._deadline = order.deadline
+        self._until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
         self._parts: list[bytes] = []
         self._size = 0
+        self._idle_s = order.limits.idle_s
         self._over = False
         self.facts = Facts()
         self.headers: Mapping[str, str] = exchange.headers
 
     async def read(self) -> bytes:
         """The whole JSON, then ``b""``; see `base.Answer`."""
+        mailbox = self._exchange.mailbox
         while not self._over:
             try:
-                pieces = await self._exchange.mailbox.take(min(self._due, self._deadline))
+                pieces = await mailbox.take(self._until)
             except TimeoutError:
                 self.close()
                 begun = self.facts.first_token_at is not None
@@ -279,10 +291,11 @@ class WholeAnswer:
             except Fault:
                 self.close()
                 raise
-            if not pieces:
-                self._over = True
+            if pieces:
+                self._collect(pieces)
+            if not pieces or mailbox.complete:
+                self.close()
                 return self._checked()
-            self._collect(pieces)
         return b""
 
     def close(self) -> None:
@@ -301,7 +314,7 @@ class WholeAnswer:
             now = self._exchange.time()
             if self.facts.first_token_at is None:
                 self.facts.first_token_at = now
-            self._due = now + self._order.limits.idle_s
+            self._until = min(now + self._idle_s, self._deadline)
         if self._size > MAX_ANSWER_BYTES:
             self.close()
             raise Fault(FaultKind.MALFORMED, "the provider's answer is too large")
@@ -315,7 +328,7 @@ class WholeAnswer:
             if refusal.read(body) is not None:
                 raise refusal.in_answer(body, started=False, secrets=self._secrets) from None
             raise Fault(FaultKind.MALFORMED, "the provider's answer is no completion") from error
-        if bytes(completion.error) not in NO_ERROR:
+        if completion.error:
             raise refusal.in_answer(body, started=False, secrets=self._secrets)
         choices = completion.choices
         if not choices:

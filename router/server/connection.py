@@ -176,8 +176,13 @@ class Connection(web.RequestHandler):
             )
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
-        """Nothing to do unless reading was paused; aiohttp parses no bytes again after each body."""
-        if self._reading_paused:
+        """Go on parsing, unless nothing was held back: aiohttp asks after every body that was read.
+
+        The parser may stop by itself in a body of many chunks, so only a body that is whole is sure.
+        """
+        exchange = self.exchange
+        unsure = resume_parser and (exchange is None or not exchange.payload.is_eof())
+        if self._reading_paused or unsure:
             super().resume_reading(resume_parser)
 
     def pause_writing(self) -> None:

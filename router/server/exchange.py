@@ -23,6 +23,7 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from router.errors import ApiError
 from router.server.screening import malformed, too_large, too_slow
+from router.wire.sse import DONE
 
 if TYPE_CHECKING:
     from aiohttp.http import RawRequestMessage
@@ -43,6 +44,7 @@ _OURS = frozenset({
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
 }
+_LAST_CHUNK = b"0\r\n\r\n"
 _OPENAI_VERSION = "2020-10-01"
 """The only version OpenAI's API ever named."""
 
@@ -83,12 +85,20 @@ def error_bytes(error: ApiError, dates: Dates) -> bytes:
     ).encode("latin-1") + error.body
 
 
+def _error_event(error: ApiError) -> bytes:
+    """The error in a stream; an upstream's own body only where it is one line, for a second one would end the event."""
+    body = error.body
+    if b"\n" in body or b"\r" in body:
+        body = ApiError(error.status, error.error).body
+    return b"data: " + body + b"\n\n"
+
+
 class Exchange:
     """One request and its answer."""
 
     __slots__ = (
         "_chunked", "_extra", "connection", "keep_alive", "last", "message", "payload", "received_at", "request_id",
-        "started", "status", "stopped", "streaming",
+        "started", "stopped", "streaming",
     )  # fmt: skip
 
     def __init__(
@@ -109,7 +119,6 @@ class Exchange:
         """The answer is a stream that has begun and not ended."""
         self.stopped = False
         """The server is going down and doesn't wait for this answer."""
-        self.status = 0
         self._chunked = False
         self._extra = ""
 
@@ -169,6 +178,8 @@ class Exchange:
 
     def served_by(self, target: str, attempts: int) -> None:
         """Who gave the answer, for its head."""
+        if not (target.isascii() and target.isprintable()):
+            target = _UNSAFE.sub("?", target)  # a config's names are in any script
         self._extra = f"x-nenya-target: {target}\r\nx-nenya-attempts: {attempts}\r\n"
 
     def note(self, headers: Mapping[str, str]) -> None:
@@ -190,25 +201,33 @@ class Exchange:
         self.keep_alive = self._chunked and self._may_stay()
         framing = "transfer-encoding: chunked\r\n" if self._chunked else ""
         head = self._head(200, EVENTS, f"cache-control: no-cache\r\n{framing}")
-        if self._chunked:
-            self._write(b"%b%x\r\n%b\r\n" % (head, len(blob), blob))
-        else:
-            self._write(head + blob)
+        self._write(head + self._framed(blob))
 
     def piece(self, blob: bytes) -> None:
-        """The stream's next blob, which must not be empty: an empty chunk would end it."""
-        self._write(b"%x\r\n%b\r\n" % (len(blob), blob) if self._chunked else blob)
+        """The stream's next blob; nothing where it is empty or the stream is over."""
+        if blob and self.streaming:
+            self._write(self._framed(blob))
 
     def end(self) -> None:
-        """The stream is whole."""
-        self.streaming = False
-        if self._chunked:
-            self._write(b"0\r\n\r\n")
+        """The stream is whole, if its [DONE] didn't say so already."""
+        if self.streaming:
+            self.streaming = False
+            if self._chunked:
+                self._write(_LAST_CHUNK)
+
+    def _framed(self, blob: bytes) -> bytes:
+        """A chunk; the end goes out with [DONE], which saves a system call."""
+        last = blob.endswith(DONE)
+        if last:
+            self.streaming = False
+        if not self._chunked:
+            return blob
+        return b"%x\r\n%b\r\n%b" % (len(blob), blob, _LAST_CHUNK if last else b"")
 
     def refuse(self, error: ApiError) -> None:
         """An error, whatever was written before it."""
         if self.streaming:
-            self.piece(b"data: " + error.body + b"\n\n")
+            self.piece(_error_event(error))
             self.streaming = False
             self.connection.force_close()
         elif not self.started:
@@ -230,7 +249,6 @@ class Exchange:
 
     def _head(self, status: int, content_type: str, framing: str) -> bytes:
         self.started = True
-        self.status = status
         spent_ms = int((time.monotonic() - self.received_at) * 1000)
         close = "" if self.keep_alive else "connection: close\r\n"
         date = self.connection.gate.dates.now()

@@ -92,6 +92,16 @@ async def test_only_sane_headers_of_an_upstream_come_through():
         } & set(answer.headers)
 
 
+async def test_a_targets_name_may_be_in_any_script():
+    async def open_(_asked, _body):
+        reply = FakeReply([ANSWER], streaming=False)
+        reply.target = "模型/a\r\nx: y"
+        return reply
+
+    async with running(open_) as server:
+        assert (await ask(server.url, request())).headers["x-nenya-target"] == "??/a??x: y"
+
+
 async def test_an_answer_in_pieces_is_joined():
     async with running(scripted(b'{"a":', b"1", b"}")) as server:
         assert (await ask(server.url, request())).body == b'{"a":1}'
@@ -130,6 +140,18 @@ async def test_pieces_arrive_one_by_one_undelayed():
             assert time.monotonic() - started < 0.1
         assert await asyncio.wait_for(reader.readexactly(5), 1) == b"0\r\n\r\n"
         writer.close()
+
+
+async def test_a_stream_without_done_ends_all_the_same():
+    async with running(scripted(*EVENTS[:-1])) as server:
+        assert (await ask(server.url, request(STREAM_BODY))).body == b"".join(EVENTS[:-1])
+
+
+@pytest.mark.parametrize("after", [b"data: more\n\n", BROKEN])
+async def test_what_comes_after_done_is_not_sent(after):
+    async with running(scripted(*EVENTS, after)) as server:
+        assert (await ask(server.url, request(STREAM_BODY))).body == b"".join(EVENTS)
+        await asyncio.wait_for(server.reply.closed.wait(), ONE_TICK_S)
 
 
 async def test_a_stream_to_http_1_0_ends_with_the_connection():
@@ -200,6 +222,16 @@ async def test_a_failure_after_the_first_byte_is_an_event_and_no_clean_end():
         assert b"0\r\n\r\n" not in data
         assert b"[DONE]" not in data
         assert server.reply.closed.is_set()
+        writer.close()
+
+
+async def test_an_error_event_is_one_line():
+    pretty = ApiError(502, ErrorObject("m", "t"), body=b'{\n "error": {"message": "m"}\n}')
+    async with running(scripted(EVENTS[0], pretty)) as server:
+        reader, writer = await connect(server.url)
+        writer.write(request(STREAM_BODY))
+        data = await asyncio.wait_for(reader.read(), 1)
+        assert b'data: {"error":{"message":"m","type":"t","param":null,"code":null}}\n\n' in data
         writer.close()
 
 

@@ -299,6 +299,24 @@ async def test_a_long_chunked_body_is_413_with_bounded_memory():
         writer.close()
 
 
+@pytest.mark.parametrize("step", [1 << 20, 200_000, 50_001])
+async def test_a_body_of_many_small_chunks_comes_whole(step):
+    """aiohttp's parser stops by itself between such chunks and wants to be asked to go on."""
+    body = BODY + b" " * 80_000
+    data = (
+        (POST + CHUNKED + "\r\n").encode()
+        + b"".join(b"1\r\n%c\r\n" % c for c in body)
+        + b"0\r\n\r\n"
+    )
+    async with running(body_timeout_s=4) as server:
+        reader, writer = await connect(server.url)
+        for start in range(0, len(data), step):
+            writer.write(data[start : start + step])
+            await asyncio.sleep(0.005)
+        assert (await asyncio.wait_for(read_answer(reader), 5)).status == 200
+        writer.close()
+
+
 async def test_the_answer_survives_the_rest_of_a_refused_body():
     """A server that closes with unread bytes resets the connection, and the answer is lost on its way."""
     async with running(max_body_bytes=1000) as server:

@@ -18,17 +18,9 @@ from typing import Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from router.backends.http.head import MAX_HEAD_BYTES, MAX_HEADERS, Refused, read_head
 from router.backends.mailbox import Mailbox
 from router.errors import Fault, FaultKind, IllegalMove
-
-MAX_HEADERS = 128
-"""No provider seen sends more than 40; above this it is an attack or a bug."""
-
-MAX_HEAD_BYTES = 64 * 1024
-"""Bytes that may come in a row without any of them being body: heads, trailers, chunk extensions."""
-
-MAX_VALUE_BYTES = 1024
-"""A longer header value is left out: no rate limit, request id or content type needs as much."""
 
 WRITE_BYTES = 64 * 1024
 """Up to here head and body are one write. More goes out in pieces of this size as the network takes them, so that
@@ -44,11 +36,6 @@ waiting a second for them is cheaper than a new TLS connection, waiting longer i
 STALE_S = 1.0
 """A server that had closed a kept connection says so within a round trip of the request's arrival. One that closes
 later than this had time to work on the request."""
-
-_KEPT = frozenset(
-    {b"content-type", b"retry-after", b"retry-after-ms", b"x-request-id", b"x-should-retry"}
-)
-_KEPT_PREFIXES = (b"x-ratelimit-", b"openai-")
 
 
 class State(enum.IntEnum):
@@ -78,10 +65,6 @@ _MOVES = {
 # Reading a member through its class costs as much as a header does in Python 3.11.
 _IDLE, _AWAITING_HEAD, _READING_BODY = State.IDLE, State.AWAITING_HEAD, State.READING_BODY
 _HOLDING, _LINGERING, _CLOSED = State.HOLDING, State.LINGERING, State.CLOSED
-
-
-class _Refused(Exception):  # noqa: N818 - never leaves this module
-    """A response that the parser would take and we don't."""
 
 
 class Owner(Protocol):
@@ -293,7 +276,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Refuse a second response behind the first."""
         if self._complete:
-            raise _Refused("bytes behind the answer")
+            raise Refused("bytes behind the answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header; trailers are dropped."""
@@ -301,7 +284,7 @@ class Connection(asyncio.Protocol):
             return
         self._fields.append((name, value))
         if len(self._fields) > MAX_HEADERS:
-            raise _Refused("too many headers")
+            raise Refused("too many headers")
 
     def on_headers_complete(self) -> None:
         """Read the head; that of an interim response (100, 103) is dropped, and a switch of protocols refused."""
@@ -309,11 +292,11 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status < 200:
             if status == 101:
-                raise _Refused("a switch of protocols that nobody asked for")
+                raise Refused("a switch of protocols that nobody asked for")
             return
         exchange = self._exchange
         assert exchange is not None
-        self._read_head(exchange, fields)
+        self._framed = read_head(fields, exchange.headers)
         exchange.status = status
         self._move(_READING_BODY)
         exchange.mailbox.wake()
@@ -323,27 +306,6 @@ class Connection(asyncio.Protocol):
         if self.state is not _AWAITING_HEAD:
             self._complete = True
             self._reusable = self._parser.should_keep_alive()
-
-    def _read_head(self, exchange: Exchange, fields: list[tuple[bytes, bytes]]) -> None:
-        headers = exchange.headers
-        size = 0
-        for raw_name, value in fields:
-            size += len(raw_name) + len(value)
-            name = raw_name.lower()
-            if name in _KEPT or name.startswith(_KEPT_PREFIXES):
-                text = value.decode("latin-1")
-                if len(text) <= MAX_VALUE_BYTES and text.isascii() and text.isprintable():
-                    headers[name.decode("latin-1")] = text
-            elif name == b"content-length":
-                self._framed = True
-            elif name == b"transfer-encoding":
-                self._framed = True
-                if value.lower() != b"chunked":
-                    raise _Refused("a transfer encoding that nobody asked for")
-            elif name == b"content-encoding" and value.lower() != b"identity":
-                raise _Refused("a content encoding that nobody asked for")
-        if size > MAX_HEAD_BYTES:
-            raise _Refused("too long a head")
 
     # What follows from it.
 
@@ -358,9 +320,11 @@ class Connection(asyncio.Protocol):
 
     def _rest(self) -> None:
         self._exchange = None
-        self._stop_linger()
         self._move(_IDLE)
-        self._resume_reading()
+        if self._linger is not None:
+            self._stop_linger()
+        if self._read_paused:
+            self._resume_reading()
         self.served += 1
         self.idle_since = self._loop.time()
         self._owner.released(self)

@@ -26,7 +26,7 @@ TAIL_BLOBS = 8
 """The finish_reason and the usage are in the last chunk with text or in the two behind it, and a blob holds at least
 one chunk; five more for what some provider may add."""
 
-NO_ERROR = frozenset({b"", b"null", b"false", b"{}", b'""'})
+_NO_ERROR = frozenset({b"", b"null", b"false", b"{}", b'""'})
 """Values of an ``error`` key that clients take for none, as the SDKs do."""
 
 _NO_CHOICES = (b'"choices":[]', b'"choices": []')
@@ -110,7 +110,7 @@ class Relay:
         """Every choice has its finish_reason. Of a single one it stands near the end; several end anywhere."""
         if self._choices > 1:
             return len(self._finished) >= self._choices
-        return any(mark in blob for blob in self._tail for mark in _FINISHED)
+        return any(blob.rfind(mark) >= 0 for blob in self._tail for mark in _FINISHED)
 
     def feed(self, data: bytes) -> bytes:
         """What the client gets of ``data``: whole events, or ``b""``. After `done` or `fault`: nothing."""
@@ -230,7 +230,7 @@ class Relay:
             error = bytes(_errors.decode(text).error)
         except msgspec.MsgspecError:
             error = b""
-        if not always and error in NO_ERROR:
+        if not always and error in _NO_ERROR:
             return None
         return refusal.in_answer(text, started=started, secrets=self._secrets)
 
@@ -283,17 +283,15 @@ def _last_usage(blob: bytes) -> Usage | None:
 def _without_usage(events: bytes) -> bytes:
     """``events`` as if usage had not been asked for: no null in the chunks, no chunk of its own."""
     events = events.replace(b',"usage":null', b"")
-    if b'"usage"' not in events:
-        return events
-    events = events.replace(b', "usage": null', b"")
-    for mark in _NO_CHOICES:
-        at = events.find(mark)
-        while at >= 0:
-            start, stop = _around(events, at)
-            chunk = _decode(events[start : stop - 2])
-            if chunk is not None and chunk.usage is not None and not chunk.choices:
-                events = events[:start] + events[stop:]
-                at = events.find(mark, start)
-            else:
-                at = events.find(mark, stop)
+    at = events.rfind(b'"usage"')
+    if at >= 0 and b', "usage": null' in events:
+        events = events.replace(b', "usage": null', b"")
+        at = events.rfind(b'"usage"')
+    while at >= 0:
+        start, stop = _around(events, at)
+        event = events[start : stop - 2]
+        chunk = _decode(event) if any(mark in event for mark in _NO_CHOICES) else None
+        if chunk is not None and chunk.usage is not None and not chunk.choices:
+            events = events[:start] + events[stop:]
+        at = events.rfind(b'"usage"', 0, start)
     return events
