@@ -11,6 +11,7 @@ real socket, speaks HTTP/1.1 by hand (so that it can speak it wrongly) and notes
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json as jsonlib
 import random
 import socket
@@ -20,11 +21,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Self
 
 CREATED = 1_700_000_000
-USAGE = {
-    "prompt_tokens": 10,
-    "completion_tokens": 3,
-    "total_tokens": 13,
-    "prompt_tokens_details": {"cached_tokens": 4},
+USAGE = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13} | {
+    "prompt_tokens_details": {"cached_tokens": 4}
 }
 
 
@@ -119,18 +117,14 @@ class Upstream:
         self._server.close()
         for connection in list(self._open):
             connection.transport.abort()
-        for connection in list(self._open):
-            await connection.over()
+        tasks = [connection.task for connection in self._open if connection.task is not None]
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._server.wait_closed()
 
     @property
     def url(self) -> str:
         """A provider's base_url."""
         return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}/v1"
-
-    @property
-    def open_connections(self) -> int:
-        return len(self._open)
 
     def script(self, *scripts: Script) -> None:
         """The next requests get these."""
@@ -154,9 +148,6 @@ class Upstream:
         for connection in list(self._open):
             connection.transport.close()
 
-    def next_script(self) -> Script:
-        return self.scripts.pop(0) if self.scripts else self.default
-
 
 class _Connection(asyncio.Protocol):
     transport: asyncio.Transport
@@ -165,7 +156,7 @@ class _Connection(asyncio.Protocol):
         self.upstream = upstream
         self.gone = asyncio.Event()
         self._buffer = b""
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
 
@@ -180,8 +171,8 @@ class _Connection(asyncio.Protocol):
         self._note_gone()
         self._writable.set()
         self.upstream._open.discard(self)
-        if self._task is not None:
-            self._task.cancel()
+        if self.task is not None:
+            self.task.cancel()
 
     def eof_received(self) -> None:
         self._note_gone()
@@ -190,10 +181,6 @@ class _Connection(asyncio.Protocol):
         if not self.gone.is_set():
             self.gone.set()
             self.upstream.closed_at.append(asyncio.get_running_loop().time())
-
-    async def over(self) -> None:
-        if self._task is not None:
-            await asyncio.wait([self._task])
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -208,7 +195,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        if self._task is None or self._task.done():
+        if self.task is None or self.task.done():
             self._next()
 
     def _next(self, _: object = None) -> None:
@@ -224,11 +211,12 @@ class _Connection(asyncio.Protocol):
             return
         seen.body, self._buffer = rest[:size], rest[size:]
         self.upstream.requests.append(seen)
-        self._task = asyncio.ensure_future(self._serve(Call(self.upstream, self, seen)))
-        self._task.add_done_callback(self._next)
+        self.task = asyncio.ensure_future(self._serve(Call(self.upstream, self, seen)))
+        self.task.add_done_callback(self._next)
 
     async def _serve(self, call: Call) -> None:
-        await self.upstream.next_script()(call)
+        upstream = self.upstream
+        await (upstream.scripts.pop(0) if upstream.scripts else upstream.default)(call)
 
 
 # Segments.
@@ -342,10 +330,6 @@ def chunk(
     return {**base, "choices": [] if delta is None else [choice], **extra}
 
 
-def words(count: int) -> list[str]:
-    return [f"word{i} " for i in range(count)]
-
-
 def events(
     count: int = 3,
     *,
@@ -364,7 +348,10 @@ def events(
     if usage == "groq":
         last = {"x_groq": {"id": "req_1", "usage": USAGE}}
     found = [event(chunk({"role": "assistant", "content": "", "refusal": None}, **each))]
-    found += [event(chunk({"content": text}, **each)) for text in texts or words(count)]
+    found += [
+        event(chunk({"content": text}, **each))
+        for text in texts or [f"word{i} " for i in range(count)]
+    ]
     if finish is not None:
         found.append(event(chunk({}, finish=finish, **last)))
     if usage == "chunk":
@@ -590,12 +577,10 @@ def no_done(count: int = 2, *, finish: str | None = "stop") -> Script:
 
 def flapping(*scripts: Script) -> Script:
     """These in turn, for ever."""
-    turn = 0
+    turns = itertools.cycle(scripts)
 
     async def answer(call: Call) -> None:
-        nonlocal turn
-        turn += 1
-        await scripts[(turn - 1) % len(scripts)](call)
+        await next(turns)(call)
 
     return answer
 

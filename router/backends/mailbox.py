@@ -101,7 +101,7 @@ class Mailbox(Generic[T]):
 
         Waits until something comes. Raises TimeoutError at ``until`` (the loop's time), or the error of ``end``.
         """
-        if not self._items and not self._ended:
+        while not self._items and not self._ended:
             await self._wait(until)
         if self._items:
             items, self._items, self._size = self._items, [], 0
@@ -121,16 +121,14 @@ class Mailbox(Generic[T]):
             self._timer.cancel()
             self._timer = None
 
-    async def _wait(self, until: float) -> None:
+    def _wait(self, until: float) -> asyncio.Future[None]:
+        # A reader that is cancelled leaves a future behind that is done: `wake` and the timer pass it over.
         self._due = until
         if self._timer is None or self._timer.when() > until:
             self.stop_timer()
             self._timer = self._loop.call_at(until, self._expire)
-        self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        self._waiter = waiter = self._loop.create_future()
+        return waiter
 
     def _expire(self) -> None:
         self._timer = None

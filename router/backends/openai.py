@@ -205,8 +205,7 @@ class StreamAnswer:
             try:
                 pieces = await self._exchange.mailbox.take(self._until)
             except TimeoutError:
-                relay.fault = self._timeout()
-                blob = b""
+                blob = relay.end(self._timeout())
             except Fault as fault:
                 blob = relay.end(fault)
             else:

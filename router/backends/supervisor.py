@@ -39,6 +39,9 @@ EXIT_BAD_SPEC, EXIT_NO_MODEL = 2, 3
 MAX_SOCKET_PATH_BYTES = 100
 """sun_path holds 108 bytes on Linux, 104 on macOS."""
 
+_DEEPEST = "/nenya-12345678/nenya-12345678/unused.sock"
+"""A node's folder, and the longest socket that an engine makes inside."""
+
 DIAL_POLL_S = 0.02
 """Until a new process listens; starting Python takes ten times as long."""
 
@@ -206,7 +209,7 @@ class LocalNode:
 
     def _folder(self) -> tempfile.TemporaryDirectory[str]:
         base = self._runtime_dir
-        if len(os.fsencode(base)) > MAX_SOCKET_PATH_BYTES - len("/nenya-12345678/s"):
+        if len(os.fsencode(base)) > MAX_SOCKET_PATH_BYTES - len(_DEEPEST):
             base = Path(tempfile.gettempdir())
         return tempfile.TemporaryDirectory(prefix="nenya-", dir=base, ignore_cleanup_errors=True)
 
@@ -227,9 +230,12 @@ class LocalNode:
         return process
 
     async def _exec(self, socket: str) -> asyncio.subprocess.Process:
-        """-P: a folder named ``engines`` where the router was started must not be taken for ours."""
+        """-P: a folder named ``engines`` where the router was started must not be taken for ours.
+
+        What the process leaves behind when it is killed stays in its own folder, which is removed.
+        """
         python = self._settings.python
-        environment = dict(os.environ)
+        environment = {**os.environ, "TMPDIR": str(Path(socket).parent)}
         if python == sys.executable:
             roots = [str(Path(engines.__path__[0]).parent), environment.get("PYTHONPATH")]
             environment["PYTHONPATH"] = os.pathsep.join(root for root in roots if root)

@@ -20,6 +20,8 @@ from router.log import RequestLog
 from router.metrics import Metrics
 from router.server.serving import Serving
 
+__all__ = ["FAILED", "OK", "OnReady", "Serving", "serve_until_stopped"]
+
 _log = logging.getLogger(__name__)
 
 OK = 0
@@ -42,6 +44,7 @@ async def serve_until_stopped(config: Config, *, on_ready: OnReady) -> int:
     with Signals() as signals:
         try:
             await serving.start()
+            _log.info("listening on %s, admin on %s", serving.url, serving.admin_url)
             await router.start()
             if await _before(signals.first, router.wait_ready()):
                 on_ready(serving)

@@ -52,7 +52,11 @@ def translate(error: msgspec.ValidationError, body: bytes) -> ApiError:
         return invalid_request(message, param=name, code="missing_required_parameter")
     if param is None:
         return not_json()
-    return _about_value(what, param, _value_at(body, path))
+    try:
+        got = _value_at(body, path)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return not_json()  # it isn't even JSON, behind the place where its schema was wrong
+    return _about_value(what, param, got)
 
 
 def _about_value(what: str, param: str, got: Any) -> ApiError:

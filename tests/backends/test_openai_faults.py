@@ -185,10 +185,12 @@ async def test_a_finish_without_done_is_whole(after: up.Script) -> None:
         await asyncio.sleep(0.02)
         await after(call)
 
-    for script in (up.no_done(2), up.stream_of(up.events(2, done=False), then=later)):
+    finished = up.events(2, done=False)
+    stalls = up.stream_of(finished, then=up.silent())
+    for script in (up.no_done(2), up.stream_of(finished, then=later), stalls):
         async with Upstream(script) as upstream:
             target = backend(upstream)
-            answer = await target.open(order(stream=True))
+            answer = await target.open(order(stream=True, limits=Limits(1, 1, 0.05)))
             out = b""
             while piece := await answer.read():
                 out += piece

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
+import pytest
+
+from engines.starter import gguf_path
 from router.app import Router
 from router.config.reader import parse
 from router.events import Event, RequestDone
@@ -14,6 +17,9 @@ from router.server.serving import Serving
 SECRET = "sk-test-0123456789"
 KEYS = f"keys: [{{id: dev, secret: {SECRET}}}]\n"
 PORTS = 'server: {listen: "127.0.0.1:0", admin: "127.0.0.1:0", drain_s: 5}\n'
+
+
+needs_starter = pytest.mark.skipif(not gguf_path().exists(), reason="the starter model isn't built")
 
 
 class Site:

@@ -7,8 +7,7 @@ import asyncio
 import openai
 import pytest
 
-from engines.starter import gguf_path
-from tests.e2e.serving import SECRET, site, upstream_config
+from tests.e2e.serving import SECRET, needs_starter, site, upstream_config
 from tests.upstream import Upstream, cut
 
 QUESTION = [{"role": "user", "content": "What is 12 + 7?"}]
@@ -17,7 +16,6 @@ SIMULATED = (
     "engines: {s: {kind: simulated, ttft_ms: 1, tokens_per_s: 2000, answer_tokens: 12}}\n"
     "models: {m: {targets: [{engine: s}]}}\n"
 )
-needs_starter = pytest.mark.skipif(not gguf_path().exists(), reason="the starter model isn't built")
 
 
 def sync_both_ways(base_url):

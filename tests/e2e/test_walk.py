@@ -6,11 +6,13 @@ import asyncio
 import json
 import os
 import signal
+import tempfile
+from pathlib import Path
 
 import aiohttp
 import pytest
 
-from tests.e2e.serving import SECRET, site, upstream_config
+from tests.e2e.serving import SECRET, needs_starter, site, upstream_config
 from tests.upstream import (
     Upstream,
     cut,
@@ -223,3 +225,18 @@ async def test_a_client_that_leaves_frees_the_engine(client):
             while running.health().running != 0:
                 await asyncio.sleep(0.01)
         assert served.router.inflight == 0
+
+
+@needs_starter
+async def test_a_killed_engine_leaves_no_files_behind(client, monkeypatch):
+    folder = Path(tempfile.mkdtemp(prefix="t"))  # pytest's own are too long for a socket's name
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    config = "engines: {s: {kind: llamacpp, model: starter, threads: 1}}\nmodels: {m: {targets: [{engine: s}]}}\n"
+    async with site(config) as served:
+        pid = node_pid(served)
+        os.kill(pid, signal.SIGKILL)
+        async with asyncio.timeout(20):
+            while node_pid(served) in {pid, None} or not served.router.ready():
+                await asyncio.sleep(0.05)
+        assert len(list(folder.glob("**/s"))) == 1
+    folder.rmdir()

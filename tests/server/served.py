@@ -5,6 +5,7 @@ import logging
 import sys
 
 from engines.specs import LlamaCppSpec, SimulatedSpec
+from router.app import Router
 from router.config.schema import Config, Key, Model, Server, Target
 from router.server.run import serve_until_stopped
 from router.server.serving import Serving
@@ -15,11 +16,15 @@ def ready(serving: Serving) -> None:
     sys.stdout.flush()
 
 
+async def load_for_ever(_router: Router) -> None:
+    await asyncio.Event().wait()
+
+
 def main() -> int:
     drain_s, kind = float(sys.argv[1]), sys.argv[2]
     engine = (
         SimulatedSpec(ttft_ms=1, tokens_per_s=40)
-        if kind == "simulated"
+        if kind != "missing"
         else LlamaCppSpec(model="/no/such/file")
     )
     config = Config(
@@ -28,6 +33,8 @@ def main() -> int:
         keys=[Key(id="me", secret="sk-canary-0123456789")],
         server=Server(listen="127.0.0.1:0", admin="127.0.0.1:0", drain_s=drain_s),
     )
+    if kind == "loading":
+        Router.wait_ready = load_for_ever
     logging.basicConfig(level=logging.INFO)
     return asyncio.run(serve_until_stopped(config, on_ready=ready))
 

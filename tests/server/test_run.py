@@ -91,17 +91,20 @@ async def test_what_outlasts_the_drain_gets_an_error_and_a_second_signal_ends_at
 
 
 async def test_a_signal_before_anything_is_ready_exits_0():
-    async with process(kind="slow") as child:
-        _, admin_url = await addresses(child)
-        answer = await ask(admin_url, request(b"", method="GET", path="/readyz"))
-        assert answer.status == 503
+    """The listeners are open all the while."""
+    async with process(kind="loading") as child:
+        line = ""
+        while "listening on" not in line:
+            line = (await asyncio.wait_for(child.stderr.readline(), 20)).decode()
+        admin_url = line.split()[-1]
+        assert (await ask(admin_url, request(b"", method="GET", path="/healthz"))).status == 200
         child.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(child.wait(), 5) == 0
         assert "Traceback" not in (await child.stderr.read()).decode()
 
 
 async def test_an_engine_that_cannot_load_exits_1_with_a_clean_error():
-    async with process(kind="llamacpp") as child:
+    async with process(kind="missing") as child:
         assert await asyncio.wait_for(child.wait(), 25) == 1
         log = (await child.stderr.read()).decode()
         assert "engine e" in log

@@ -114,6 +114,18 @@ def test_what_is_no_json_object_hears_one_constant_sentence(raw):
     assert (param, code) == (None, None)
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"messages":[],"model":', b'{"messages":[{"role":"x"}],"n":1e999}', b'{"n":' + b"9" * 5000 + b"}",
+        b'{"model":' + b"[" * 10_000, b'{"messages":[{"role":"user","content":' + b'{"a":' * 10_000,
+        b'{"messages":[{"role":"user","content":"\xff"}],"n":0}',
+    ],
+)  # fmt: skip
+def test_what_is_wrong_twice_is_a_400_all_the_same(raw):
+    refusal(raw)
+
+
 def test_null_is_unset():
     names = set(ChatRequest.__struct_fields__) - {"messages", "model", "parallel_tool_calls"}
     assert decode_chat(body(**dict.fromkeys(names))) == decode_chat(body())

@@ -10,6 +10,7 @@ Source: RFC 8305 (happy eyeballs), RFC 4291 section 2.5.5.2 and RFC 6052 (IPv4 i
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
 import ssl
@@ -96,14 +97,26 @@ def allowed(address: Address, *, private: bool) -> bool:
 
 def trust(ca_file: str | None) -> ssl.SSLContext:
     """Certificates verified against the system's authorities and those in ``ca_file``. Raises ConfigError."""
+    if ca_file is None:
+        return _system_trust()
+    context = _context()
+    try:
+        context.load_verify_locations(cafile=ca_file)
+    except OSError as error:
+        problem = Problem(f"no authority can be read from it: {error}", "ca_file")
+        raise ConfigError(ca_file, [problem]) from error
+    return context
+
+
+@functools.cache
+def _system_trust() -> ssl.SSLContext:
+    # Reading the system's authorities takes up to a quarter of a second; once for all providers is enough.
+    return _context()
+
+
+def _context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=ca_file)
-        except OSError as error:
-            problem = Problem(f"no authority can be read from it: {error}", "ca_file")
-            raise ConfigError(ca_file, [problem]) from error
     return context
 
 

@@ -1,0 +1,73 @@
+"""What the router reads of a response's head: how the body ends, and the headers that it keeps.
+
+Everything that isn't on the list is dropped here, so that no cookie or internal header of a provider can reach a
+client by way of a later mistake.
+
+Source: RFC 9112, section 6 (how a body's length is told); RFC 9110, section 8.4 (content codings).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+MAX_HEADERS = 128
+"""No provider seen sends more than 40; above this it is an attack or a bug."""
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Bytes that may come in a row without any of them being body: heads, trailers, chunk extensions."""
+
+MAX_VALUE_BYTES = 1024
+"""A longer header value is left out: no rate limit, request id or content type needs as much."""
+
+_KEPT = frozenset(
+    {"content-type", "retry-after", "retry-after-ms", "x-request-id", "x-should-retry"}
+)
+_KEPT_PREFIXES = ("x-ratelimit-", "openai-")
+_READ = {
+    "content-length": None,  # The parser has checked it and counts.
+    "transfer-encoding": b"chunked",
+    "content-encoding": b"identity",
+}
+
+
+class Refused(Exception):  # noqa: N818 - never leaves this package
+    """A response that the parser would take and we don't."""
+
+
+def read_head(fields: Sequence[tuple[bytes, bytes]], headers: dict[str, str]) -> bool:
+    """Put what is kept of ``fields`` into ``headers``, names in lower case. Raises Refused.
+
+    Returns whether the head says where the body ends; if not, the end of the connection does.
+    """
+    framed = False
+    size = 0
+    for raw_name, value in fields:
+        size += len(raw_name) + len(value)
+        name = _known(raw_name)
+        if name is None:
+            continue
+        if name in _READ:
+            framed = _framing(name, value) or framed
+        elif len(value) <= MAX_VALUE_BYTES and value.isascii():
+            text = value.decode("ascii")
+            if text.isprintable():
+                headers[name] = text
+    if size > MAX_HEAD_BYTES:
+        raise Refused("too long a head")
+    return framed
+
+
+@functools.lru_cache(maxsize=512)
+def _known(name: bytes) -> str | None:
+    """A header's name in lower case, if it is kept or read; a provider's few names are the same in every answer."""
+    lower = name.decode("latin-1").lower()
+    wanted = lower in _KEPT or lower in _READ or lower.startswith(_KEPT_PREFIXES)
+    return lower if wanted else None
+
+
+def _framing(name: str, value: bytes) -> bool:
+    wanted = _READ[name]
+    if wanted is not None and value.lower() != wanted:
+        raise Refused(f"a {name} that nobody asked for")
+    return name != "content-encoding"
