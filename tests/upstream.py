@@ -222,12 +222,8 @@ class _Connection(asyncio.Protocol):
 # Segments.
 
 
-def whole(data: bytes) -> list[bytes]:
-    return [data]
-
-
-def by_byte(data: bytes) -> list[bytes]:
-    return [data[i : i + 1] for i in range(len(data))]
+whole: Segments = lambda data: [data]
+by_byte: Segments = lambda data: [data[i : i + 1] for i in range(len(data))]
 
 
 def at_random(seed: int, longest: int = 40) -> Segments:
