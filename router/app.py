@@ -306,7 +306,8 @@ def new_request_id() -> str:
 def _terms(config: Config) -> Terms:
     clocks = config.timeouts
     limits = Limits(clocks.connect_s, clocks.first_token_s, clocks.idle_s)
-    return Terms(limits, config.retry)
+    whole = Limits(clocks.connect_s, clocks.answer_s, clocks.idle_s)
+    return Terms(limits, whole, config.retry)
 
 
 def _body(request: ChatRequest | Mapping[str, Any], *, stream: bool) -> bytes:

@@ -45,6 +45,8 @@ class Terms(msgspec.Struct, frozen=True):
     """The rules of every walk."""
 
     limits: Limits
+    whole_limits: Limits
+    """For a provider that is asked for a whole answer: its first byte comes after its last token."""
     retry: Retry
 
 
@@ -120,13 +122,14 @@ class Dispatcher:
         return Reply(walk, answer, first)
 
     def _order(self, call: Call, target: Target) -> Order:
+        shows_progress = call.request.stream or target.kind == "engine"
         return Order(
             request=call.request,
             body=call.body,
             model=target.model,
             request_id=call.request_id,
             deadline=call.deadline,
-            limits=self._terms.limits,
+            limits=self._terms.limits if shows_progress else self._terms.whole_limits,
             created=int(self._clock.wall()),
         )
 

@@ -109,6 +109,8 @@ class Timeouts(_Part, frozen=True):
     total_s: Seconds = 600
     connect_s: Seconds = 5
     first_token_s: Seconds = 120
+    answer_s: Seconds = 300
+    """For a whole answer of a provider, which shows nothing before it is written: 9,000 tokens at 30 a second."""
     idle_s: Seconds = 60
     """Longest silence between two pieces of an answer."""
 

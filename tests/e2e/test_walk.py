@@ -24,6 +24,7 @@ from tests.upstream import (
     stall,
     status,
     stream,
+    waits,
 )
 
 HEADERS = {"Authorization": f"Bearer {SECRET}"}
@@ -154,8 +155,17 @@ async def test_usage_is_counted_though_the_client_did_not_ask(client):
     assert 'nenya_tokens_total{model="m",provider="a",type="output"} 3.0' in metrics
 
 
+async def test_a_whole_answer_may_take_longer_than_a_first_token(client):
+    limits = "timeouts: {first_token_s: 0.02}\n"
+    gate = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.2, gate.set)
+    async with Upstream(waits(gate, normal())) as up:
+        async with site(upstream_config(up.url, extra=limits)) as served:
+            assert (await whole_text(client, served))[0] == 200
+
+
 async def test_one_deadline_for_everything(client):
-    limits = "timeouts: {total_s: 0.3, first_token_s: 0.2}\n"
+    limits = "timeouts: {total_s: 0.3, answer_s: 0.2}\n"
     async with Upstream(default=silent()) as a, Upstream(default=silent()) as b:
         async with site(upstream_config(a.url, b.url, extra=limits)) as served:
             start = asyncio.get_running_loop().time()
