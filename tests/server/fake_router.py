@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
-import msgspec
-
+from router.app import ModelCard, Stats, TargetStats
 from router.config.schema import Config, Key, Model, Server, Target
 from router.errors import ApiError, invalid_request, unauthorized
 from router.server.serving import Serving
@@ -19,16 +18,6 @@ STREAM_BODY = b'{"model":"m","stream":true,"messages":[{"role":"user","content":
 ANSWER = b'{"id":"chatcmpl-1","object":"chat.completion"}'
 
 Piece = bytes | ApiError | Exception | float | int | asyncio.Event
-
-
-class Card(msgspec.Struct, frozen=True):
-    id: str
-    created: int
-    owned_by: str
-    name: str
-    context_length: int | None
-    max_completion_tokens: int | None
-    object: str = "model"
 
 
 class FakeReply:
@@ -64,19 +53,6 @@ class FakeReply:
 
 
 Open = Callable[[ChatRequest, bytes], Awaitable[FakeReply]]
-
-
-class TargetStats(msgspec.Struct, frozen=True):
-    target: str
-    models: tuple[str, ...]
-    provider: str
-    state: str
-    inflight: int
-
-
-class Stats(msgspec.Struct, frozen=True):
-    inflight: int
-    targets: tuple[TargetStats, ...]
 
 
 class FakeRouter:
@@ -115,13 +91,13 @@ class FakeRouter:
         self.replies.append(reply)
         return reply
 
-    def models(self) -> list[Card]:
+    def models(self) -> list[ModelCard]:
         return [self.model(name) for name in ("m", "org/big:8b")]
 
-    def model(self, name: str) -> Card:
+    def model(self, name: str) -> ModelCard:
         if name not in {"m", "org/big:8b"}:
             raise invalid_request(f"no `{name}`", code="model_not_found", status=404)
-        return Card(name, 1, "nenya", name, 8192, None)
+        return ModelCard(name, 1, "nenya", name, 8192, None)
 
     def ready(self) -> bool:
         return self.is_ready
