@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from router.app import ModelCard, Stats, TargetStats
 from router.config.schema import Config, Key, Model, Server, Target
 from router.errors import ApiError, invalid_request, unauthorized
