@@ -75,7 +75,9 @@ class World(SimpleNamespace):
         self.pool = build(config)
         self.scripts = dict(zip(names, scripts, strict=True))
         self.events = []
-        terms = Terms(Limits(1, 10, 10), Limits(1, 300, 10), Retry(attempts=attempts, backoff_s=0.1))
+        terms = Terms(
+            Limits(1, 10, 10), Limits(1, 300, 10), Retry(attempts=attempts, backoff_s=0.1)
+        )
         self.dispatcher = Dispatcher(
             self.scripts, terms, clock=self.clock, rng=random.Random(1), emit=self.events.append
         )
