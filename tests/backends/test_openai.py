@@ -191,16 +191,21 @@ async def test_a_fresh_connection_that_breaks_is_never_retried(script: up.Script
 @pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_is_seen_upstream_within_100_ms(loop, stream: bool) -> None:
+    """The best of five: a busy machine may delay one, a timer in the way would delay all."""
+
     async def run() -> None:
-        async with both(up.stall(2)) as (upstream, target):
-            answer = await target.open(order(stream=stream))
-            if stream:
-                await answer.read()
-            left = asyncio.get_running_loop().time()
-            answer.close()
-            answer.close()
-            assert await upstream.until_gone() - left < 0.1
-            assert target.in_use == 0
+        delays = []
+        async with both(*[up.stall(2)] * 5) as (upstream, target):
+            for count in range(1, 6):
+                answer = await target.open(order(stream=stream))
+                if stream:
+                    await answer.read()
+                left = asyncio.get_running_loop().time()
+                answer.close()
+                answer.close()
+                delays.append(await upstream.until_gone(count) - left)
+                assert target.in_use == 0
+        assert min(delays) < 0.1
 
     loop(run())
 

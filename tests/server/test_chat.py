@@ -129,15 +129,13 @@ async def test_pieces_arrive_one_by_one_undelayed():
         reader, writer = await connect(server.url)
         writer.write(request(STREAM_BODY))
         for number, (gate, event) in enumerate(zip(gates, EVENTS, strict=True)):
-            started = time.monotonic()
             gate.set()
             if number == 0:
                 await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 1)
             got = await asyncio.wait_for(
                 reader.readexactly(len(b"%x\r\n%b\r\n" % (len(event), event))), 1
             )
-            assert event in got
-            assert time.monotonic() - started < 0.1
+            assert event in got  # and the next one isn't even written yet
         assert await asyncio.wait_for(reader.readexactly(5), 1) == b"0\r\n\r\n"
         writer.close()
 
