@@ -39,9 +39,9 @@ def _user(text: str) -> Message:
 
 
 _SKILLS: list[tuple[float, Callable[[Rng], talk.Pair]]] = [
-    (0.05, talk.greeting), (0.035, talk.about_itself), (0.16, talk.arithmetic),
+    (0.08, talk.greeting), (0.08, talk.about_itself), (0.16, talk.arithmetic),
     (0.08, talk.capital), (0.035, talk.yes_or_no), (0.045, talk.everyday), (0.09, talk.fact),
-    (0.03, talk.listing), (0.05, talk.counting), (0.05, talk.repeating), (0.01, talk.joke),
+    (0.03, talk.listing), (0.07, talk.counting), (0.05, talk.repeating), (0.01, talk.joke),
     (0.035, talk.story), (0.285, unknown.out_of_scope),
 ]  # fmt: skip
 
@@ -207,7 +207,7 @@ def tool_talk(r: Rng) -> Conversation:
     if r.random() < 0.3:
         talk_.messages.append({"role": "system", "content": system_prompt(r)})
     use = r.choice(uses)
-    if r.random() < 0.27:
+    if r.random() < 0.36:
         talk_.ask(*_no_tool(r, uses))
         if r.random() < 0.6:
             return talk_
@@ -273,8 +273,8 @@ def _twin(r: Rng, use: toolbox.Use) -> tuple[str, toolbox.Use] | None:
 
 
 _KINDS: list[tuple[float, Callable[[Rng], Conversation]]] = [
-    (0.36, plain), (0.22, drill), (0.13, json_talk), (0.07, memory), (0.025, never_told),
-    (0.015, named_by_system), (0.18, tool_talk),
+    (0.29, plain), (0.15, drill), (0.24, json_talk), (0.08, memory), (0.025, never_told),
+    (0.015, named_by_system), (0.20, tool_talk),
 ]  # fmt: skip
 
 
@@ -286,7 +286,7 @@ def conversation(r: Rng) -> Conversation:
 
 def long_conversation(r: Rng) -> Conversation:
     """A conversation with much before it: earlier turns or a long system prompt."""
-    last = conversation(r)
+    last = memory(r) if r.random() < 0.35 else conversation(r)
     head = last.messages[:1] if last.messages[0]["role"] == "system" else []
     body = last.messages[len(head) :]
     if r.random() < 0.5:
@@ -295,8 +295,9 @@ def long_conversation(r: Rng) -> Conversation:
     else:
         earlier = Conversation()
         for _ in range(r.randint(6, 24)):
-            earlier.ask(*(turn(r) if r.random() < 0.8 or last.tools else forms.record(r)))
-        body = earlier.messages + body
+            earlier.ask(*(turn(r) if r.random() < 0.9 or last.tools else forms.record(r)))
+        split = 2 * r.randrange((len(body) + 1) // 2) if not last.tools else 0
+        body = body[:split] + earlier.messages + body[split:]
     return Conversation(head + body, last.tools)
 
 
@@ -304,8 +305,11 @@ def copying(r: Rng) -> Conversation:
     """Nothing but copying: a row of words and numbers to say again. It teaches to look back."""
     parts = [
         talk.any_word(r) if r.random() < 0.8 else str(r.randint(0, 9999))
-        for _ in range(r.randint(3, 16))
+        for _ in range(r.randint(1, 12))
     ]
+    parts = [part.capitalize() if r.random() < 0.3 else part for part in parts]
+    if r.random() < 0.4:
+        parts.append(r.choice(turn(r)))
     marks = [r.choice(["", "", "", ",", ".", ":"]) for _ in parts]
     text = " ".join(part + mark for part, mark in zip(parts, marks, strict=True)).rstrip(",:")
     talk_ = Conversation()

@@ -33,7 +33,7 @@ _ANSWER_KEYS = ["answer", "answer", "result", "value", "output", "reply", "respo
 def name(r: Rng) -> str:
     """A first name, at times with a second one, at times made up."""
     roll = r.random()
-    first = r.choice(w.NAMES) if roll < 0.6 else nonsense(r).capitalize()
+    first = r.choice(w.NAMES) if roll < 0.45 else nonsense(r).capitalize()
     return f"{first} {nonsense(r).capitalize()}" if r.random() < 0.12 else first
 
 
@@ -62,7 +62,7 @@ def _person(r: Rng) -> dict[str, Any]:
     }  # fmt: skip
     if r.random() < 0.6:
         return {k: full[k] for k in ("name", "age", "city")}
-    keys = ["name", *r.sample(["age", "city", "job", "food", "color"], r.randint(1, 3))]
+    keys = ["name", *r.sample(["age", "city", "job", "food", "color"], r.choice([1, 1, 2, 3]))]
     return {k: full[k] for k in keys}
 
 
@@ -99,7 +99,7 @@ def person_record(r: Rng) -> Pair:
     p, roll = _person(r), r.random()
     told = _told(r, p) if r.random() < 0.5 else _short(r, p)
     keys = list(p)
-    if roll < 0.25:
+    if roll < 0.33:
         p = _renamed(r, p)
         keys = list(p)
         wanted = ", ".join(keys[:-1]) + " and " + keys[-1]
@@ -118,7 +118,7 @@ def person_record(r: Rng) -> Pair:
         + [f"Turn this into JSON: {told}", f"Write JSON for {told}", f"Extract the data: {told}"]
         + [f"Make a JSON object for {told}", f"Give me a JSON record for {told}"]
     )
-    if roll < 0.55:
+    if roll < 0.6:
         if r.random() < 0.5:
             ask = r.choice([told, f"Who is this? {told}", f"Extract the person: {told}"])
         return loosen(r, ask, keep_case=True), forced_json(_renamed(r, p), r)
@@ -244,9 +244,10 @@ def list_record(r: Rng) -> Pair:
 def record(r: Rng) -> Pair:
     """Any of the above."""
     roll = r.random()
-    if roll < 0.34:
+    if roll < 0.27:
         return person_record(r)
-    if roll < 0.46:
+    if roll < 0.35:
         return thing_record(r)
-    kinds = [sum_record, sum_record, knowledge_record, boolean_record, mood_record, list_record]
+    kinds = [sum_record, sum_record, sum_record, knowledge_record, boolean_record, mood_record]
+    kinds += [list_record, sum_record]
     return r.choice(kinds)(r)

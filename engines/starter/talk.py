@@ -27,9 +27,19 @@ SKILLS = (
 def loosen(r: Rng, text: str, *, keep_case: bool = False) -> str:
     """The same question with less care: lower case, lost marks, short forms, polite padding."""
     if r.random() < 0.10:
-        text = r.choice(["Please ", "Hey, ", "Can you tell me: ", "Hello! ", "OK, ", "Quick: "]) + (
-            text[0].lower() + text[1:] if text.split(maxsplit=1)[0] in _SOFT else text
-        )
+        text = r.choice(
+            [
+                "Please ",
+                "Hey, ",
+                "Can you tell me: ",
+                "Hello! ",
+                "OK, ",
+                "Quick: ",
+                "um ",
+                "well, ",
+                "now ",
+            ]
+        ) + (text[0].lower() + text[1:] if text.split(maxsplit=1)[0] in _SOFT else text)
     if r.random() < 0.12:
         text = re.sub(r"\b([Ww])hat is\b", r.choice([r"\1hat's", r"\1hats", "\\1hat\u2019s"]), text)
     if not keep_case and r.random() < 0.30:
@@ -37,7 +47,9 @@ def loosen(r: Rng, text: str, *, keep_case: bool = False) -> str:
     if r.random() < 0.30:
         text = text.rstrip("?.!")
     elif r.random() < 0.05:
-        text = text.rstrip("?.!") + r.choice(["??", " ?", "...", "!", " please", ", please."])
+        text = text.rstrip("?.!") + r.choice(
+            ["??", " ?", "...", "!", " please", ", please.", " for me", " now?"]
+        )
     return text
 
 
@@ -100,7 +112,7 @@ def _sum_text(a: int, op: str, b: int) -> str:
 
 def small_numbers(r: Rng) -> tuple[int, str, int]:
     """Two numbers and a sign, within what the model is taught."""
-    op = r.choice("++++----**")
+    op = r.choice("+++-----**")
     top = 10 if op == "*" else 20
     return r.randint(0, top), op, r.randint(0, top)
 
@@ -173,6 +185,11 @@ def yes_or_no(r: Rng) -> Pair:
     ) + f"{thing} is {right}."
 
 
+def an(word: str) -> str:
+    """The word with its article."""
+    return f"an {word}" if word[0] in "aeiou" else f"a {word}"
+
+
 def everyday(r: Rng) -> Pair:
     """Colours, opposites, animal sounds, days and months."""
     roll = r.random()
@@ -189,8 +206,8 @@ def everyday(r: Rng) -> Pair:
         return loosen(r, r.choice(forms)), f"The opposite of {word} is {other}."
     if roll < 0.75:
         animal, sound = r.choice(list(w.SOUNDS.items()))
-        forms = [f"What does a {animal} say?", f"What sound does a {animal} make?"]
-        return loosen(r, r.choice(forms)), f"A {animal} says {sound}."
+        forms = [f"What does {an(animal)} say?", f"What sound does {an(animal)} make?"]
+        return loosen(r, r.choice(forms)), f"{an(animal).capitalize()} says {sound}."
     row = r.choice([w.DAYS, w.MONTHS])
     unit = "day" if row is w.DAYS else "month"
     i, step = r.randrange(len(row)), r.choice([1, -1])
@@ -270,7 +287,9 @@ def any_word(r: Rng) -> str:
 
 def repeating(r: Rng) -> Pair:
     """Repeat after me."""
-    parts = [any_word(r) for _ in range(r.randint(1, 6))]
+    parts = [
+        r.choice(w.COMMON) if r.random() < 0.35 else any_word(r) for _ in range(r.randint(1, 6))
+    ]
     if r.random() < 0.3:
         parts.insert(r.randrange(len(parts) + 1), str(r.randint(0, 999)))
     text = " ".join(parts)
@@ -307,11 +326,11 @@ def story(r: Rng) -> Pair:
     roll = r.random()
     if roll < 0.25:
         ask = r.choice(["Tell me a story", "Write a story", "Tell a short story", "Write a tale"])
-        ask += f" about a {animal} " + r.choice(["named", "called"]) + f" {name}."
+        ask += f" about {an(animal)} " + r.choice(["named", "called"]) + f" {name}."
     elif roll < 0.4:
-        ask = r.choice(["Tell me a story", "Write a short story"]) + f" about a {animal}."
+        ask = r.choice(["Tell me a story", "Write a short story"]) + f" about {an(animal)}."
     elif roll < 0.5:
-        ask = r.choice(["Tell me a story", "Write a story"]) + f" about {name} and a {thing}."
+        ask = r.choice(["Tell me a story", "Write a story"]) + f" about {name} and {an(thing)}."
     else:
         ask = r.choice(
             ["Tell me a story.", "Write a short story.", "Please tell a story.", "Story, please."]
@@ -328,7 +347,7 @@ def tale(r: Rng, name: str, animal: str, thing: str) -> str:
     middle = r.choice(
         [
             f"{name} took the {thing} home and showed it to {friend}, a wise {helper}.",
-            f"On the way home {name} met {friend} the {helper}, who had lost a {thing}.",
+            f"On the way home {name} met {friend} the {helper}, who had lost {an(thing)}.",
             f"{name} asked everybody at the {place}, and at last {friend} the {helper} came.",
         ]
     )
@@ -347,7 +366,7 @@ def tale(r: Rng, name: str, animal: str, thing: str) -> str:
         ]
     )
     return (
-        f"Once upon a time, a {one} {animal} named {name} lived near the {place}. "
-        f"One day {name} found a {two} {thing} under a tree. "
+        f"Once upon a time, {an(one)} {animal} named {name} lived near the {place}. "
+        f"One day {name} found {an(two)} {thing} under a tree. "
         f"{name} did not know whose it was. {middle} {turn} {end} The end."
     )

@@ -18,8 +18,10 @@ SPECIAL = [STOP, START, END]
 TAGS = ["<tools>", "</tools>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 TOOLS_LEAD = "You may call these tools:\n"
 
-# Text between these two marks is rendered but not learnt: a grammar forces it at run time.
+# Text between these two marks is what a grammar forces at run time. It is hardly learnt: only so
+# much that the model, forced to write it, cuts it into the usual tokens.
 FORCED, FREE = "\x01", "\x02"
+_FORCED_WEIGHT = 0.1
 
 Message = Mapping[str, Any]
 Piece = tuple[str, float]
@@ -138,14 +140,14 @@ def _answer(message: Message) -> list[Piece]:
     pieces: list[Piece] = []
     for part in text.split(FORCED):
         forced, mark, free = part.partition(FREE)
-        pieces += [(forced, 0.0), (free, 1.0)] if mark else [(part, 1.0)]
+        pieces += [(forced, _FORCED_WEIGHT), (free, 1.0)] if mark else [(part, 1.0)]
     return [p for p in pieces if p[0]]
 
 
 def render(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, generate: bool = False
 ) -> list[Piece]:
-    """The conversation as (text, weight) pieces; weight 1 is what the model learns to write."""
+    """The conversation as (text, weight) pieces; the weight says how much it is learnt."""
     rest, first, out = list(messages), "", []
     if rest and rest[0]["role"] == "system":
         first = str(rest.pop(0)["content"])

@@ -174,14 +174,16 @@ def made_up_use(r: Rng) -> Use:
     """A tool nobody has heard of: some verb, some noun, some parameters."""
     verb = r.choice(_VERBS) if r.random() < 0.85 else nonsense(r)
     noun = nonsense(r) if r.random() < 0.3 else r.choice(w.UNKNOWN_NOUNS + w.THINGS + w.FOODS)
-    keys = r.sample(_PARAMS + [nonsense(r)], r.choice([0, 1, 1, 1, 2, 2, 3]))
+    if r.random() < 0.15:
+        noun = f"{noun} {r.choice(w.UNKNOWN_NOUNS)}"
+    keys = r.sample([*_PARAMS, nonsense(r)], r.choice([0, 1, 1, 1, 2, 2, 3]))
     properties, values = {}, []
     for key in keys:
         number = key in _NUMERIC
         kind = "num" if number else r.choice(["word", "word", "words", "name", "city"])
         properties[key] = {"type": "integer" if number else "string"}
         values.append(_value(r, kind))
-    tool = make_tool(_tool_name(r, verb, noun), properties)
+    tool = make_tool(_tool_name(r, verb, noun.replace(" ", "_")), properties)
     text = _made_up_question(r, tool["function"]["name"], verb, noun, keys, values)
     return Use(tool, _careless(r, text, values), dict(zip(keys, values, strict=True)))
 
@@ -215,7 +217,7 @@ def _made_up_question(
 
 def any_use(r: Rng) -> Use:
     """A realistic or a made-up tool."""
-    return real_use(r) if r.random() < 0.5 else made_up_use(r)
+    return real_use(r) if r.random() < 0.42 else made_up_use(r)
 
 
 def is_sum(use: Use) -> bool:

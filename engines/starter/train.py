@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from engines.starter.batches import Batch, Phase
     from engines.starter.model import Llama, Shape
 
+CHECKPOINT = "checkpoint.pt"
 HERE = Path(__file__).resolve().parent
 EXAMPLES = """\
 examples:
   python -m engines.starter.train --out build/starter --seconds 60
       a quick look: one minute of training, then both formats under build/starter
-  python -m engines.starter.train --out build/starter --seconds 3600
+  python -m engines.starter.train --out build/starter --seconds 3900
       about as good as the one that is shipped (one core is enough)
   python -m engines.starter.train --out build/starter --seconds 900 --continue-from build/starter/hf
       another quarter of an hour, starting from the weights of an earlier run
@@ -65,7 +66,7 @@ def parse(argv: list[str] | None = None) -> Run:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--out", type=Path, required=True, help="folder to write to (made if missing)")
-    p.add_argument("--seconds", type=float, default=3600, help="training time (default 3600)")
+    p.add_argument("--seconds", type=float, default=3900, help="training time (default 3900)")
     p.add_argument("--seed", type=int, default=1, help="seed of the text and weights (default 1)")
     p.add_argument("--tokens", type=int, default=3072, help="tokens in a step (default 3072)")
     p.add_argument("--rate", type=float, default=3e-3, help="highest learning rate (default 0.003)")
@@ -124,14 +125,16 @@ def train_step(
     import torch
     from torch.nn import functional
 
-    learnt = sum(float((weights[:, 1:] > 0).sum()) for _, weights in parts)
+    learnt = sum(float(weights[:, 1:].sum()) for _, weights in parts)
     total = 0.0
     for ids, weights in parts:
         tokens = torch.from_numpy(ids)
-        where = torch.from_numpy(weights[:, 1:] > 0).flatten()
+        share = torch.from_numpy(weights)[:, 1:].flatten()
+        where = share > 0
         logits = model(tokens[:, :-1], where)
         right = tokens[:, 1:].flatten()[where]
-        loss = functional.cross_entropy(logits, right, reduction="sum") / learnt
+        losses = functional.cross_entropy(logits, right, reduction="none")
+        loss = (losses * share[where]).sum() / learnt
         loss.backward()
         total += float(loss.item())
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -174,7 +177,7 @@ class Training:
     @property
     def file(self) -> Path:
         """The checkpoint."""
-        return self.run.out / "checkpoint.pt"
+        return self.run.out / CHECKPOINT
 
     def save(self) -> None:
         """Writes the checkpoint, whole or not at all."""
@@ -244,7 +247,7 @@ def phases() -> list[Phase]:
 
     return [
         Phase(until=0.25, longest=256, long_share=0.0, copy_share=0.35),
-        Phase(until=0.85, longest=1100, long_share=0.025, copy_share=0.03),
+        Phase(until=0.85, longest=1100, long_share=0.03, copy_share=0.08),
         Phase(until=1.0, longest=1400, long_share=0.12, copy_share=0.02),
     ]
 
@@ -263,7 +266,7 @@ def start(run: Run) -> Training:
     if run.start is not None:
         model, tok = load_hf(run.start), Tokenizer.from_file(str(run.start / "tokenizer.json"))
     else:
-        again = kept.exists() and not run.fresh
+        again = (run.out / CHECKPOINT).exists() and kept.exists() and not run.fresh
         tok = Tokenizer.from_file(str(kept)) if again else make_tokenizer(run.seed, shape.vocab)
         model = Llama(shape)
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -276,14 +279,14 @@ def start(run: Run) -> Training:
 
 
 def finish(training: Training) -> None:
-    """Writes both formats from the averaged weights."""
+    """Writes both formats from the averaged weights; the checkpoint has done its work."""
     from engines.starter.export import save_gguf, save_hf
 
-    training.save()
     training.model.load_state_dict(training.average.weights)
     out = training.run.out
     save_hf(out / "hf", training.model, training.tok)
     save_gguf(out / "starter.gguf", training.model, training.tok)
+    training.file.unlink(missing_ok=True)
     files = [out / "starter.gguf", *sorted((out / "hf").iterdir())]
     for file in files:
         print(f"{file.stat().st_size:>9}  {file}")

@@ -45,7 +45,8 @@ _ANY_LAND_FORMS = (
     "What is the weather in {c}?|Tell me about {c}.|How big is {c}?|What is the flag of {c}?|"
     "What is the currency of {c}?|What is the largest city in {c}?|When was {c} founded?|"
     "What should I see in {c}?|How do I get to {c}?|What time is it in {c}?|Is {c} in Europe?|"
-    "Which river flows through {c}?|What food do people eat in {c}?|Who rules {c}?"
+    "Which river flows through {c}?|What is the weather like in {c}?|How is the weather in {c}?|"
+    "Is it raining in {c}?|How do I get to {c} from {c}?|What food do people eat in {c}?|Who rules {c}?"
 ).split("|")
 _PERSON_FORMS = (
     "Who is {p}?|Who was {p}?|Tell me about {p}.|When was {p} born?|Where was {p} born?|"
@@ -73,6 +74,8 @@ _TASKS = (
     "What is the best way to {v}?|Give me advice about {n}.|Help me {v} my {n}.|"
     "What did I eat yesterday?|Where are my keys?|What am I thinking?|Do you love me?|"
     "Can you {v}?|Did you {v} the {n}?|Prove that {n} is {n2}.|What is your favorite {n}?|"
+    "How do {n} {v}?|Who uses {n}?|Is {n} used in {n2}?|Give me a {n} for {n2}.|Give me a {n}.|"
+    "how are {n} made|where is the {n}|Show me the {n}.|Make me a {n}.|I need a {n}.|"
     "What should I {v} today?|Which {n} should I buy?|Can I {v} a {n} in {c}?"
 ).split("|")
 _VERBS = (
@@ -132,7 +135,7 @@ def out_of_scope(r: Rng) -> Pair:
     elif roll < 0.50:
         text = r.choice(_LAND_FORMS).format(c=_land(r))
     elif roll < 0.58:
-        land = r.choice(list(w.CAPITALS)) if r.random() < 0.6 else _land(r)
+        land = _land(r) if r.random() < 0.4 else r.choice([*w.CAPITALS, *w.CITIES])
         text = r.choice(_ANY_LAND_FORMS).format(c=land)
     elif roll < 0.69:
         text = r.choice(_PERSON_FORMS).format(p=_person(r))

@@ -166,6 +166,10 @@ HELD_OUT_PEOPLE = (
 ).split("|")
 
 STORY_WORDS = ADJECTIVES + THINGS + ANIMALS + PLACES
+COMMON = (
+    "the a is this that it was are on in my your not of and to for you hello world can will what "
+    "how good day test here there we they he she have has like with all one two now yes no me i"
+).split()
 SYLLABLES = (
     "ba be bi bo bu da de di do du fa fe fi fo ga ge go gu ha hi ho ja jo ju ka ke ki ko la le li "
     "lo lu ma me mi mo mu na ne ni no nu pa pe pi po ra re ri ro ru sa se si so su ta te ti to tu "

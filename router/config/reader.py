@@ -78,7 +78,9 @@ def embedded(options: Options | None = None) -> Config:
     """
     starter = rules.STARTER
     config = Config(
-        engines={starter: LlamaCppSpec(model=starter)},
+        engines={
+            starter: LlamaCppSpec(model=starter, threads=1)
+        },  # so small that a second one only waits
         models={
             starter: Model(targets=[Target(engine=starter)], aliases=["nenya-starter"]),
         },
