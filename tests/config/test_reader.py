@@ -197,7 +197,7 @@ def test_the_built_in_config() -> None:
     assert config.models == {
         "starter": Model(targets=[Target(engine="starter")], aliases=["nenya-starter"])
     }
-    assert config.engines == {"starter": LlamaCppSpec(model="starter")}
+    assert config.engines == {"starter": LlamaCppSpec(model="starter", threads=1)}
     assert (config.server.listen, config.server.admin) == ("127.0.0.1:8080", "127.0.0.1:9090")
     assert embedded(Options(listen="127.0.0.1:1", admin="off")).server.admin is None
     assert msgspec.convert(msgspec.to_builtins(config), Config) == config
