@@ -39,8 +39,8 @@ def _user(text: str) -> Message:
 
 
 _SKILLS: list[tuple[float, Callable[[Rng], talk.Pair]]] = [
-    (0.08, talk.greeting), (0.08, talk.about_itself), (0.16, talk.arithmetic),
-    (0.08, talk.capital), (0.035, talk.yes_or_no), (0.045, talk.everyday), (0.09, talk.fact),
+    (0.18, talk.small_talk), (0.16, talk.arithmetic),
+    (0.08, talk.capital), (0.06, talk.yes_or_no), (0.045, talk.everyday), (0.09, talk.fact),
     (0.03, talk.listing), (0.07, talk.counting), (0.05, talk.repeating), (0.01, talk.joke),
     (0.035, talk.story), (0.285, unknown.out_of_scope),
 ]  # fmt: skip
@@ -222,7 +222,7 @@ def tool_talk(r: Rng) -> Conversation:
 
 def _no_tool(r: Rng, uses: list[toolbox.Use]) -> talk.Pair:
     """A question none of the tools is for."""
-    skills = [talk.greeting, talk.about_itself, talk.fact, talk.capital, talk.counting]
+    skills = [talk.small_talk, talk.fact, talk.capital, talk.counting]
     skills += [unknown.plainly_unknown] * 3 + [talk.everyday]
     if not any(toolbox.is_sum(use) for use in uses):
         skills.append(talk.arithmetic)

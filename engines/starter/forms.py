@@ -249,5 +249,5 @@ def record(r: Rng) -> Pair:
     if roll < 0.35:
         return thing_record(r)
     kinds = [sum_record, sum_record, sum_record, knowledge_record, boolean_record, mood_record]
-    kinds += [list_record, sum_record]
+    kinds += [list_record, sum_record, boolean_record, boolean_record]
     return r.choice(kinds)(r)

@@ -1,7 +1,7 @@
 """Muon: an optimizer that gives each weight matrix an update with even singular values.
 
-Decides to be written here, though PyTorch has one: PyTorch's works in bfloat16, which is some
-fifty times slower on a processor without bfloat16 units. This one works in float32 and takes all
+Decides to be written here, though PyTorch has one: PyTorch's works in bfloat16, which made a
+training step five times slower on a processor without bfloat16 units. This one works in float32 and takes all
 matrices of one shape at once.
 """
 

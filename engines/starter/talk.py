@@ -56,6 +56,12 @@ def loosen(r: Rng, text: str, *, keep_case: bool = False) -> str:
 _SOFT = {"What", "Tell", "Name", "Which", "Count", "Calculate", "Who", "Give", "How", "Is", "List"}
 
 
+def small_talk(r: Rng) -> Pair:
+    """Greetings and questions about the model itself, as people type them."""
+    ask, answer = (greeting if r.random() < 0.5 else about_itself)(r)
+    return loosen(r, ask), answer
+
+
 def greeting(r: Rng) -> Pair:
     """Hello, thanks, goodbye and the like."""
     roll = r.random()
