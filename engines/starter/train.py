@@ -257,7 +257,7 @@ def start(run: Run) -> Training:
     import torch
     from tokenizers import Tokenizer
 
-    from engines.starter.export import load_hf
+    from engines.starter.export import SHARPNESS, load_hf, sharpen
     from engines.starter.model import Llama, Shape
 
     torch.manual_seed(run.seed)
@@ -265,6 +265,7 @@ def start(run: Run) -> Training:
     kept = run.out / "hf" / "tokenizer.json"
     if run.start is not None:
         model, tok = load_hf(run.start), Tokenizer.from_file(str(run.start / "tokenizer.json"))
+        sharpen(model, 1 / SHARPNESS)
     else:
         again = (run.out / CHECKPOINT).exists() and kept.exists() and not run.fresh
         tok = Tokenizer.from_file(str(kept)) if again else make_tokenizer(run.seed, shape.vocab)
@@ -280,9 +281,10 @@ def start(run: Run) -> Training:
 
 def finish(training: Training) -> None:
     """Writes both formats from the averaged weights; the checkpoint has done its work."""
-    from engines.starter.export import save_gguf, save_hf
+    from engines.starter.export import SHARPNESS, save_gguf, save_hf, sharpen
 
     training.model.load_state_dict(training.average.weights)
+    sharpen(training.model, SHARPNESS)
     out = training.run.out
     save_hf(out / "hf", training.model, training.tok)
     save_gguf(out / "starter.gguf", training.model, training.tok)
