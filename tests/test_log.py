@@ -48,7 +48,7 @@ def test_a_request_in_json() -> None:
         "key_id": "dev", "model": "starter", "target": "starter", "provider": "local",
         "streaming": True, "outcome": "ok", "status": 200, "attempts": 1, "duration_s": 0.123457,
         "first_token_s": 0.05, "input_tokens": 12, "cached_input_tokens": 0, "output_tokens": 34,
-        "overhead_s": None,
+        "overhead_s": None, "cost_usd": None, "tokens_estimated": None,
     }  # fmt: skip
 
 

@@ -56,7 +56,9 @@ def _database(config: Config, report: Report) -> None:
     if report.is_broken(("accounts",)):
         return
     if accounts.database is not None and accounts.pepper is None:
-        message = "a database needs `pepper`: a long random secret, such as `pepper: ${NENYA_PEPPER}`"
+        message = (
+            "a database needs `pepper`: a long random secret, such as `pepper: ${NENYA_PEPPER}`"
+        )
         report.problem(("accounts", "database"), message)
     if accounts.database is None and accounts.pepper is not None:
         report.warn(("accounts", "pepper"), "does nothing without `database`")
