@@ -102,6 +102,8 @@ class Router:
         self._listeners: list[Listener] = []
         self.pool = pools.build(config)
         self.accounts = Accounts(config, self._name_of, clock=self._clock, emit=self._emit)
+        if config.accounts.database is not None:
+            self._listeners.append(self.accounts.note)
         self._own_engines = dict(engines or {})
         self._nodes: dict[str, LocalNode] = {}
         self._runtime_dir = Path(tempfile.gettempdir()) / f"nenya-{secrets.token_hex(6)}"
@@ -115,7 +117,11 @@ class Router:
         )
 
     async def start(self) -> None:
-        """Begin to start the engines' nodes; providers can be used at once."""
+        """Read the accounts' database and begin to start the engines' nodes; providers can be used at once.
+
+        Raises StoreError.
+        """
+        await self.accounts.start()
         if self._nodes:
             self._runtime_dir.mkdir(mode=0o700)
         for engine in self._own_engines.values():
@@ -136,6 +142,7 @@ class Router:
         await asyncio.gather(*(backend.close() for backend in self._backends.values()))
         for engine in self._own_engines.values():
             await engine.close()
+        await self.accounts.close()
         shutil.rmtree(self._runtime_dir, ignore_errors=True)
 
     async def __aenter__(self) -> Self:

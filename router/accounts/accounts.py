@@ -5,23 +5,29 @@ A request of a key without limits, where nothing is recorded, pays for one look-
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
+from router.accounts.bookkeeper import Bookkeeper, Snapshot
 from router.accounts.budgets import Budgets, quota_error
 from router.accounts.charge import Bill, Charge, Claim, Desk
 from router.accounts.estimate import Estimator, Size, most_output
 from router.accounts.keys import KeyRing
 from router.accounts.limits import Limiter, Windows, limit_error
-from router.accounts.prices import Tokens, cost_nanos
+from router.accounts.prices import Tokens, cost_nanos, nanos_of
+from router.accounts.secrets import StoredKey
+from router.accounts.store import Entry, StoreError
 from router.accounts.terms import NO_RATES, Account, Names, Tiers
 from router.clock import Clock
 from router.config.schema import Config
-from router.events import Event, LimitDecision
+from router.events import Event, LimitDecision, RequestDone, UsageLost
 
 Emit = Callable[[Event], None]
 _SCOPE = "key"
+_log = logging.getLogger("nenya.accounts")
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -42,13 +48,31 @@ class Accounts:
         self._clock = clock
         self._emit = emit
         self._tiers = Tiers(config.tiers, names)
-        self._ring = KeyRing(config.keys, wall=clock.wall)
-        accounts = (self._tiers.account(key) for key in config.keys)
-        self._bound = {account.id: account for account in accounts if account.is_bound}
+        kept = config.accounts
+        pepper = None if kept.database is None else (kept.pepper or "").encode()
+        self._ring = KeyRing(config.keys, pepper=pepper, wall=clock.wall)
+        self._configured = {key.id: self._tiers.account(key) for key in config.keys}
+        self._bound = _bound(self._configured.values())
+        self._clashing: AbstractSet[str] = frozenset()
+        self._seen_keys: Mapping[str, StoredKey] | None = None
         self._limiter = Limiter()
         self.budgets = Budgets()
         self._desk = Desk(self.budgets, Estimator())
-        self.keeps_records = False
+        self._books: Bookkeeper | None = None
+        if kept.database is not None:
+            self._books = Bookkeeper(kept.database, usage=kept.usage, on_change=self._note)
+
+    async def start(self) -> None:
+        """Read the database, if there is one. Raises StoreError, also where a key of it has the id of a config's."""
+        if self._books is not None:
+            await self._books.start()
+            if clash := sorted(self._clashing):
+                raise StoreError(f"keys of the config are in the database too: {', '.join(clash)}")
+
+    async def close(self) -> None:
+        """Write what is left."""
+        if self._books is not None:
+            await self._books.stop()
 
     def authenticate(self, authorization: str | None) -> str:
         """The id of the key in an Authorization header. Raises ApiError 401."""
@@ -61,7 +85,7 @@ class Accounts:
 
     def concerns(self, key_id: str) -> bool:
         """A request of this key must be admitted and settled."""
-        return key_id in self._bound or self.keeps_records
+        return self._books is not None or key_id in self._bound
 
     def admit(self, asked: Asked) -> Charge:
         """Reserve what the request is likely to take: of all its limits, or of none. Raises ApiError 429."""
@@ -89,6 +113,37 @@ class Accounts:
     def settle(self, charge: Charge, told: Tokens) -> Bill:
         """The request is over; ``told`` is the usage that its answer told."""
         return charge.settle(told, self._desk, self._clock.now())
+
+    def note(self, event: Event) -> None:
+        """A listener: what ended goes into the books."""
+        if self._books is not None and isinstance(event, RequestDone):
+            nanos = 0 if event.cost_usd is None else nanos_of(event.cost_usd)
+            if not self._books.book(Entry(self._clock.wall(), event, nanos)):
+                self._emit(UsageLost(event.key_id))
+
+    def _note(self, snapshot: Snapshot) -> None:
+        """The database changed: its keys, or only what others spent."""
+        self.budgets.note_others(snapshot.spent_by_others)
+        if snapshot.keys is not self._seen_keys:
+            self._seen_keys = snapshot.keys
+            self._note_keys(snapshot.keys)
+
+    def _note_keys(self, keys: Mapping[str, StoredKey]) -> None:
+        self._clashing = self._configured.keys() & keys.keys()
+        known: dict[str, StoredKey] = {}
+        accounts = dict(self._configured)
+        for key in keys.values():
+            if key.id in self._clashing:
+                _log.error(
+                    "the key `%s` of the database is ignored: the config has that id", key.id
+                )
+            elif not self._tiers.has(key.tier):
+                _log.error("the key `%s` is refused: there is no tier `%s`", key.id, key.tier)
+            else:
+                known[key.id] = key
+                accounts[key.id] = self._tiers.stored_account(key)
+        self._bound = _bound(accounts.values())
+        self._ring.note_stored(known)
 
     def _claim(self, asked: Asked, account: Account) -> Claim:
         model = self._models[asked.model]
@@ -133,3 +188,7 @@ class Accounts:
 
     def _say(self, asked: Asked, resource: str, outcome: str) -> None:
         self._emit(LimitDecision(asked.key_id, asked.model, _SCOPE, resource, outcome))
+
+
+def _bound(accounts: Iterable[Account]) -> dict[str, Account]:
+    return {account.id: account for account in accounts if account.is_bound}

@@ -13,10 +13,10 @@ import hmac
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from router.accounts.secrets import StoredKey, id_of, key_hash
+from router.accounts.secrets import PREFIX, StoredKey, id_of, key_hash
 from router.config.moment import moment
 from router.config.schema import Key
-from router.errors import unauthorized
+from router.errors import overloaded, unauthorized
 
 ANONYMOUS = "anonymous"
 """The id of everybody where no keys are configured, which is possible on loopback alone."""
@@ -28,6 +28,8 @@ NO_KEY = (
 WRONG_KEY = "Incorrect API key provided."  # never quotes it, not even its ends
 EXPIRED_KEY = "The API key provided has expired."
 REVOKED_KEY = "The API key provided has been revoked."
+STARTING_S = 1.0
+"""A database is read in less."""
 NOBODY = b"\0" * 32
 """Compared with where no key has the id, so that ids can't be told by time."""
 
@@ -44,16 +46,21 @@ class KeyRing:
     ) -> None:
         """``pepper``: of the database, if there is one; then nobody is anonymous, however few keys it has."""
         self._own = {_digest(key.secret): (key.id, _expiry(key)) for key in keys}
-        self._stored: Mapping[str, StoredKey] = {}
+        self._stored: Mapping[str, StoredKey] | None = None
+        self._foreign: Mapping[bytes, StoredKey] = {}
         self._pepper = pepper
         self._wall = wall
 
     def note_stored(self, stored: Mapping[str, StoredKey]) -> None:
-        """The database's keys by id, as they are now."""
+        """The database's keys by id, as they are now. Imported secrets don't name theirs: a hash finds them."""
         self._stored = stored
+        self._foreign = {k.hash: k for k in stored.values() if not k.shown.startswith(PREFIX)}
+        for key in stored.values():
+            if key.previous_hash is not None:
+                self._foreign[key.previous_hash] = key
 
     def authenticate(self, authorization: str | None) -> str:
-        """The id of the key in an Authorization header. Raises ApiError 401."""
+        """The id of the key in an Authorization header. Raises ApiError 401, and 503 before the database is read."""
         if not self._own and self._pepper is None:
             return ANONYMOUS
         if not authorization:
@@ -71,11 +78,13 @@ class KeyRing:
         return key_id
 
     def _authenticate_stored(self, secret: str) -> str:
-        key_id = id_of(secret)
-        if self._pepper is None or key_id is None:
+        if self._pepper is None:
             raise unauthorized(WRONG_KEY)
+        if self._stored is None:
+            raise overloaded("The server is starting.", "starting", STARTING_S)
         given = key_hash(self._pepper, secret)
-        key = self._stored.get(key_id)
+        key_id = id_of(secret)
+        key = self._foreign.get(given) if key_id is None else self._stored.get(key_id)
         right = hmac.compare_digest(given, key.hash if key is not None else NOBODY)
         if key is None:
             raise unauthorized(WRONG_KEY)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from router.accounts.prices import nanos_of
+from router.accounts.secrets import StoredKey
 from router.config.schema import Key, Rates, Tier
 
 
@@ -47,8 +48,11 @@ class Tiers:
             for tier in tiers.values()
         }
 
-    def find(self, name: str | None) -> Tier | None:
-        """The tier of that name. Raises KeyError."""
+    def has(self, name: str | None) -> bool:
+        """There is such a tier; None is none, which there always is."""
+        return name is None or name in self._tiers
+
+    def _find(self, name: str | None) -> Tier | None:
         return None if name is None else self._tiers[name]
 
     def rates(self, tier: Tier | None, model: str) -> Rates:
@@ -57,7 +61,7 @@ class Tiers:
             return NO_RATES
         return self._by_model[id(tier)].get(model, tier)
 
-    def allowed(self, models: Iterable[str] | None) -> frozenset[str] | None:
+    def _allowed(self, models: Iterable[str] | None) -> frozenset[str] | None:
         """A list of names and aliases as names; what doesn't exist allows nothing."""
         if models is None:
             return None
@@ -66,4 +70,9 @@ class Tiers:
     def account(self, key: Key) -> Account:
         """The terms of a key in the config."""
         budget = None if key.budget_usd is None else nanos_of(key.budget_usd)
-        return Account(key.id, self.find(key.tier), self.allowed(key.models), budget)
+        return Account(key.id, self._find(key.tier), self._allowed(key.models), budget)
+
+    def stored_account(self, key: StoredKey) -> Account:
+        """The terms of a key in the database, whose tier there is."""
+        allowed = self._allowed(key.models)
+        return Account(key.id, self._find(key.tier), allowed, key.budget_nanos)
