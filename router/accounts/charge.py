@@ -75,7 +75,7 @@ class Charge:
         tokens = told if told.output is not None else self._guess(told, claim)
         price = claim.model.price
         if claim.windows is not None:
-            used = (tokens.input or 0) + (tokens.output or 0)
+            used = max(0, (tokens.input or 0) + (tokens.output or 0))
             claim.windows.settle(claim.holds, used, now)
         spent = cost_nanos(price, tokens)
         if claim.budget_nanos is None:

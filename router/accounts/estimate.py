@@ -34,6 +34,8 @@ SAMPLES = 32
 """Past outputs kept for each kind of request: enough for a percentile, small for ten thousand kinds."""
 LEAST_SAMPLES = 5
 """Below it the percentile is one answer's luck."""
+MOST_OUTPUT = 1_000_000
+"""More than any model writes; an upstream that says more is wrong."""
 MOST_KINDS = 4096
 """Kinds remembered; the oldest goes. About 2 MiB."""
 
@@ -117,7 +119,7 @@ class _Outputs:
         self.high = 0
 
     def learn(self, tokens: int) -> None:
-        self.samples.append(tokens)
+        self.samples.append(min(tokens, MOST_OUTPUT))
         ordered = sorted(self.samples)
         self.high = ordered[min(len(ordered) - 1, int(PERCENTILE * len(ordered)))]
 

@@ -5,16 +5,16 @@ Whole numbers add up exactly however many there are, and 64 bits hold nine billi
 
 from __future__ import annotations
 
-import math
-
 import msgspec
 
 from router.config.schema import Price
 
 NANOS = 1_000_000_000
 """In a dollar."""
-_NANOS_PER_TOKEN = NANOS / 1_000_000
-"""Prices are for a million tokens."""
+_STEPS = 1_000_000
+"""Of a dollar in a price: a millionth of a dollar for a million tokens is finer than anybody's."""
+_STEPS_PER_NANO = 1000
+"""A step for a million tokens is a thousandth of a nano-dollar for each."""
 
 
 class Tokens(msgspec.Struct, frozen=True):
@@ -32,10 +32,13 @@ def cost_nanos(price: Price | None, tokens: Tokens) -> int:
     given = tokens.input or 0
     cached = min(tokens.cached_input or 0, given)
     cached_price = price.cached_input if price.cached_input is not None else price.input
-    dollars = (given - cached) * price.input + cached * cached_price
-    dollars += (tokens.output or 0) * price.output
-    # A billionth of a billionth less, so that 80.00000000000001 isn't rounded up to 81.
-    return math.ceil(dollars * _NANOS_PER_TOKEN * (1 - 1e-12))
+    steps = (given - cached) * _whole(price.input) + cached * _whole(cached_price)
+    steps += (tokens.output or 0) * _whole(price.output)
+    return -(-steps // _STEPS_PER_NANO)
+
+
+def _whole(price: float) -> int:
+    return round(price * _STEPS)
 
 
 def nanos_of(dollars: float) -> int:

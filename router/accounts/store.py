@@ -25,6 +25,9 @@ from router.events import RequestDone
 
 BUSY_S = 2.0
 """How long to wait for another's transaction; they take milliseconds."""
+MOST_TOKENS = 10**12
+MOST_NANOS = 10**15
+"""A million dollars: no request costs more, and the sum of nine thousand such still fits 64 bits."""
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE keys (
@@ -188,7 +191,11 @@ class Store:
     def book(self, entries: Iterable[Entry], *, usage: bool) -> None:
         """Add to what is spent and, with ``usage``, write each entry down. Raises StoreError; then nothing was."""
         entries = list(entries)
-        spending = [(entry.done.key_id, entry.cost_nanos) for entry in entries if entry.cost_nanos]
+        spending = [
+            (_text(entry.done.key_id), min(entry.cost_nanos, MOST_NANOS))
+            for entry in entries
+            if entry.cost_nanos
+        ]
         with self._changing():
             self._db.executemany(
                 "INSERT INTO spent VALUES (?, ?) ON CONFLICT (key_id) DO UPDATE SET nanos = nanos + excluded.nanos",
@@ -215,10 +222,16 @@ def _key(row: tuple[object, ...]) -> StoredKey:
 def _usage_row(entry: Entry) -> tuple[object, ...]:
     done = entry.done
     return (
-        entry.at, _text(done.request_id), _text(done.key_id), done.model, done.target, done.provider, done.input_tokens,
-        done.cached_input_tokens, done.output_tokens, int(bool(done.tokens_estimated)), entry.cost_nanos, done.status,
+        entry.at, _text(done.request_id), _text(done.key_id), done.model, done.target, done.provider,
+        _whole(done.input_tokens), _whole(done.cached_input_tokens), _whole(done.output_tokens),
+        int(bool(done.tokens_estimated)), min(entry.cost_nanos, MOST_NANOS), done.status,
         _text(done.outcome), done.attempts, int(done.streaming), done.first_token_s, done.duration_s, done.overhead_s,
     )  # fmt: skip
+
+
+def _whole(tokens: int | None) -> int | None:
+    """What an upstream says of its usage may be nonsense; a row must not fail on it."""
+    return None if tokens is None else min(tokens, MOST_TOKENS)
 
 
 def _text(text: str) -> str:
