@@ -91,24 +91,28 @@ class Accounts:
         """Reserve what the request is likely to take: of all its limits, or of none. Raises ApiError 429."""
         account = self._bound.get(asked.key_id) or Account(asked.key_id)
         now = self._clock.now()
-        rates = self._tiers.rates(account.tier, asked.model)
-        windows = None
-        headers: dict[str, str] = {}
-        claim = self._claim(asked, account)
-        tokens = claim.input_tokens + self._output_tokens(asked)
-        if rates is not NO_RATES:
-            windows = self._limiter.windows(asked.key_id, asked.model, rates, now)
-            self._check_limits(asked, windows, tokens, now)
-            headers = windows.headers(now)
-        if claim.budget_nanos is not None:
-            self._check_budget(claim, account, headers)
-        if windows is not None:
-            holds = windows.take(tokens, now)
-            headers = windows.headers(now)
-            claim = msgspec.structs.replace(claim, windows=windows, holds=holds)
-            for resource in windows.resources:
-                self._say(asked, resource, "admitted")
-        return Charge(claim, headers)
+        model, size = self._models[asked.model], asked.size
+        estimator = self._desk.estimator
+        given = estimator.input_tokens(asked.model, size)
+        cap = model.max_completion_tokens
+        likely = estimator.output_tokens(asked.model, asked.key_id, size, cap)
+        windows = self._windows(asked, account, given + likely, now)
+        reserved = self._reserve_budget(asked, account, windows, Tokens(given, None, likely))
+        claim = Claim(
+            key_id=asked.key_id,
+            name=asked.model,
+            model=model,
+            size=size,
+            input_tokens=given,
+            windows=windows,
+            holds=() if windows is None else windows.take(given + likely, now),
+            budget_nanos=reserved,
+        )
+        if windows is None:
+            return Charge(claim, {})
+        for resource in windows.resources:
+            self._say(asked, resource, "admitted")
+        return Charge(claim, windows.headers(now))
 
     def settle(self, charge: Charge, told: Tokens) -> Bill:
         """The request is over; ``told`` is the usage that its answer told."""
@@ -145,46 +149,38 @@ class Accounts:
         self._bound = _bound(accounts.values())
         self._ring.note_stored(known)
 
-    def _claim(self, asked: Asked, account: Account) -> Claim:
-        model = self._models[asked.model]
-        size = asked.size
-        given = self._desk.estimator.input_tokens(asked.model, size)
-        worst: int | None = None
-        if account.budget_nanos is not None:
-            output = most_output(size, None) or self._output_tokens(asked)
-            worst = cost_nanos(model.price, Tokens(given, None, output))
-        return Claim(
-            key_id=asked.key_id,
-            name=asked.model,
-            model=model,
-            size=size,
-            input_tokens=given,
-            windows=None,
-            holds=(),
-            budget_nanos=worst,
-        )
-
-    def _output_tokens(self, asked: Asked) -> int:
-        cap = self._models[asked.model].max_completion_tokens
-        return self._desk.estimator.output_tokens(asked.model, asked.key_id, asked.size, cap)
-
-    def _check_limits(self, asked: Asked, windows: Windows, tokens: int, now: float) -> None:
+    def _windows(self, asked: Asked, account: Account, tokens: int, now: float) -> Windows | None:
+        """The limits, which all admit the request; nothing is taken yet. Raises ApiError 429."""
+        rates = self._tiers.rates(account.tier, asked.model)
+        if rates is NO_RATES:
+            return None
+        windows = self._limiter.windows(asked.key_id, asked.model, rates, now)
         refused = windows.refusal(tokens, now)
         if refused is None:
-            return
+            return windows
         too_large = refused.wait_s == float("inf")
         self._say(asked, refused.window.resource, "too_large" if too_large else "refused")
         raise limit_error(asked.key_id, asked.model, refused, windows.headers(now))
 
-    def _check_budget(self, claim: Claim, account: Account, headers: dict[str, str]) -> None:
-        worst, budget = claim.budget_nanos, account.budget_nanos
-        assert worst is not None
-        assert budget is not None
-        if not self.budgets.fits(claim.key_id, worst, budget):
-            self._emit(LimitDecision(claim.key_id, claim.name, _SCOPE, "usd", "refused"))
-            raise quota_error(headers)
-        self.budgets.reserve(claim.key_id, worst)
-        self._emit(LimitDecision(claim.key_id, claim.name, _SCOPE, "usd", "admitted"))
+    def _reserve_budget(
+        self, asked: Asked, account: Account, windows: Windows | None, likely: Tokens
+    ) -> int | None:
+        """What of the budget is held for the request: as much as it may write, where its client said how much.
+
+        None for a key without a budget. Raises ApiError 429.
+        """
+        budget = account.budget_nanos
+        if budget is None:
+            return None
+        most = most_output(asked.size, None)
+        output = likely.output if most is None else most
+        worst = cost_nanos(self._models[asked.model].price, Tokens(likely.input, None, output))
+        if not self.budgets.fits(asked.key_id, worst, budget):
+            self._say(asked, "usd", "refused")
+            raise quota_error({} if windows is None else windows.headers(self._clock.now()))
+        self.budgets.reserve(asked.key_id, worst)
+        self._say(asked, "usd", "admitted")
+        return worst
 
     def _say(self, asked: Asked, resource: str, outcome: str) -> None:
         self._emit(LimitDecision(asked.key_id, asked.model, _SCOPE, resource, outcome))

@@ -29,10 +29,9 @@ class Bill(msgspec.Struct, frozen=True):
     estimated: bool = False
 
 
-def bill(price: Price | None, tokens: Tokens, *, estimated: bool = False) -> Bill:
+def bill(price: Price | None, tokens: Tokens) -> Bill:
     """The bill for ``tokens``."""
-    cost_usd = None if price is None else cost_nanos(price, tokens) / NANOS
-    return Bill(tokens, cost_usd, estimated)
+    return Bill(tokens, None if price is None else cost_nanos(price, tokens) / NANOS)
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -83,7 +82,8 @@ class Charge:
         else:
             desk.budgets.settle(claim.key_id, claim.budget_nanos, spent)
         _learn(claim, told, desk.estimator)
-        return bill(price, tokens, estimated=told.output is None and self._bytes > 0)
+        cost_usd = None if price is None else spent / NANOS
+        return Bill(tokens, cost_usd, estimated=told.output is None and self._bytes > 0)
 
     def _guess(self, told: Tokens, claim: Claim) -> Tokens:
         if not self._bytes:

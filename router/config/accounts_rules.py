@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from router.config.moment import moment
-from router.config.report import Path, Report, nearest
+from router.config.report import Path, Report, nearest, quoted
 from router.config.schema import Config
 
 
 def check(config: Config, report: Report) -> None:
     """Every rule; what is wrong goes to ``report``."""
-    known = _model_names(config)
-    for name, tier in config.tiers.items():
-        for model in tier.models:
-            _model(report, ("tiers", name, "models", model), model, known)
+    names = _model_names(config)
+    _tiers(config, report, names)
     for index, key in enumerate(config.keys):
         path: Path = ("keys", index)
         if key.tier is not None and key.tier not in report.names("tiers"):
             _tier(report, (*path, "tier"), key.tier)
         for at, model in enumerate(key.models or ()):
-            _model(report, (*path, "models", at), model, known)
+            _model(report, (*path, "models", at), model, names)
         if key.expires is not None and moment(key.expires) is None:
             report.problem((*path, "expires"), "there is no such day or time")
         if key.budget_usd is not None:
@@ -28,15 +26,30 @@ def check(config: Config, report: Report) -> None:
     _database(config, report)
 
 
-def _model_names(config: Config) -> set[str]:
-    """Every name and alias, in lower case."""
-    names = {name.casefold() for name in config.models}
-    return names | {a.casefold() for model in config.models.values() for a in model.aliases}
+def _tiers(config: Config, report: Report, names: Mapping[str, str]) -> None:
+    for name, tier in config.tiers.items():
+        seen: set[str] = set()
+        for model in tier.models:
+            path: Path = ("tiers", name, "models", model)
+            _model(report, path, model, names)
+            found = names.get(model.casefold())
+            if found in seen:
+                report.problem(path, f"is the model {quoted(found)}, which is there already")
+            elif found is not None:
+                seen.add(found)
 
 
-def _model(report: Report, path: Path, name: str, known: Iterable[str]) -> None:
-    if name and name.casefold() not in known:
-        hint = nearest(name, known)
+def _model_names(config: Config) -> dict[str, str]:
+    """The model of every name and alias; these in lower case."""
+    names = {name.casefold(): name for name in config.models}
+    for name, model in config.models.items():
+        names |= {alias.casefold(): name for alias in model.aliases}
+    return names
+
+
+def _model(report: Report, path: Path, name: str, names: Mapping[str, str]) -> None:
+    if name and name.casefold() not in names:
+        hint = nearest(name, {*names.values(), *names})
         report.problem(path, f"there is no model {report.shown(path, name)}{hint}")
 
 

@@ -360,7 +360,9 @@ async def test_reservations_balance_whatever_happens():
     for _ in range(300):
         gate.clock.advance(rng.random())
         try:
-            charge = gate.admit(rng.choice(["slow", "tokens", "mixed", "rich", "few"]), rng.choice("mn"))
+            charge = gate.admit(
+                rng.choice(["slow", "tokens", "mixed", "rich", "few"]), rng.choice("mn")
+            )
         except ApiError:
             continue
         for _ in range(rng.randrange(4)):

@@ -134,7 +134,9 @@ def test_a_database_that_cannot_be_used_says_why(tmp_path, path):
         Store(path, must_exist=True)
     with pytest.raises(StoreError, match="No such file"):
         Store(str(tmp_path / "no" / "nenya.db"))
-    (tmp_path / "text.db").write_text("certainly not a database, and long enough to be read as one" * 20)
+    (tmp_path / "text.db").write_text(
+        "certainly not a database, and long enough to be read as one" * 20
+    )
     with pytest.raises(StoreError, match="not a database"):
         Store(str(tmp_path / "text.db"))
     Store(path).close()
@@ -182,7 +184,10 @@ def test_two_processes_write_side_by_side(path):
     command = [sys.executable, "-c", code, path, msgspec.json.encode(DONE)]
     writers = [
         subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL
+            command,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
         )
         for _ in range(2)
     ]

@@ -70,7 +70,16 @@ def test_a_key_is_made_shown_once_and_listed(nenya, config, database):
     code, out, _ = nenya("keys", "list", "--config", config)
     assert (code, secret in out) == (0, False)
     head, line = out.splitlines()
-    assert head.split() == ["id", "key", "state", "tier", "models", "expires", "budget_usd", "spent_usd"]
+    assert head.split() == [
+        "id",
+        "key",
+        "state",
+        "tier",
+        "models",
+        "expires",
+        "budget_usd",
+        "spent_usd",
+    ]
     assert line.split() == [
         "alice", secret[:19] + "…", "active", "free", "m,X", "2030-02-01T00:00:00Z", "2.5", "0",
     ]  # fmt: skip
@@ -194,10 +203,14 @@ def test_usage_in_three_forms(nenya, config, database):
     assert [(row["key"], row["requests"]) for row in json.loads(out)] == [("alice", 1), ("bob", 1)]
     _, out, _ = nenya("usage", "--format", "csv", "--until", "1970-01-01", "--database", database)
     assert out.splitlines()[1] == "alice,1,0,10,4,3,0.002"
-    _, out, _ = nenya("usage", "--key", "bob", "--format", "csv", "--by", "model", "--database", database)
+    _, out, _ = nenya(
+        "usage", "--key", "bob", "--format", "csv", "--by", "model", "--database", database
+    )
     assert out.splitlines()[1] == "m,1,0,10,4,3,0.002"
 
 
-@pytest.mark.parametrize("option", [["--by", "secret"], ["--since", "soon"], ["--until", "2026-13-01"]])
+@pytest.mark.parametrize(
+    "option", [["--by", "secret"], ["--since", "soon"], ["--until", "2026-13-01"]]
+)
 def test_a_wrong_question(nenya, database, option):
     assert nenya("usage", *option, "--database", database)[0] == 2
