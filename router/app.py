@@ -28,7 +28,7 @@ import msgspec
 from engines.base import Engine
 from router import pool as pools
 from router.accounts.accounts import Accounts, Asked
-from router.accounts.estimate import chat_size
+from router.accounts.estimate import request_size
 from router.backends.base import Backend, Limits
 from router.backends.engine import EngineBackend
 from router.backends.openai import OpenAIBackend
@@ -209,7 +209,7 @@ class Router:
             key_id=key_id,
             received_at=now if received_at is None else received_at,
             deadline=now + self.config.timeouts.total_s,
-            charge=self.accounts.admit(Asked(key_id, route.name, chat_size(request)))
+            charge=self.accounts.admit(Asked(key_id, route.name, request_size(request, body)))
             if self.accounts.concerns(key_id)
             else None,
         )

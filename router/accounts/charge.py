@@ -71,7 +71,7 @@ class Charge:
         claim, self._claim = self._claim, None
         if claim is None:
             raise IllegalMove("charge", "settled", "settle")
-        tokens = told if told.output is not None else self._guess(told, claim)
+        tokens, estimated = self._took(told, claim)
         price = claim.model.price
         if claim.windows is not None:
             used = max(0, (tokens.input or 0) + (tokens.output or 0))
@@ -83,17 +83,20 @@ class Charge:
             desk.budgets.settle(claim.key_id, claim.budget_nanos, spent)
         _learn(claim, told, desk.estimator)
         cost_usd = None if price is None else spent / NANOS
-        return Bill(tokens, cost_usd, estimated=told.output is None and self._bytes > 0)
+        return Bill(tokens, cost_usd, estimated)
 
-    def _guess(self, told: Tokens, claim: Claim) -> Tokens:
-        if not self._bytes:
-            return Tokens()
+    def _took(self, told: Tokens, claim: Claim) -> tuple[Tokens, bool]:
+        """The tokens that the answer took, and whether they are a guess."""
+        if told.output is not None or not self._bytes:
+            return told, False
+        if claim.size.output_limit == 0 and told.input is not None:
+            return Tokens(told.input, told.cached_input, 0), False
         events = self._events - FRAME_EVENTS
         output = max(1, events if self._events else self._bytes // BYTES_PER_TOKEN)
-        if not claim.size.choices:
+        if claim.size.output_limit == 0:
             output = 0
         given = told.input if told.input is not None else claim.input_tokens
-        return Tokens(given, told.cached_input, output)
+        return Tokens(given, told.cached_input, output), True
 
 
 class Desk(msgspec.Struct, frozen=True):

@@ -1,26 +1,28 @@
 """How many tokens a request will take, guessed before it is sent.
 
 A tokenizer would know the input exactly and would hold the loop for milliseconds; the guess is corrected when the
-request is settled, so it need only be fair. Input: bytes of text times what a byte of this model's past inputs had in
-tokens. Output: the 80th percentile of what the same key got from the same model for a like limit, so that four in
-five reservations suffice and a client that always sends ``max_tokens: 4096`` for short answers isn't held to it.
+request is settled, so it need only be fair. Input: bytes of the request times what a byte of this model's past ones
+had in tokens; where images or sounds are in it, only its text counts by the byte. Output: the 80th percentile of
+what the same key got from the same model for a like limit, so that four in five reservations suffice and a client
+that always sends ``max_tokens: 4096`` for short answers isn't held to it.
 
-Source: OpenAI's cookbook, "How to count tokens with tiktoken" (four bytes a token in English, about four tokens
-around each message; an image is 85 to 1,105 tokens).
+Source: OpenAI's help, "What are tokens and how to count them?" (four characters a token in English), and its guide to
+vision (an image is 85 to 1,105 tokens).
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import msgspec
 
-from router.wire.chat import ChatRequest, Message, RefusalPart, TextPart
+from router.wire.chat import ChatRequest
 
 BYTES_PER_TOKEN = 4
 """Of English, before anything is known of a model."""
-TOKENS_PER_MESSAGE = 4
-"""Role and separators of a chat template."""
+TEXTS = ("text", "refusal")
+"""Parts of a message that are text, under their own name."""
 TOKENS_PER_PART = 1000
 """An image, a sound, a file: their bytes say nothing, this is a large image's."""
 PRIOR_BYTES = 4096
@@ -45,45 +47,33 @@ class Size(msgspec.Struct, frozen=True):
 
     text_bytes: int
     overhead_tokens: int = 0
-    """Of message frames and of what isn't text."""
+    """Of what isn't text."""
     output_limit: int | None = None
-    """Most tokens of one choice, as far as the client said."""
+    """Most tokens of one choice, as far as the client said; 0 where nothing is written, as for embeddings."""
     choices: int = 1
-    """0 where nothing is written, as for embeddings."""
 
 
-def chat_size(request: ChatRequest) -> Size:
-    """The size of a chat request: a walk over its messages that looks at no character."""
-    text = overhead = 0
-    for message in request.messages:
-        more, other = _message_size(message)
-        text += more
-        overhead += other + TOKENS_PER_MESSAGE
-    for extra in (
-        *(request.tools or ()),
-        *(request.functions or ()),
-        request.response_format or {},
-    ):
-        text += sum(len(name) + len(bytes(raw)) for name, raw in extra.items())
-    return Size(text, overhead, request.output_limit, request.n or 1)
+def request_size(request: ChatRequest, body: bytes) -> Size:
+    """The size of a request that was decoded from ``body``."""
+    parts = [
+        part
+        for message in request.messages
+        if message.content is not None and not isinstance(message.content, str)
+        for part in message.content
+    ]
+    others = [part for part in parts if part.__struct_config__.tag not in TEXTS]
+    choices = request.n or 1
+    if not others:
+        return Size(len(body), 0, request.output_limit, choices)
+    text = sum(_text_bytes(message.content) for message in request.messages)
+    return Size(text, len(others) * TOKENS_PER_PART, request.output_limit, choices)
 
 
-def _message_size(message: Message) -> tuple[int, int]:
-    text = overhead = 0
-    if isinstance(message.content, str):
-        text = _length(message.content)
-    elif message.content is not None:
-        for part in message.content:
-            if isinstance(part, TextPart):
-                text += _length(part.text)
-            elif isinstance(part, RefusalPart):
-                text += _length(part.refusal)
-            else:
-                overhead += TOKENS_PER_PART
-    for call in message.tool_calls or ():
-        if call.function is not None:
-            text += _length(call.function.name) + _length(call.function.arguments)
-    return text, overhead
+def _text_bytes(content: str | Iterable[msgspec.Struct] | None) -> int:
+    if content is None or isinstance(content, str):
+        return _length(content or "")
+    tagged = ((part, part.__struct_config__.tag) for part in content)
+    return sum(_length(getattr(part, str(tag))) for part, tag in tagged if tag in TEXTS)
 
 
 def _length(text: str) -> int:
@@ -142,9 +132,9 @@ class Estimator:
 
     def output_tokens(self, model: str, key_id: str, size: Size, cap: int | None) -> int:
         """The guess for the output of all choices, at most what limit and ``cap`` (the model's) allow."""
-        if not size.choices:
-            return 0
         limit = most_output(size, cap)
+        if limit == 0:
+            return 0
         past = self._outputs.get((model, key_id, _bucket(limit)))
         guess = PRIOR_OUTPUT * size.choices
         if past is not None and len(past.samples) >= LEAST_SAMPLES:

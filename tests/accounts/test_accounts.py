@@ -196,6 +196,16 @@ def test_a_whole_answer_without_usage_is_charged_by_its_length():
     assert gate.accounts.settle(charge, Tokens()).tokens.output == 100
 
 
+def test_embeddings_write_nothing():
+    gate = Gate()
+    charge = gate.admit("tokens", size=Size(40, 0, 0))
+    assert gate.remaining("tokens") == 990
+    charge.saw(b"x" * 4000)
+    took = gate.accounts.settle(charge, Tokens(12))
+    assert (took.tokens, took.estimated) == (Tokens(12, None, 0), False)
+    assert gate.remaining("tokens") == 988
+
+
 def test_a_charge_is_settled_once():
     gate = Gate()
     charge = gate.admit("tokens")

@@ -12,37 +12,32 @@ from router.accounts.estimate import (
     TOKENS_PER_PART,
     Estimator,
     Size,
-    chat_size,
+    request_size,
 )
 from router.wire.chat import decode_chat
 
 
 def size_of(**fields):
-    return chat_size(decode_chat(msgspec.json.encode({"model": "m", **fields})))
+    body = msgspec.json.encode({"model": "m", **fields})
+    return request_size(decode_chat(body), body), len(body)
 
 
 def said(content):
     return [{"role": "user", "content": content}]
 
 
-def test_the_size_of_a_request():
-    assert size_of(messages=said("x" * 400)) == Size(400, 4)
-    assert size_of(messages=said("ü" * 10)).text_bytes == 20
-    size = size_of(messages=said("hi") * 3, max_tokens=7, n=2)
-    assert (size.overhead_tokens, size.output_limit, size.choices) == (12, 7, 2)
+def test_the_size_of_a_request_is_its_bodys():
+    size, length = size_of(messages=said("x" * 400), max_tokens=7, n=2)
+    assert size == Size(length, 0, 7, 2)
+    size, length = size_of(messages=said([{"type": "text", "text": "what?"}]))
+    assert size == Size(length)
 
 
 def test_an_images_bytes_are_no_text():
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
-    size = size_of(messages=said([{"type": "text", "text": "what?"}, image]))
-    assert size == Size(5, 4 + TOKENS_PER_PART)
-
-
-def test_tools_and_schemas_count():
-    tool = {"type": "function", "function": {"name": "f", "description": "d" * 300}}
-    assert size_of(messages=said("hi"), tools=[tool]).text_bytes > 300
-    schema = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"x": "y" * 300}}}
-    assert size_of(messages=said("hi"), response_format=schema).text_bytes > 300
+    text = {"type": "text", "text": "wh\u00fct?"}
+    messages = [*said([text, image]), *said("four")]
+    assert size_of(messages=messages)[0] == Size(6 + 4, TOKENS_PER_PART)
 
 
 def test_four_bytes_a_token_until_the_model_says_otherwise():
@@ -77,7 +72,7 @@ def test_limits_bound_the_guess():
     assert estimator.output_tokens("m", "k", Size(10, 4, 5), None) == 5
     assert estimator.output_tokens("m", "k", Size(10, 4), 7) == 7
     assert estimator.output_tokens("m", "k", Size(10, 4, 5, choices=3), None) == 15
-    assert estimator.output_tokens("m", "k", Size(10, 4, choices=0), None) == 0
+    assert estimator.output_tokens("m", "k", Size(10, 4, 0), None) == 0
     for _ in range(LEAST_SAMPLES):
         estimator.learn_output("m", "k", Size(10, 4, 100), None, 2**70)
     assert estimator.output_tokens("m", "k", Size(10, 4, 100), None) == 100

@@ -198,7 +198,7 @@ async def test_limits_models_and_headers_of_a_stored_key(database, capsys):
 
 
 async def test_spending_and_usage_survive_a_restart(database, capsys):
-    made = secret_of(capsys, "create", "alice", "--budget-usd", "0.00002", "--database", database)
+    made = secret_of(capsys, "create", "alice", "--budget-usd", "0.00003", "--database", database)
     async with Upstream() as up:
         for _ in range(2):
             async with served_by(router_of(database, url=up.url)) as served:
