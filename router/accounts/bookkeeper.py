@@ -107,10 +107,10 @@ class Bookkeeper:
         with store:
             try:
                 first = self._changed(store)
-                opened.set_result(first or Snapshot({}, {}))
             except StoreError as error:
                 opened.set_exception(error)
                 return
+            opened.set_result(first or Snapshot({}, {}))
             while not self._stopping.wait(self._tick_s):
                 self._tick(store)
             self._tick(store)

@@ -118,7 +118,7 @@ class Store:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, msgspec.MsgspecError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise StoreError(f"{self.path}: {why}") from error
 

@@ -110,9 +110,49 @@ async def test_a_full_disk_keeps_a_bounded_backlog(path, caplog, monkeypatch):
     assert "10 records of usage were never written" in caplog.text
 
 
+async def test_a_disk_that_fills_up_and_is_made_room_on(path, caplog, monkeypatch):
+    class Small(Store):
+        """A file that can't grow, which SQLite tells as it tells of a full disk."""
+
+        def __init__(self, path):
+            super().__init__(path)
+            self._db.execute("PRAGMA max_page_count=1")
+
+    monkeypatch.setattr(bookkeeper, "Store", Small)
+    books = keeper(path)
+    await books.start()
+    for _ in range(2000):
+        assert books.book(entry())
+    await until(lambda: "disk is full" in caplog.text)
+    assert books.waiting == 2000
+    monkeypatch.setattr(Store, "book", _with_room(Store.book))
+    await until(lambda: books.waiting == 0)
+    await books.stop()
+    assert written(path) == 2000
+
+
+def _with_room(book):
+    def roomy(self, entries, *, usage):
+        self._db.execute("PRAGMA max_page_count=100000")
+        book(self, entries, usage=usage)
+
+    return roomy
+
+
 async def test_a_database_that_cannot_be_opened_ends_the_start(tmp_path):
     books = keeper(str(tmp_path / "no" / "nenya.db"))
     with pytest.raises(StoreError, match="No such file"):
+        await books.start()
+    await books.stop()
+
+
+async def test_a_row_that_is_no_key_ends_the_start(path):
+    with Store(path) as store:
+        store._db.execute(
+            "INSERT INTO keys (id, hash, shown, created_at, models) VALUES ('a', x'00', '', 0, 'what')"
+        )
+    books = keeper(path)
+    with pytest.raises(StoreError, match="malformed"):
         await books.start()
     await books.stop()
 
