@@ -77,6 +77,7 @@ _KEYS = """\
 examples:
   nenya keys create alice --config nenya.yaml --tier free --models llama3.1:8b --expires 2027-01-31
   nenya keys list --config nenya.yaml
+  nenya keys update alice --config nenya.yaml --budget-usd 50 --expires none
   nenya keys rotate alice --config nenya.yaml --grace 24h
   nenya keys revoke alice --config nenya.yaml
   nenya keys import keys.csv --database nenya.db
@@ -179,10 +180,10 @@ def _keys(commands: _Parsers) -> None:
     create.add_argument(
         "id", nargs="?", metavar="ID", help="its name in logs; default: a random one"
     )
-    create.add_argument("--tier", metavar="T", help="a tier of the config; default: no limits")
-    create.add_argument("--models", metavar="A,B", help="what it may ask for; default: everything")
-    create.add_argument("--expires", metavar="WHEN", help="a date, or a time in UTC")
-    create.add_argument("--budget-usd", type=float, metavar="USD", help="what it may spend in all")
+    _terms(create, default="none")
+    update = actions.add_parser("update", help="other terms for a key, whose secret stays")
+    update.add_argument("id", metavar="ID")
+    _terms(update, default="as it is; `none` takes it away")
     rotate = actions.add_parser("rotate", help="a new secret for a key; prints it, once")
     rotate.add_argument("id", metavar="ID")
     rotate.add_argument(
@@ -196,9 +197,17 @@ def _keys(commands: _Parsers) -> None:
     bring = actions.add_parser("import", help="keys from a file, all of them or none")
     bring.add_argument("file", metavar="FILE", help="a .csv or a .json")
     every = actions.add_parser("list", help="all keys, never a secret")
-    for action in (create, rotate, revoke, bring, every):
+    for action in (create, update, rotate, revoke, bring, every):
         _database(action)
         action.add_argument("--json", action="store_true", help="JSON on standard output")
+
+
+def _terms(action: argparse.ArgumentParser, *, default: str) -> None:
+    tier = f"a tier of the config, whose limits it has; default: {default}"
+    action.add_argument("--tier", metavar="T", help=tier)
+    action.add_argument("--models", metavar="A,B", help="what it may ask for, if not everything")
+    action.add_argument("--expires", metavar="WHEN", help="a date, or a time in UTC")
+    action.add_argument("--budget-usd", metavar="USD", help="what it may spend in all")
 
 
 def _usage(commands: _Parsers) -> None:

@@ -23,6 +23,7 @@ from router.config.moment import moment
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_NONE = "none"
 _SHOWN_FOREIGN_CHARS = 4
 """Of a secret that was made elsewhere."""
 
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the action says."""
     try:
         found = ledger(arguments)
-        reading = arguments.action in {"list", "revoke", "rotate"}
+        reading = arguments.action not in {"create", "import"}
         with Store(found.path, must_exist=reading) as store:
             _ACTIONS[arguments.action](arguments, found, store)
     except AskedWronglyError as error:
@@ -60,17 +61,52 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _create(arguments: argparse.Namespace, found: Ledger, store: Store) -> None:
-    models = arguments.models
-    wanted = Wanted(
-        id=arguments.id or new_id(),
-        tier=arguments.tier,
-        models=None if models is None else tuple(m.strip() for m in models.split(",") if m.strip()),
-        expires=arguments.expires,
-        budget_usd=arguments.budget_usd,
-    )
+    wanted = _wanted(arguments, Wanted(arguments.id or new_id()))
     key, secret = _made(wanted, found)
     store.add([key])
     _print_secrets([(key, secret)], as_json=arguments.json)
+
+
+def _update(arguments: argparse.Namespace, found: Ledger, store: Store) -> None:
+    key = _existing(store, arguments.id)
+    before = Wanted(
+        id=key.id,
+        tier=key.tier,
+        models=key.models,
+        expires=_time(key.expires_at),
+        budget_usd=None if key.budget_nanos is None else key.budget_nanos / NANOS,
+    )
+    wanted = _wanted(arguments, before)
+    _check(wanted, found)
+    key = msgspec.structs.replace(key, **_terms(wanted))
+    store.replace(key)
+    if arguments.json:
+        _print_json([_shown(key, store.spent())])
+    else:
+        print(f"{key.id} is changed")
+
+
+def _wanted(arguments: argparse.Namespace, before: Wanted) -> Wanted:
+    """``before`` with the terms that the arguments name; ``none`` takes one away."""
+    given: dict[str, str | float | tuple[str, ...] | None] = {}
+    for name in ("tier", "models", "expires", "budget_usd"):
+        text: str | None = getattr(arguments, name)
+        if text is None:
+            continue
+        if text == _NONE:
+            given[name] = None
+        elif name == "models":
+            given[name] = tuple(model.strip() for model in text.split(",") if model.strip())
+        else:
+            given[name] = _dollars(text) if name == "budget_usd" else text
+    return msgspec.structs.replace(before, **given)
+
+
+def _dollars(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise AskedWronglyError("--budget-usd must be a number") from error
 
 
 def _import(arguments: argparse.Namespace, found: Ledger, store: Store) -> None:
@@ -130,6 +166,7 @@ _ACTIONS: dict[str, Callable[[argparse.Namespace, Ledger, Store], None]] = {
     "list": _list,
     "revoke": _revoke,
     "rotate": _rotate,
+    "update": _update,
 }
 
 
@@ -145,18 +182,23 @@ def _made(wanted: Wanted, found: Ledger) -> tuple[StoredKey, str]:
     _check(wanted, found)
     secret = wanted.secret or new_secret(wanted.id)
     is_ours = wanted.secret is None
-    expires_at = None if wanted.expires is None else moment(wanted.expires)
     key = StoredKey(
         id=wanted.id,
         hash=key_hash(found.needed_pepper(), secret),
         shown=shown(secret) if is_ours else secret[:_SHOWN_FOREIGN_CHARS] + "…",
         created_at=time.time(),
-        tier=wanted.tier,
-        models=wanted.models,
-        expires_at=expires_at,
-        budget_nanos=None if wanted.budget_usd is None else nanos_of(wanted.budget_usd),
     )
-    return key, secret
+    return msgspec.structs.replace(key, **_terms(wanted)), secret
+
+
+def _terms(wanted: Wanted) -> dict[str, str | float | tuple[str, ...] | None]:
+    """A key's fields that say what it may do."""
+    return {
+        "tier": wanted.tier,
+        "models": wanted.models,
+        "expires_at": None if wanted.expires is None else moment(wanted.expires),
+        "budget_nanos": None if wanted.budget_usd is None else nanos_of(wanted.budget_usd),
+    }
 
 
 def _check(wanted: Wanted, found: Ledger) -> None:

@@ -86,6 +86,42 @@ def test_a_key_is_made_shown_once_and_listed(nenya, config, database):
     assert head.index("state") == line.index("active")
 
 
+def test_terms_change_and_the_secret_stays(nenya, config, database):
+    nenya(
+        "keys",
+        "create",
+        "alice",
+        "--config",
+        config,
+        "--tier",
+        "free",
+        "--expires",
+        "2030-01-31",
+        "--models",
+        "m",
+    )
+    before = stored(database)["alice"]
+    code, out, _ = nenya(
+        "keys",
+        "update",
+        "alice",
+        "--config",
+        config,
+        "--budget-usd",
+        "7",
+        "--expires",
+        "none",
+        "--models",
+        "x",
+    )
+    after = stored(database)["alice"]
+    assert (code, out) == (0, "alice is changed\n")
+    assert (after.hash, after.tier, after.models) == (before.hash, "free", ("x",))
+    assert (after.budget_nanos, after.expires_at) == (7_000_000_000, None)
+    nenya("keys", "update", "alice", "--config", config, "--tier", "none")
+    assert stored(database)["alice"].tier is None
+
+
 def test_an_id_is_made_where_none_is_given(nenya, database):
     _, out, _ = nenya("keys", "create", "--database", database, "--json")
     (made,) = json.loads(out)
@@ -103,6 +139,8 @@ def test_an_id_is_made_where_none_is_given(nenya, database):
         (["create", "alice", "--expires", "2030-02-31"], "must be a date"),
         (["create", "alice", "--budget-usd", "-1"], "between 0"),
         (["create", "alice", "--budget-usd", "nan"], "between 0"),
+        (["create", "alice", "--budget-usd", "much"], "must be a number"),
+        (["update", "nobody", "--tier", "free"], "no key `nobody`"),
         (["revoke", "nobody"], "no key `nobody`"),
         (["rotate", "nobody"], "no key `nobody`"),
         (["rotate", "nobody", "--grace", "soon"], "24h"),
