@@ -59,8 +59,8 @@ class Accounts:
         self.budgets = Budgets()
         self._desk = Desk(self.budgets, Estimator())
         self._books: Bookkeeper | None = None
-        if kept.database is not None:
-            self._books = Bookkeeper(kept.database, usage=kept.usage, on_change=self._note)
+        if kept.database is not None and pepper is not None:
+            self._books = Bookkeeper(kept.database, pepper, usage=kept.usage, on_change=self._note)
 
     async def start(self) -> None:
         """Read the database, if there is one. Raises StoreError, also where a key of it has the id of a config's."""

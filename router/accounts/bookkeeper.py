@@ -43,6 +43,7 @@ class Bookkeeper:
     def __init__(
         self,
         path: str,
+        pepper: bytes,
         *,
         usage: bool,
         on_change: Callable[[Snapshot], None],
@@ -50,6 +51,7 @@ class Bookkeeper:
     ) -> None:
         """``on_change`` is called in the loop with everything, after a change and once at the start."""
         self._path = path
+        self._pepper = pepper
         self._usage = usage
         self._on_change = on_change
         self._tick_s = tick_s
@@ -106,6 +108,7 @@ class Bookkeeper:
             return
         with store:
             try:
+                store.check_pepper(self._pepper)
                 first = self._changed(store)
             except StoreError as error:
                 opened.set_exception(error)

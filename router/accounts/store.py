@@ -11,6 +11,7 @@ Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/pragma.html (dat
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from typing import Self
 
 import msgspec
 
-from router.accounts.secrets import StoredKey
+from router.accounts.secrets import StoredKey, key_hash
 from router.errors import NenyaError
 from router.events import RequestDone
 
@@ -29,6 +30,8 @@ MOST_TOKENS = 10**12
 MOST_NANOS = 10**15
 """A million dollars: no request costs more, and the sum of nine thousand such still fits 64 bits."""
 _VERSION = 1
+_PEPPER_CHECK = "nenya pepper check"
+"""Hashed like a secret, and no key's: a wrong pepper is told at the start instead of by every client's 401."""
 _SCHEMA = """
 CREATE TABLE keys (
     id TEXT PRIMARY KEY, hash BLOB NOT NULL, shown TEXT NOT NULL, created_at REAL NOT NULL, tier TEXT, models TEXT,
@@ -43,8 +46,8 @@ CREATE TABLE usage (
     overhead_s REAL
 ) STRICT;
 CREATE INDEX usage_at ON usage (at);
-CREATE TABLE generation (keys INTEGER NOT NULL) STRICT;
-INSERT INTO generation VALUES (0);
+CREATE TABLE state (generation INTEGER NOT NULL, pepper_check BLOB) STRICT;
+INSERT INTO state VALUES (0, NULL);
 """
 _KEY_COLUMNS = (
     "id", "hash", "shown", "created_at", "tier", "models", "expires_at", "budget_nanos", "revoked_at", "previous_hash",
@@ -167,12 +170,27 @@ class Store:
         self._db.execute(f"{verb} INTO keys ({', '.join(_KEY_COLUMNS)}) VALUES ({marks})", row)
 
     def _turn(self) -> None:
-        self._db.execute("UPDATE generation SET keys = keys + 1")
+        self._db.execute("UPDATE state SET generation = generation + 1")
+
+    def check_pepper(self, pepper: bytes) -> None:
+        """Raise StoreError if the file's keys are hashed under another pepper; the first to ask decides."""
+        check = key_hash(pepper, _PEPPER_CHECK)
+        with self._translated():
+            (known,) = self._db.execute("SELECT pepper_check FROM state").fetchone()
+        if known is None:
+            with self._changing():
+                self._db.execute(
+                    "UPDATE state SET pepper_check = ? WHERE pepper_check IS NULL", (check,)
+                )
+            return self.check_pepper(pepper)
+        if not hmac.compare_digest(known, check):
+            raise StoreError(f"{self.path}: the pepper is not the one its keys were made with")
+        return None
 
     def generation(self) -> int:
         """Another number after every change of a key. Raises StoreError."""
         with self._translated():
-            (found,) = self._db.execute("SELECT keys FROM generation").fetchone()
+            (found,) = self._db.execute("SELECT generation FROM state").fetchone()
             return int(found)
 
     def data_version(self) -> int:

@@ -23,6 +23,8 @@ from router.config.moment import moment
 _ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _DURATION = re.compile(r"([0-9]{1,6})([smhd])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_MAKING = frozenset({"create", "import", "rotate"})
+"""Actions that hash a secret."""
 _NONE = "none"
 _SHOWN_FOREIGN_CHARS = 4
 """Of a secret that was made elsewhere."""
@@ -50,6 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         found = ledger(arguments)
         reading = arguments.action not in {"create", "import"}
         with Store(found.path, must_exist=reading) as store:
+            if arguments.action in _MAKING:
+                store.check_pepper(found.needed_pepper())
             _ACTIONS[arguments.action](arguments, found, store)
     except AskedWronglyError as error:
         print(f"nenya: {error}", file=sys.stderr)

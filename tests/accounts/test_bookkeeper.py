@@ -15,6 +15,7 @@ from router.accounts.usage import Question, usage
 from tests.accounts.test_store import entry, key
 
 TICK_S = 0.02
+PEPPER = b"a-pepper-of-many-characters"
 
 
 async def until(holds, within_s=3.0):
@@ -30,7 +31,7 @@ def path(tmp_path):
 
 def keeper(path, seen=None, *, use=True):
     seen = [] if seen is None else seen
-    return Bookkeeper(path, usage=use, on_change=seen.append, tick_s=TICK_S)
+    return Bookkeeper(path, PEPPER, usage=use, on_change=seen.append, tick_s=TICK_S)
 
 
 def written(path):

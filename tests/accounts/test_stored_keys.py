@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -16,12 +17,14 @@ from pathlib import Path
 import openai
 import pytest
 
+from router.accounts import bookkeeper
 from router.accounts.secrets import id_of, key_hash, shown
 from router.accounts.store import Store, StoreError
 from router.app import Router
 from router.cli import main
 from router.config.reader import parse
 from router.errors import ApiError
+from router.events import UsageLost
 from tests.e2e.serving import PORTS, served_by, upstream_config
 from tests.upstream import Upstream
 
@@ -177,6 +180,14 @@ async def test_before_the_database_is_read_the_answer_is_try_again(database, cap
     assert (caught.value.status, caught.value.error.code) == (503, "starting")
 
 
+async def test_another_pepper_is_told_at_the_start(database, capsys, monkeypatch):
+    secret_of(capsys, "create", "alice", "--database", database)
+    monkeypatch.setenv("NENYA_PEPPER", "quite-another-pepper")
+    with pytest.raises(StoreError, match="the pepper is not the one"):
+        async with router_of(database):
+            pass
+
+
 async def test_a_tier_that_the_config_lost_refuses_the_key(database, capsys, caplog):
     made = secret_of(capsys, "create", "alice", "--tier", "gold", "--database", database)
     async with router_of(database) as router:
@@ -223,6 +234,27 @@ async def test_spending_and_usage_survive_a_restart(database, capsys):
     }  # fmt: skip
     (listed,) = keys(capsys, "list", "--database", database)
     assert listed["spent_usd"] == 1.3e-05
+
+
+async def test_a_database_that_is_locked_and_full_of_waiting_costs_no_request(
+    database, capsys, monkeypatch
+):
+    made = secret_of(capsys, "create", "alice", "--database", database)
+    monkeypatch.setattr(bookkeeper, "MOST_BACKLOG", 3)
+    monkeypatch.setattr("router.accounts.store.BUSY_S", 0.01)
+    async with Upstream() as up, served_by(router_of(database, url=up.url)) as served:
+        blocker = sqlite3.connect(database, isolation_level=None)
+        blocker.execute("BEGIN IMMEDIATE")
+        async with openai.AsyncOpenAI(base_url=served.base_url, api_key=made, max_retries=0) as sdk:
+            for _ in range(5):
+                await sdk.chat.completions.create(model="m", messages=QUESTION)
+        blocker.execute("ROLLBACK")
+        blocker.close()
+        assert [event for event in served.events if isinstance(event, UsageLost)] == [
+            UsageLost("alice")
+        ] * 2
+    with Store(database) as store:
+        assert store.spent() == {"alice": 3 * 13_000}
 
 
 async def test_without_a_database_there_is_no_thread():

@@ -181,6 +181,16 @@ def test_making_a_key_needs_the_pepper_and_listing_does_not(nenya, database, mon
     assert nenya("keys", "list", "--database", database)[0] == 0
 
 
+def test_another_pepper_makes_no_keys(nenya, database, monkeypatch):
+    nenya("keys", "create", "alice", "--database", database)
+    monkeypatch.setenv("NENYA_PEPPER", "quite-another-pepper")
+    code, _, err = nenya("keys", "create", "bob", "--database", database)
+    assert code == 1
+    assert "the pepper is not the one" in err
+    assert list(stored(database)) == ["alice"]
+    assert nenya("keys", "revoke", "alice", "--database", database)[0] == 0
+
+
 def test_a_database_or_a_config_that_is_not_there(nenya, tmp_path):
     assert nenya("keys", "list", "--database", str(tmp_path / "no.db"))[0] == 1
     assert nenya("usage", "--database", str(tmp_path / "no.db"))[0] == 1
