@@ -35,6 +35,8 @@ class Window(msgspec.Struct, frozen=True):
     words: str
     resource: Resource
     gcra: Gcra
+    headers: tuple[str, str, str]
+    """Names of those that tell limit, remaining and reset."""
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -94,10 +96,11 @@ class Windows:
         """The six of OpenAI, or those of them that are limited."""
         found: dict[str, str] = {}
         for window in self._shown:
-            gcra, resource = window.gcra, window.resource
-            found[f"x-ratelimit-limit-{resource}"] = str(gcra.limit)
-            found[f"x-ratelimit-remaining-{resource}"] = str(gcra.remaining(now))
-            found[f"x-ratelimit-reset-{resource}"] = go_duration(gcra.reset_s(now))
+            gcra = window.gcra
+            limit, remaining, reset = window.headers
+            found[limit] = str(gcra.limit)
+            found[remaining] = str(gcra.remaining(now))
+            found[reset] = go_duration(gcra.reset_s(now))
         return found
 
     def is_idle(self, now: float) -> bool:
@@ -106,7 +109,14 @@ class Windows:
 
 
 def _window(words: str, resource: Resource, limit: int | None, window_s: int) -> Window | None:
-    return None if limit is None else Window(words, resource, Gcra(limit, window_s))
+    if limit is None:
+        return None
+    headers = (
+        f"x-ratelimit-limit-{resource}",
+        f"x-ratelimit-remaining-{resource}",
+        f"x-ratelimit-reset-{resource}",
+    )
+    return Window(words, resource, Gcra(limit, window_s), headers)
 
 
 class Limiter:
