@@ -27,7 +27,8 @@ import msgspec
 
 from engines.base import Engine
 from router import pool as pools
-from router.accounts.keys import KeyRing
+from router.accounts.accounts import Accounts, Asked
+from router.accounts.estimate import request_size
 from router.backends.base import Backend, Limits
 from router.backends.engine import EngineBackend
 from router.backends.openai import OpenAIBackend
@@ -37,6 +38,7 @@ from router.config.schema import Config
 from router.dispatch import Call, Dispatcher, Reply, Terms
 from router.errors import ApiError, ErrorObject, invalid_request
 from router.events import Event, Listener, TargetState
+from router.pool import Route
 from router.wire import sse
 from router.wire.chat import ChatRequest, decode_chat, unknown_model
 from router.wire.completion import ChatCompletion, ChatCompletionChunk
@@ -98,18 +100,28 @@ class Router:
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secrets
         self._created = int(self._clock.wall())
         self._listeners: list[Listener] = []
-        self._keys = KeyRing(config.keys)
         self.pool = pools.build(config)
+        self.accounts = Accounts(config, self._name_of, clock=self._clock, emit=self._emit)
+        if config.accounts.database is not None:
+            self._listeners.append(self.accounts.note)
         self._own_engines = dict(engines or {})
         self._nodes: dict[str, LocalNode] = {}
         self._runtime_dir = Path(tempfile.gettempdir()) / f"nenya-{secrets.token_hex(6)}"
         self._backends = self._make_backends()
         self._dispatcher = Dispatcher(
-            self._backends, _terms(config), clock=self._clock, rng=self._rng, emit=self._emit
+            self._backends,
+            _terms(config, self.accounts),
+            clock=self._clock,
+            rng=self._rng,
+            emit=self._emit,
         )
 
     async def start(self) -> None:
-        """Begin to start the engines' nodes; providers can be used at once."""
+        """Read the accounts' database and begin to start the engines' nodes; providers can be used at once.
+
+        Raises StoreError.
+        """
+        await self.accounts.start()
         if self._nodes:
             self._runtime_dir.mkdir(mode=0o700)
         for engine in self._own_engines.values():
@@ -130,6 +142,7 @@ class Router:
         await asyncio.gather(*(backend.close() for backend in self._backends.values()))
         for engine in self._own_engines.values():
             await engine.close()
+        await self.accounts.close()
         shutil.rmtree(self._runtime_dir, ignore_errors=True)
 
     async def __aenter__(self) -> Self:
@@ -185,9 +198,7 @@ class Router:
 
         Whoever opens a reply closes it, on every way out. ``received_at`` is monotonic seconds.
         """
-        route = self.pool.route(request.model or "")
-        if route is None:
-            raise unknown_model(request.model or "")
+        route = self._route(request.model or "", key_id)
         _check_limit(request, route.model.max_completion_tokens)
         now = self._clock.now()
         call = Call(
@@ -198,24 +209,26 @@ class Router:
             key_id=key_id,
             received_at=now if received_at is None else received_at,
             deadline=now + self.config.timeouts.total_s,
+            charge=self.accounts.admit(Asked(key_id, route.name, request_size(request, body)))
+            if self.accounts.concerns(key_id)
+            else None,
         )
         return await self._dispatcher.open(call)
 
     def authenticate(self, authorization: str | None) -> str:
         """The id of the key in an Authorization header. Raises ApiError 401."""
-        return self._keys.authenticate(authorization)
+        return self.accounts.authenticate(authorization)
 
     # Looking.
 
-    def models(self) -> list[ModelCard]:
-        """Every model of the config, in its order."""
-        return [self.model(name) for name in self.config.models]
+    def models(self, key_id: str = LIBRARY) -> list[ModelCard]:
+        """Every model of the config that the key may ask for, in the config's order."""
+        allows = self.accounts.allows
+        return [self.model(name) for name in self.config.models if allows(key_id, name)]
 
-    def model(self, name: str) -> ModelCard:
+    def model(self, name: str, key_id: str = LIBRARY) -> ModelCard:
         """The model of that name or alias. Raises ApiError 404."""
-        route = self.pool.route(name)
-        if route is None:
-            raise unknown_model(name)
+        route = self._route(name, key_id)
         return ModelCard(
             id=route.name,
             created=self._created,
@@ -252,6 +265,17 @@ class Router:
         self._listeners.append(listener)
 
     # Composing.
+
+    def _route(self, name: str, key_id: str) -> Route:
+        """The route of a name or alias. Raises ApiError 404, also where the key may not have it."""
+        route = self.pool.route(name)
+        if route is None or not self.accounts.allows(key_id, route.name):
+            raise unknown_model(name)
+        return route
+
+    def _name_of(self, name: str) -> str | None:
+        route = self.pool.route(name)
+        return None if route is None else route.name
 
     def _make_backends(self) -> dict[str, Backend]:
         backends: dict[str, Backend] = {}
@@ -303,11 +327,11 @@ def new_request_id() -> str:
     return "req_" + base64.b32encode(os.urandom(15)).decode().lower()
 
 
-def _terms(config: Config) -> Terms:
+def _terms(config: Config, accounts: Accounts) -> Terms:
     clocks = config.timeouts
     limits = Limits(clocks.connect_s, clocks.first_token_s, clocks.idle_s)
     whole = Limits(clocks.connect_s, clocks.answer_s, clocks.idle_s)
-    return Terms(limits, whole, config.retry)
+    return Terms(limits, whole, config.retry, accounts)
 
 
 def _body(request: ChatRequest | Mapping[str, Any], *, stream: bool) -> bytes:

@@ -13,6 +13,9 @@ from collections.abc import Mapping
 
 import msgspec
 
+from router.accounts.accounts import Accounts
+from router.accounts.charge import Bill, Charge, bill
+from router.accounts.prices import Tokens
 from router.backends.base import Answer, Backend, Facts, Limits, Order
 from router.clock import Clock
 from router.config.schema import Retry
@@ -29,6 +32,9 @@ CLIENT_GONE_STATUS = 499
 """nginx's number for a client that closed before its answer; seen in logs and metrics only."""
 
 
+LIMIT_HEADERS = "x-ratelimit-"
+
+
 class Call(msgspec.Struct, frozen=True):
     """One request, admitted: what the walk needs to know of it. Times are monotonic seconds."""
 
@@ -39,6 +45,8 @@ class Call(msgspec.Struct, frozen=True):
     key_id: str
     received_at: float
     deadline: float
+    charge: Charge | None = None
+    """Its claim on its key's limits and budget, if anybody counts; settled with the walk's end."""
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -48,6 +56,8 @@ class Terms(msgspec.Struct, frozen=True):
     whole_limits: Limits
     """For a provider that is asked for a whole answer: its first byte comes after its last token."""
     retry: Retry
+    accounts: Accounts | None = None
+    """Settles charges; None where there are none."""
 
 
 class Dispatcher:
@@ -68,6 +78,13 @@ class Dispatcher:
         self._rng = rng
         self.emit = emit
 
+    def bill(self, call: Call, tokens: Tokens) -> Bill:
+        """Settle the request's charge, if it has one, and say what it took."""
+        accounts = self._terms.accounts
+        if call.charge is None or accounts is None:
+            return bill(call.route.model.price, tokens)
+        return accounts.settle(call.charge, tokens)
+
     @property
     def clock(self) -> Clock:
         """The time that leases and events are stamped with."""
@@ -80,6 +97,7 @@ class Dispatcher:
             return await self._first_answer(walk)
         except ApiError as error:
             walk.end(error.error.code or error.error.type, error.status)
+            error.headers = answer_headers(error.headers, call.charge)
             raise
         except BaseException:
             walk.end(CLIENT_GONE, CLIENT_GONE_STATUS)
@@ -169,6 +187,17 @@ async def _first_piece(answer: Answer) -> bytes:
     return first
 
 
+def answer_headers(theirs: Mapping[str, str], charge: Charge | None) -> Mapping[str, str]:
+    """An answer's headers: of limits only the client's own, never those that an upstream sets us."""
+    ours = charge.headers if charge is not None else {}
+    if ours or any(name.startswith(LIMIT_HEADERS) for name in theirs):
+        kept = (
+            (name, value) for name, value in theirs.items() if not name.startswith(LIMIT_HEADERS)
+        )
+        return {**dict(kept), **ours}
+    return theirs
+
+
 class Walk:
     """The state of one request between its attempts."""
 
@@ -234,6 +263,8 @@ class Walk:
     def end(self, outcome: str, status: int) -> None:
         """The request is over."""
         call, target, facts = self.call, self.target, self.facts
+        told = Tokens(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
+        took = self._dispatcher.bill(call, told)
         now = self._dispatcher.clock.now()
         first = self.first_token_at
         sent = self._first_sent_at
@@ -250,10 +281,12 @@ class Walk:
                 attempts=self.attempts,
                 duration_s=now - call.received_at,
                 first_token_s=first - call.received_at if first is not None else None,
-                input_tokens=facts.input_tokens,
-                cached_input_tokens=facts.cached_input_tokens,
-                output_tokens=facts.output_tokens,
+                input_tokens=took.tokens.input,
+                cached_input_tokens=took.tokens.cached_input,
+                output_tokens=took.tokens.output,
                 overhead_s=sent - call.received_at if sent is not None else None,
+                cost_usd=took.cost_usd,
+                tokens_estimated=took.estimated or None,
             )
         )
 
@@ -263,6 +296,7 @@ class Reply:
 
     __slots__ = (
         "_answer",
+        "_charge",
         "_first",
         "_over",
         "_walk",
@@ -277,10 +311,11 @@ class Reply:
         self._answer = answer
         self._first = first
         self._over = False
+        self._charge = walk.call.charge
         walk.facts = answer.facts
         self.streaming = bool(walk.call.request.stream)
         self.attempts = walk.attempts
-        self.headers: Mapping[str, str] = answer.headers
+        self.headers = answer_headers(answer.headers, walk.call.charge)
         self.target = walk.target.id if walk.target is not None else ""
 
     async def read(self) -> bytes:
@@ -291,6 +326,8 @@ class Reply:
         """
         if self._first:
             first, self._first = self._first, b""
+            if self._charge is not None:
+                self._charge.saw(first)
             return first
         if self._over:
             return b""
@@ -302,6 +339,8 @@ class Reply:
             raise error from fault
         if not piece:
             self._finish(None, "ok", 200)
+        elif self._charge is not None:
+            self._charge.saw(piece)
         return piece
 
     def close(self) -> None:

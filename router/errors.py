@@ -104,9 +104,9 @@ def overloaded(message: str, code: str, retry_after_s: float) -> ApiError:
 
 
 def retry_after_headers(seconds: float) -> dict[str, str]:
-    """Both forms that SDKs read: whole seconds, at least one, and milliseconds."""
+    """Both forms that SDKs read: whole seconds, at least one, and milliseconds; rounded up, never too early."""
     whole = max(1, int(-(-seconds // 1)))
-    return {"retry-after": str(whole), "retry-after-ms": str(max(1, int(seconds * 1000)))}
+    return {"retry-after": str(whole), "retry-after-ms": str(max(1, -int(-seconds * 1000 // 1)))}
 
 
 class FaultKind(enum.Enum):

@@ -43,6 +43,10 @@ class RequestDone(msgspec.Struct, frozen=True):
     output_tokens: int | None
     overhead_s: float | None
     """Time that the router itself took before the first attempt was sent."""
+    cost_usd: float | None = None
+    """At the model's price; None where it has none."""
+    tokens_estimated: bool | None = None
+    """True where the answer broke off before its usage was told, so that the tokens are a guess."""
 
 
 class Retry(msgspec.Struct, frozen=True):
@@ -68,5 +72,24 @@ class NodeState(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
-Event = AttemptDone | RequestDone | Retry | TargetState | NodeState
+class LimitDecision(msgspec.Struct, frozen=True):
+    """A limited key asked, and was admitted or refused."""
+
+    key_id: str
+    model: str
+    scope: str
+    """Whose limit it is: ``key``."""
+    resource: str
+    """``requests``, ``tokens`` or ``usd``."""
+    outcome: str
+    """``admitted``, ``refused``, or ``too_large``, which no wait mends."""
+
+
+class UsageLost(msgspec.Struct, frozen=True):
+    """A record of usage was dropped: the database has been out of reach for longer than there is room."""
+
+    key_id: str
+
+
+Event = AttemptDone | RequestDone | Retry | TargetState | NodeState | LimitDecision | UsageLost
 Listener = Callable[[Event], None]

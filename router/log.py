@@ -18,7 +18,7 @@ from typing import Literal, TextIO
 
 import msgspec
 
-from router.events import AttemptDone, Event, NodeState, RequestDone, TargetState
+from router.events import AttemptDone, Event, LimitDecision, NodeState, RequestDone, TargetState
 
 Format = Literal["auto", "human", "json"]
 Value = str | int | float | bool | None
@@ -137,6 +137,8 @@ def _line(event: Event) -> tuple[int, str]:
         return logging.INFO, "target"
     if isinstance(event, NodeState):
         return logging.INFO, "node"
+    if isinstance(event, LimitDecision):
+        return logging.INFO, "" if event.outcome == "admitted" else "limit"
     return logging.DEBUG, ""
 
 

@@ -25,7 +25,15 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from router.errors import FaultKind
-from router.events import AttemptDone, Event, RequestDone, Retry, TargetState
+from router.events import (
+    AttemptDone,
+    Event,
+    LimitDecision,
+    RequestDone,
+    Retry,
+    TargetState,
+    UsageLost,
+)
 
 if TYPE_CHECKING:
     from router.app import Stats
@@ -61,7 +69,7 @@ OVERHEAD_BUCKETS = (
 STATES = ("admitting", "ejected", "probing", "unavailable")
 OUTCOMES = frozenset({
     "ok", "client_gone", "rate_limit_exceeded", "model_unavailable", "model_not_found", "context_length_exceeded",
-    "invalid_value", "invalid_request_error", "shutting_down", "internal_error",
+    "invalid_value", "invalid_request_error", "insufficient_quota", "shutting_down", "internal_error",
     *(kind.value for kind in FaultKind),
 })  # fmt: skip
 """What a request may end with by name; upstreams send codes of their own, and those are ``other``."""
@@ -85,6 +93,7 @@ class _Ended(msgspec.Struct, frozen=True):
     input_tokens: Counter
     cached_tokens: Counter
     output_tokens: Counter
+    cost_usd: Counter
 
 
 class Metrics:
@@ -101,8 +110,10 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._ended: dict[_Key, _Ended] = {}
         self._attempted: dict[_Key, Histogram] = {}
+        self._decided: dict[tuple[str, str, str], Counter] = {}
         self._make_requests()
         self._make_targets()
+        self._make_accounts()
         info = Info("nenya_build", "Version of Nenya", registry=self._registry)
         info.info({"version": _version()})
 
@@ -154,6 +165,20 @@ class Metrics:
             registry=self._registry,
         )  # fmt: skip
 
+    def _make_accounts(self) -> None:
+        registry = self._registry
+        self._cost = Counter(
+            "nenya_cost_usd", "Cost at the models' prices", ("model", "provider"), registry=registry
+        )
+        self._decisions = Counter(
+            "nenya_ratelimit_decisions", "Requests of limited keys, admitted or refused",
+            ("scope", "resource", "outcome"), registry=registry,
+        )  # fmt: skip
+        self._usage_lost = Counter(
+            "nenya_usage_records_dropped", "Records of usage that the database never took",
+            registry=registry,
+        )  # fmt: skip
+
     # Counting
 
     def __call__(self, event: Event) -> None:
@@ -166,6 +191,17 @@ class Metrics:
             self._retries.labels(self._target(event.target), event.reason.value).inc()
         elif isinstance(event, TargetState) and event.state == "ejected":
             self._ejections.labels(self._target(event.target), _reason(event.reason)).inc()
+        elif isinstance(event, LimitDecision):
+            self._decision(event)
+        elif isinstance(event, UsageLost):
+            self._usage_lost.inc()
+
+    def _decision(self, event: LimitDecision) -> None:
+        key = (event.scope, event.resource, event.outcome)
+        child = self._decided.get(key)
+        if child is None:
+            child = self._decided[key] = self._decisions.labels(*key)
+        child.inc()
 
     def _request(self, event: RequestDone) -> None:
         key = (event.model, event.target, event.provider, event.outcome)
@@ -180,6 +216,8 @@ class Metrics:
             series.cached_tokens.inc(event.cached_input_tokens)
         if event.output_tokens:
             series.output_tokens.inc(event.output_tokens)
+        if event.cost_usd:
+            series.cost_usd.inc(event.cost_usd)
         if event.streaming and event.first_token_s is not None:
             self._stream(event, event.first_token_s, series)
 
@@ -219,6 +257,7 @@ class Metrics:
             input_tokens=self._tokens.labels(model, provider, "input"),
             cached_tokens=self._tokens.labels(model, provider, "cached_input"),
             output_tokens=self._tokens.labels(model, provider, "output"),
+            cost_usd=self._cost.labels(model, provider),
         )
         self._keep(self._ended, key, series)
         return series

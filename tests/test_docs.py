@@ -16,7 +16,8 @@ from router.config import schema
 
 ROOT = Path(__file__).parent.parent
 PARTS = [
-    schema.Server, schema.Key, schema.Provider, schema.Target, schema.Model, schema.Timeouts, schema.Retry,
+    schema.Server, schema.Key, schema.Rates, schema.Tier, schema.Price,
+    schema.Accounts, schema.Provider, schema.Target, schema.Model, schema.Timeouts, schema.Retry,
     schema.Health, schema.Config, specs.LlamaCppSpec, specs.SimulatedSpec, specs.ExLlamaV2Spec,
 ]  # fmt: skip
 
@@ -44,7 +45,9 @@ def test_the_readmes_library_example_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (example,) = [block for block in blocks if "from router import" in block]
     script = tmp_path / "example.py"
-    script.write_text(example.replace("kind: llamacpp, model: starter, threads: 1", "kind: simulated"))
+    script.write_text(
+        example.replace("kind: llamacpp, model: starter, threads: 1", "kind: simulated")
+    )
     done = subprocess.run(
         [sys.executable, script],
         capture_output=True,

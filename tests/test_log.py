@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.errors import FaultKind
-from router.events import AttemptDone, Event, NodeState, RequestDone, Retry, TargetState
+from router.events import (
+    AttemptDone,
+    Event,
+    LimitDecision,
+    NodeState,
+    RequestDone,
+    Retry,
+    TargetState,
+)
 from router.log import LEVELS, HumanFormatter, JsonFormatter, RequestLog, install, plain
 
 REQUEST = RequestDone(
@@ -48,7 +56,7 @@ def test_a_request_in_json() -> None:
         "key_id": "dev", "model": "starter", "target": "starter", "provider": "local",
         "streaming": True, "outcome": "ok", "status": 200, "attempts": 1, "duration_s": 0.123457,
         "first_token_s": 0.05, "input_tokens": 12, "cached_input_tokens": 0, "output_tokens": 34,
-        "overhead_s": None,
+        "overhead_s": None, "cost_usd": None, "tokens_estimated": None,
     }  # fmt: skip
 
 
@@ -69,6 +77,8 @@ def test_a_request_for_people() -> None:
         (TargetState("gpu0", "ejected", "5 failures"),
          'info    target  target=gpu0 state=ejected reason="5 failures"'),
         (NodeState("gpu0", "ready"), "info    node  engine=gpu0 state=ready"),
+        (LimitDecision("dev", "m", "key", "tokens", "refused"),
+         "info    limit  key_id=dev model=m scope=key resource=tokens outcome=refused"),
         (msgspec.structs.replace(REQUEST, status=502, key_id=""), None),
     ],
 )  # fmt: skip
@@ -79,7 +89,11 @@ def test_lines_of_other_events(event: Event, end: str | None) -> None:
 
 @pytest.mark.parametrize(
     "event",
-    [Retry("gpu0", FaultKind.CONNECT), AttemptDone("starter", "gpu0", "local", 0.5, None)],
+    [
+        Retry("gpu0", FaultKind.CONNECT),
+        AttemptDone("starter", "gpu0", "local", 0.5, None),
+        LimitDecision("dev", "m", "key", "tokens", "admitted"),
+    ],
 )
 def test_what_has_no_line(event: Event) -> None:
     assert lines(event, "debug") == []

@@ -9,7 +9,15 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as plain
 
 from router.errors import FaultKind
-from router.events import AttemptDone, NodeState, RequestDone, Retry, TargetState
+from router.events import (
+    AttemptDone,
+    LimitDecision,
+    NodeState,
+    RequestDone,
+    Retry,
+    TargetState,
+    UsageLost,
+)
 from router.metrics import (
     DURATION_BUCKETS,
     FIRST_TOKEN_BUCKETS,
@@ -121,6 +129,20 @@ def test_no_speed_without_time_or_tokens(tokens, duration_s):
     assert value(metrics, "nenya_output_tokens_per_second_count", model="m", provider="p") == 0
 
 
+def test_costs_decisions_and_lost_records():
+    metrics = make()
+    metrics(msgspec.structs.replace(DONE, cost_usd=0.25))
+    metrics(msgspec.structs.replace(DONE, cost_usd=0.5))
+    for outcome in ("admitted", "admitted", "refused"):
+        metrics(LimitDecision("me", "m", "key", "tokens", outcome))
+    metrics(UsageLost("me"))
+    labels = {"scope": "key", "resource": "tokens"}
+    assert value(metrics, "nenya_cost_usd_total", model="m", provider="p") == 0.75
+    assert value(metrics, "nenya_ratelimit_decisions_total", **labels, outcome="admitted") == 2
+    assert value(metrics, "nenya_ratelimit_decisions_total", **labels, outcome="refused") == 1
+    assert value(metrics, "nenya_usage_records_dropped_total") == 1
+
+
 def test_attempts_retries_and_ejections():
     metrics = make()
     metrics(AttemptDone("m", "t", "p", 0.5, FaultKind.CONNECT))
@@ -205,6 +227,7 @@ def test_names_and_buckets():
         "gen_ai_server_time_per_output_token_seconds", "gen_ai_client_operation_duration_seconds", "nenya_requests",
         "nenya_tokens", "nenya_output_tokens_per_second", "nenya_overhead_seconds", "nenya_target_inflight_requests",
         "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_build",
+            "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped",
     }  # fmt: skip
 
     def buckets(name: str) -> list[float]:

@@ -1,1 +1,1 @@
-"""Who may ask: keys now; tiers, limits, prices and usage belong here too."""
+"""Who may ask, for what, how much and until when; and what they used: `accounts.Accounts` is the way in."""

@@ -1,17 +1,22 @@
 """Bearer keys: who is asking.
 
-Secrets are kept as SHA-256 digests and looked up by digest: the time of a look-up tells something of a digest at most,
-and nothing of the secret behind it. Keys are random and long, so a slow hash would protect nothing that a fast one
-doesn't.
+Secrets of the config are kept as SHA-256 digests and looked up by digest: the time of a look-up tells something of a
+digest at most, and nothing of the secret behind it. Secrets of the database name their key, so they are looked up
+by id and compared as HMACs in constant time. Keys are random and long, so a slow hash would protect nothing that a
+fast one doesn't.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import hmac
+import time
+from collections.abc import Callable, Iterable, Mapping
 
+from router.accounts.secrets import PREFIX, StoredKey, id_of, key_hash
+from router.config.moment import moment
 from router.config.schema import Key
-from router.errors import unauthorized
+from router.errors import overloaded, unauthorized
 
 ANONYMOUS = "anonymous"
 """The id of everybody where no keys are configured, which is possible on loopback alone."""
@@ -21,27 +26,87 @@ NO_KEY = (
     "(i.e. Authorization: Bearer YOUR_KEY)."
 )
 WRONG_KEY = "Incorrect API key provided."  # never quotes it, not even its ends
+EXPIRED_KEY = "The API key provided has expired."
+REVOKED_KEY = "The API key provided has been revoked."
+STARTING_S = 1.0
+"""A database is read in less."""
+NOBODY = b"\0" * 32
+"""Compared with where no key has the id, so that ids can't be told by time."""
 
 
 class KeyRing:
-    """The keys of a config."""
+    """The keys of a config, and beside them those of a database."""
 
-    def __init__(self, keys: Iterable[Key]) -> None:
-        self._ids = {_digest(key.secret): key.id for key in keys}
+    def __init__(
+        self,
+        keys: Iterable[Key],
+        *,
+        pepper: bytes | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """``pepper``: of the database, if there is one; then nobody is anonymous, however few keys it has."""
+        self._own = {_digest(key.secret): (key.id, _expiry(key)) for key in keys}
+        self._stored: Mapping[str, StoredKey] | None = None
+        self._foreign: Mapping[bytes, StoredKey] = {}
+        self._pepper = pepper
+        self._wall = wall
+
+    def note_stored(self, stored: Mapping[str, StoredKey]) -> None:
+        """The database's keys by id, as they are now. Imported secrets don't name theirs: a hash finds them."""
+        self._stored = stored
+        self._foreign = {k.hash: k for k in stored.values() if not k.shown.startswith(PREFIX)}
+        for key in stored.values():
+            if key.previous_hash is not None:
+                self._foreign[key.previous_hash] = key
 
     def authenticate(self, authorization: str | None) -> str:
-        """The id of the key in an Authorization header. Raises ApiError 401."""
-        if not self._ids:
+        """The id of the key in an Authorization header. Raises ApiError 401, and 503 before the database is read."""
+        if not self._own and self._pepper is None:
             return ANONYMOUS
         if not authorization:
             raise unauthorized(NO_KEY)
         scheme, _, secret = authorization.partition(" ")
-        if scheme.lower() != "bearer" or not secret.strip():
+        secret = secret.strip()
+        if scheme.lower() != "bearer" or not secret:
             raise unauthorized(NO_KEY)
-        key_id = self._ids.get(_digest(secret.strip()))
-        if key_id is None:
-            raise unauthorized(WRONG_KEY)
+        found = self._own.get(_digest(secret))
+        if found is None:
+            return self._authenticate_stored(secret)
+        key_id, expires_at = found
+        if expires_at is not None and self._wall() >= expires_at:
+            raise unauthorized(EXPIRED_KEY)
         return key_id
+
+    def _authenticate_stored(self, secret: str) -> str:
+        if self._pepper is None:
+            raise unauthorized(WRONG_KEY)
+        if self._stored is None:
+            raise overloaded("The server is starting.", "starting", STARTING_S)
+        given = key_hash(self._pepper, secret)
+        key_id = id_of(secret)
+        key = self._foreign.get(given) if key_id is None else self._stored.get(key_id)
+        right = hmac.compare_digest(given, key.hash if key is not None else NOBODY)
+        if key is None:
+            raise unauthorized(WRONG_KEY)
+        now = self._wall()
+        if not right and not _is_previous(key, given, now):
+            raise unauthorized(WRONG_KEY)
+        if key.revoked_at is not None:
+            raise unauthorized(REVOKED_KEY)
+        if key.expires_at is not None and now >= key.expires_at:
+            raise unauthorized(EXPIRED_KEY)
+        return key.id
+
+
+def _is_previous(key: StoredKey, given: bytes, now: float) -> bool:
+    """It is the secret that was rotated out, and its grace isn't over."""
+    if key.previous_hash is None or key.previous_until is None or now >= key.previous_until:
+        return False
+    return hmac.compare_digest(given, key.previous_hash)
+
+
+def _expiry(key: Key) -> float | None:
+    return None if key.expires is None else moment(key.expires)
 
 
 def _digest(secret: str) -> bytes:

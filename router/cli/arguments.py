@@ -22,6 +22,8 @@ then:
   nenya check nenya.yaml             every problem of a config, with its line
   nenya serve nenya.yaml             your GPUs and providers behind one endpoint
   nenya schema > nenya.schema.json   completion for your editor
+  nenya keys create alice --config nenya.yaml
+  nenya usage --by key,day --config nenya.yaml
 
 exit codes:
   0 it worked   1 it failed while it ran   2 usage or config   130 interrupted
@@ -69,6 +71,31 @@ in a conversation:
   Ctrl-C          stop the answer; once more, leave
 
 The key comes from the environment, never from the command line, where others could read it.
+"""
+
+_KEYS = """\
+examples:
+  nenya keys create alice --config nenya.yaml --tier free --models llama3.1:8b --expires 2027-01-31
+  nenya keys list --config nenya.yaml
+  nenya keys update alice --config nenya.yaml --budget-usd 50 --expires none
+  nenya keys rotate alice --config nenya.yaml --grace 24h
+  nenya keys revoke alice --config nenya.yaml
+  nenya keys import keys.csv --database nenya.db
+
+A running server sees a change within a second. A secret is shown once, when it is made.
+With --database the pepper comes from the environment variable NENYA_PEPPER.
+
+import reads a CSV with a header or a JSON list of objects:
+  id, secret, tier, models (a;b in a CSV), expires, budget_usd; all but id may be missing
+"""
+
+_USAGE = """\
+examples:
+  nenya usage --config nenya.yaml
+  nenya usage --by key,day --since 2026-11-01 --until 2026-11-30 --config nenya.yaml
+  nenya usage --by model --key alice --format csv --database nenya.db > alice.csv
+
+Dates are UTC, and --until counts to its day's end. Costs are at the prices of the time.
 """
 
 if TYPE_CHECKING:
@@ -146,4 +173,69 @@ def _chat(commands: _Parsers) -> None:
     one.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
 
 
-_COMMANDS: tuple[Callable[[_Parsers], None], ...] = (_serve, _check, _chat, _schema)
+def _keys(commands: _Parsers) -> None:
+    one = _command(commands, "keys", "make, list, rotate and revoke keys in the database", _KEYS)
+    actions = one.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
+    create = actions.add_parser("create", help="a new key; prints its secret, once")
+    create.add_argument(
+        "id", nargs="?", metavar="ID", help="its name in logs; default: a random one"
+    )
+    _terms(create, default="none")
+    update = actions.add_parser("update", help="other terms for a key, whose secret stays")
+    update.add_argument("id", metavar="ID")
+    _terms(update, default="as it is; `none` takes it away")
+    rotate = actions.add_parser("rotate", help="a new secret for a key; prints it, once")
+    rotate.add_argument("id", metavar="ID")
+    rotate.add_argument(
+        "--grace",
+        default="0s",
+        metavar="D",
+        help="the old secret's time left: 90s, 30m, 24h, 7d; default: none",
+    )
+    revoke = actions.add_parser("revoke", help="refuse a key from now on, for good")
+    revoke.add_argument("id", metavar="ID")
+    bring = actions.add_parser("import", help="keys from a file, all of them or none")
+    bring.add_argument("file", metavar="FILE", help="a .csv or a .json")
+    every = actions.add_parser("list", help="all keys, never a secret")
+    for action in (create, update, rotate, revoke, bring, every):
+        _database(action)
+        action.add_argument("--json", action="store_true", help="JSON on standard output")
+
+
+def _terms(action: argparse.ArgumentParser, *, default: str) -> None:
+    tier = f"a tier of the config, whose limits it has; default: {default}"
+    action.add_argument("--tier", metavar="T", help=tier)
+    action.add_argument("--models", metavar="A,B", help="what it may ask for, if not everything")
+    action.add_argument("--expires", metavar="WHEN", help="a date, or a time in UTC")
+    action.add_argument("--budget-usd", metavar="USD", help="what it may spend in all")
+
+
+def _usage(commands: _Parsers) -> None:
+    one = _command(commands, "usage", "what was used and what it cost", _USAGE)
+    one.add_argument(
+        "--by", default="key", metavar="A,B", help="key, model, target, day; default: key"
+    )
+    one.add_argument("--since", metavar="DATE", help="from this day or time on")
+    one.add_argument("--until", metavar="DATE", help="to this day's end, or before this time")
+    one.add_argument("--key", metavar="ID", help="of one key only")
+    one.add_argument("--model", metavar="M", help="of one model only")
+    one.add_argument(
+        "--format", choices=("table", "csv", "json"), default="table", help="default: table"
+    )
+    _database(one)
+
+
+def _database(action: argparse.ArgumentParser) -> None:
+    where = action.add_mutually_exclusive_group(required=True)
+    where.add_argument("--config", metavar="FILE", help="a config with accounts.database")
+    where.add_argument("--database", metavar="PATH", help="the database itself")
+
+
+_COMMANDS: tuple[Callable[[_Parsers], None], ...] = (
+    _serve,
+    _check,
+    _chat,
+    _schema,
+    _keys,
+    _usage,
+)

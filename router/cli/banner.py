@@ -25,11 +25,11 @@ def banner(config: Config, url: str, admin_url: str | None) -> str:
         "",
         "Try it:",
         "",
-        *(f"  {line}" for line in _curl(url, model, keyed=bool(config.keys))),
+        *(f"  {line}" for line in _curl(url, model, keyed=config.asks_for_keys)),
         "",
         "From Python (pip install openai):",
         "",
-        *(f"  {line}" for line in _python(url, model, keyed=bool(config.keys))),
+        *(f"  {line}" for line in _python(url, model, keyed=config.asks_for_keys)),
         "",
         "Ctrl-C stops it.",
     ]

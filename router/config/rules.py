@@ -12,7 +12,7 @@ from pathlib import Path as File
 from urllib.parse import urlsplit
 
 from engines.specs import ExLlamaV2Spec, LlamaCppSpec
-from router.config import address
+from router.config import accounts_rules, address
 from router.config.report import Path, Report, nearest, quoted
 from router.config.schema import Config, Target
 
@@ -28,6 +28,7 @@ def check(config: Config, report: Report) -> None:
     _targets(config, report)
     _model_names(config, report)
     _keys(config, report)
+    accounts_rules.check(config, report)
     _providers(config, report)
     _listen(config, report)
     _unused(config, report)
@@ -45,6 +46,9 @@ def missing_files(config: Config, report: Report) -> None:
     for name, provider in config.providers.items():
         if provider.ca_file is not None and not File(provider.ca_file).is_file():
             report.problem(("providers", name, "ca_file"), "there is no such file")
+    database = config.accounts.database
+    if database is not None and not File(database).parent.is_dir():
+        report.problem(("accounts", "database"), "there is no such folder")
 
 
 def _each_target(config: Config) -> Iterator[tuple[Path, Target]]:
@@ -152,7 +156,7 @@ def _listen(config: Config, report: Report) -> None:
         if found.port and found in addresses:
             report.problem(path, "is the same address as `listen`")
         addresses.append(found)
-        if not found.is_loopback and not config.keys and not report.is_broken(("keys",)):
+        if not found.is_loopback and not config.asks_for_keys and not report.is_broken(("keys",)):
             report.problem(
                 path,
                 "refuses to start: other machines could connect, and there are no keys; "

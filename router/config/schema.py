@@ -16,6 +16,16 @@ from engines.specs import EngineSpec
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 Weight = Annotated[float, Meta(gt=0)]
+Money = Annotated[float, Meta(ge=0, le=1_000_000)]
+"""USD. A bound keeps sums within 64 bits of billionths."""
+Expiry = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2})?Z?)?$",
+        description="a date or a time in UTC: 2027-01-31 or 2027-01-31T12:00:00Z",
+    ),
+]
+"""A date is the last day on which a key is good."""
 Policy = Literal["round_robin", "weighted", "least_inflight"]
 
 
@@ -50,9 +60,59 @@ class Key(_Part, frozen=True):
         ),
     ]
     secret: Annotated[str, Meta(min_length=8)]
+    tier: str | None = None
+    """Whose limits it has; None is unlimited."""
+    models: Annotated[list[str], Meta(min_length=1)] | None = None
+    """What it may ask for, by name or alias; None is everything."""
+    expires: Expiry | None = None
+    budget_usd: Money | None = None
+    """What it may spend in all, at the models' prices."""
 
     def __repr__(self) -> str:
         return f"Key(id={self.id!r})"
+
+
+class Rates(_Part, frozen=True):
+    """Limits of one key on one model; None is no limit. Tokens are input and output together."""
+
+    rpm: Count | None = None
+    """Requests a minute."""
+    rpd: Count | None = None
+    """Requests a day: 86,400 seconds, not a calendar's."""
+    tpm: Count | None = None
+    """Tokens a minute."""
+    tpd: Count | None = None
+    """Tokens a day."""
+
+
+class Tier(Rates, frozen=True):
+    """Limits that keys share by name; each key has them for itself, on each model."""
+
+    models: dict[str, Rates] = {}
+    """For these models, instead of the tier's own limits, all four."""
+
+
+class Price(_Part, frozen=True):
+    """USD for a million tokens."""
+
+    input: Money
+    output: Money
+    cached_input: Money | None = None
+    """Of input tokens that the target had in its cache; None is the price of input."""
+
+
+class Accounts(_Part, frozen=True):
+    """Where keys, usage and spending are kept."""
+
+    database: str | None = None
+    """A SQLite file; None keeps nothing beyond the process."""
+    pepper: Annotated[str, Meta(min_length=16)] | None = None
+    """Mixed into the hashes of the database's keys, so that the file alone is worth nothing."""
+    usage: bool = True
+    """Whether every request leaves a record in the database."""
+
+    def __repr__(self) -> str:
+        return f"Accounts(database={self.database!r}, usage={self.usage!r})"
 
 
 class Provider(_Part, frozen=True, kw_only=True):
@@ -101,6 +161,8 @@ class Model(_Part, frozen=True):
     max_completion_tokens: Count | None = None
     policy: Policy = "least_inflight"
     owned_by: str = "nenya"
+    price: Price | None = None
+    """What it costs whoever asks; None is nothing."""
 
 
 class Timeouts(_Part, frozen=True):
@@ -139,11 +201,18 @@ class Config(_Part, frozen=True):
     models: Annotated[dict[str, Model], Meta(min_length=1)]
     server: Server = Server()
     keys: list[Key] = []
+    tiers: dict[str, Tier] = {}
+    accounts: Accounts = Accounts()
     providers: dict[str, Provider] = {}
     engines: dict[str, EngineSpec] = {}
     timeouts: Timeouts = Timeouts()
     retry: Retry = Retry()
     health: Health = Health()
+
+    @property
+    def asks_for_keys(self) -> bool:
+        """Without a key nobody is served."""
+        return bool(self.keys) or self.accounts.database is not None
 
 
 def describe(config: Config) -> bytes:
@@ -151,6 +220,7 @@ def describe(config: Config) -> bytes:
     tree = msgspec.to_builtins(config)
     for key in tree["keys"]:
         key["secret"] = "***"  # noqa: S105 - hides one
+    tree["accounts"]["pepper"] = "***" if tree["accounts"]["pepper"] else None
     for provider in tree["providers"].values():
         provider["api_key"] = "***" if provider["api_key"] else None
         provider["headers"] = dict.fromkeys(provider["headers"], "***")

@@ -20,9 +20,9 @@ class Models:
 
     async def every(self, call: Call) -> None:
         """The list."""
-        listed = {"object": "list", "data": self._router.models()}
+        listed = {"object": "list", "data": self._router.models(call.key_id)}
         call.exchange.answer(200, msgspec.json.encode(listed))
 
     async def one(self, call: Call) -> None:
         """One model, by its name or an alias, in any case. Raises ApiError 404."""
-        call.exchange.answer(200, msgspec.json.encode(self._router.model(call.rest)))
+        call.exchange.answer(200, msgspec.json.encode(self._router.model(call.rest, call.key_id)))

@@ -65,7 +65,7 @@ class Serving:
         """Open the listeners. Raises ConfigError where an address can't be had or must not be used."""
         config = self._config
         listen = _address(config.listen, "server.listen")
-        if not self._router.config.keys and not listen.is_loopback:
+        if not self._router.config.asks_for_keys and not listen.is_loopback:
             message = "refuses to listen beyond this machine without keys"
             raise ConfigError(config.listen, [Problem(message, "server.listen")])
         api = Gate(Front(api_routes(self._router), self._router.authenticate), _limits(config))

@@ -20,6 +20,7 @@ SECRETS = {
     "NENYA_KEY": CANARY,
     "TOGETHER_API_KEY": f"{CANARY}-1",
     "FIREWORKS_API_KEY": f"{CANARY}-2",
+    "NENYA_PEPPER": f"{CANARY}-pepper",
 }
 LITTLE = "engines: {e: {kind: simulated}}\nmodels: {m: {targets: [{engine: e}]}}\n"
 

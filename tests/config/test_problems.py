@@ -80,7 +80,7 @@ def test_what_is_not_yaml_is_told_without_showing_the_line(text: str, problem: s
 
 SHAPE = [
     ("listen: x", ("line 3: unknown key `listen`; possible here: `models`, `server`, `keys`, "
-     "`providers`, `engines`, `timeouts`, `retry`, `health`")),
+     "`tiers`, `accounts`, `providers`, `engines`, `timeouts`, `retry`, `health`")),
     ("sever: {}", "line 3: unknown key `sever`; did you mean `server`?"),
     ("server: {lisen: x}", "line 3: server: unknown key `lisen`; did you mean `listen`?"),
     ("<<: {}", "line 3: unknown key `<<`; merge keys are not part of YAML 1.2"),
@@ -348,3 +348,28 @@ def test_at_most_a_hundred_problems_are_told() -> None:
     found = problems(text)
     assert len(found) == 101
     assert found[-1] == "and 150 more problems"
+
+
+ACCOUNTS = [
+    ("tiers: {a: {models: {mm: {rpm: 1}}}}", "tiers.a.models.mm: there is no model `mm`; did you mean `m`?"),
+    ("tiers: {a: {models: {m: {rpm: 1}, M: {rpm: 2}}}}", "tiers.a.models.M: is the model `m`, which is there already"),
+    ("tiers: {a: {rpm: 0}}", "tiers.a.rpm: must be at least 1, not `0`"),
+    ("keys: [{id: k, secret: 12345678, tier: free}]", "keys[0].tier: there is no tier `free`; there are no tiers"),
+    ("keys: [{id: k, secret: 12345678, tier: fre}]\ntiers: {free: {}}",
+     "keys[0].tier: there is no tier `fre`; did you mean `free`?"),
+    ("keys: [{id: k, secret: 12345678, models: [zz]}]", "keys[0].models[0]: there is no model `zz`"),
+    ("keys: [{id: k, secret: 12345678, models: []}]", "keys[0].models: must have at least 1 entry"),
+    ("keys: [{id: k, secret: 12345678, expires: 2027-02-30}]", "keys[0].expires: there is no such day or time"),
+    ("keys: [{id: k, secret: 12345678, expires: soon}]",
+     "keys[0].expires: must be a date or a time in UTC: 2027-01-31 or 2027-01-31T12:00:00Z"),
+    ("keys: [{id: k, secret: 12345678, budget_usd: -1}]", "keys[0].budget_usd: must be at least 0, not `-1`"),
+    ("accounts: {database: x.db}",
+     "accounts.database: a database needs `pepper`: a long random secret, such as `pepper: ${NENYA_PEPPER}`"),
+    ("accounts: {database: x.db, pepper: short}", "accounts.pepper: must have at least 16 characters"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "problem"), ACCOUNTS)
+def test_accounts(text: str, problem: str) -> None:
+    (found,) = problems(f"{REST}{text}\n")
+    assert found.partition(": ")[2] == problem

@@ -14,6 +14,7 @@ GOOD = """\
 keys: [{id: dev, secret: "${KEY}"}]
 providers:
   p: {base_url: "http://h/v1", api_key: "${KEY}", headers: {x-org: "${KEY}"}}
+accounts: {database: x.db, pepper: "${KEY}-and-more"}
 models: {m: {targets: [{provider: p}]}}
 """
 

@@ -44,6 +44,13 @@ class Site:
 async def site(config: str) -> AsyncIterator[Site]:
     """Serve ``config`` (YAML) with a key, on free ports."""
     router = Router(parse(PORTS + KEYS + config, "test.yaml", {}))
+    async with served_by(router) as served:
+        yield served
+
+
+@contextlib.asynccontextmanager
+async def served_by(router: Router) -> AsyncIterator[Site]:
+    """Serve ``router``."""
     metrics = Metrics(
         router.stats,
         models=router.config.models,

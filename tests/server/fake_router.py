@@ -93,10 +93,10 @@ class FakeRouter:
         self.replies.append(reply)
         return reply
 
-    def models(self) -> list[ModelCard]:
-        return [self.model(name) for name in ("m", "org/big:8b")]
+    def models(self, key_id: str) -> list[ModelCard]:
+        return [self.model(name, key_id) for name in ("m", "org/big:8b")]
 
-    def model(self, name: str) -> ModelCard:
+    def model(self, name: str, key_id: str) -> ModelCard:
         if name not in {"m", "org/big:8b"}:
             raise invalid_request(f"no `{name}`", code="model_not_found", status=404)
         return ModelCard(name, 1, "nenya", name, 8192, None)

@@ -1,0 +1,257 @@
+"""Keys, spending and usage in one SQLite file: everything that is ever said to it, and nothing asynchronous.
+
+Used by one thread of a server (`bookkeeper`) and by the command line, at the same time: the file is in WAL mode, so
+that readers and a writer don't wait for each other, and every change is one short transaction. With
+``synchronous=NORMAL`` what was committed survives the process's death; a power cut may cost the last commits and
+never the file.
+
+Source: https://www.sqlite.org/wal.html, https://www.sqlite.org/pragma.html (data_version, synchronous).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from router.accounts.secrets import StoredKey, key_hash
+from router.errors import NenyaError
+from router.events import RequestDone
+
+BUSY_S = 2.0
+"""How long to wait for another's transaction; they take milliseconds."""
+MOST_TOKENS = 10**12
+MOST_NANOS = 10**15
+"""A million dollars: no request costs more, and the sum of nine thousand such still fits 64 bits."""
+_VERSION = 1
+_PEPPER_CHECK = "nenya pepper check"
+"""Hashed like a secret, and no key's: a wrong pepper is told at the start instead of by every client's 401."""
+_SCHEMA = """
+CREATE TABLE keys (
+    id TEXT PRIMARY KEY, hash BLOB NOT NULL, shown TEXT NOT NULL, created_at REAL NOT NULL, tier TEXT, models TEXT,
+    expires_at REAL, budget_nanos INTEGER, revoked_at REAL, previous_hash BLOB, previous_until REAL
+) STRICT;
+CREATE TABLE spent (key_id TEXT PRIMARY KEY, nanos INTEGER NOT NULL) STRICT;
+CREATE TABLE usage (
+    at REAL NOT NULL, request_id TEXT NOT NULL, key_id TEXT NOT NULL, model TEXT NOT NULL, target TEXT NOT NULL,
+    provider TEXT NOT NULL, input_tokens INTEGER, cached_input_tokens INTEGER, output_tokens INTEGER,
+    tokens_estimated INTEGER NOT NULL, cost_nanos INTEGER NOT NULL, status INTEGER NOT NULL, outcome TEXT NOT NULL,
+    attempts INTEGER NOT NULL, streaming INTEGER NOT NULL, first_token_s REAL, duration_s REAL NOT NULL,
+    overhead_s REAL
+) STRICT;
+CREATE INDEX usage_at ON usage (at);
+CREATE TABLE state (generation INTEGER NOT NULL, pepper_check BLOB) STRICT;
+INSERT INTO state VALUES (0, NULL);
+"""
+_KEY_COLUMNS = (
+    "id", "hash", "shown", "created_at", "tier", "models", "expires_at", "budget_nanos", "revoked_at", "previous_hash",
+    "previous_until",
+)  # fmt: skip
+
+
+class StoreError(NenyaError):
+    """The database can't be used now, or at all; the text says why."""
+
+
+class KeyTakenError(StoreError):
+    """A key has that id."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """A request that is over, for the books."""
+
+    at: float
+    """Seconds since the epoch."""
+    done: RequestDone
+    cost_nanos: int
+
+
+class Store:
+    """One connection to the file, for one thread."""
+
+    def __init__(self, path: str, *, must_exist: bool = False) -> None:
+        """Open the file, make it where it isn't. Raises StoreError."""
+        self.path = path
+        with self._translated():
+            if must_exist and not Path(path).is_file():
+                raise StoreError(f"{path}: there is no such file")
+            # Hashes and spending are nobody else's business; SQLite gives the files beside it the same mode.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._db.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=NORMAL")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._create()
+        elif version != _VERSION:
+            raise StoreError(f"{self.path}: made by another version of Nenya")
+
+    def _create(self) -> None:
+        with self._changing():
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version == 0:  # nobody else was quicker
+                for statement in _SCHEMA.split(";\n"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version={_VERSION}")
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, msgspec.MsgspecError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise StoreError(f"{self.path}: {why}") from error
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        """All of it or nothing. Raises StoreError."""
+        with self._translated():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:  # some failures have rolled back already
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # Keys
+
+    def keys(self) -> dict[str, StoredKey]:
+        """All keys by id, the oldest first. Raises StoreError."""
+        with self._translated():
+            query = f"SELECT {', '.join(_KEY_COLUMNS)} FROM keys ORDER BY created_at, id"  # noqa: S608 - ours
+            return {row[0]: _key(row) for row in self._db.execute(query)}
+
+    def add(self, keys: Iterable[StoredKey]) -> None:
+        """All of ``keys``, which are new. Raises KeyTakenError and StoreError; then none was added."""
+        with self._changing():
+            for key in keys:
+                try:
+                    self._insert("INSERT", key)
+                except sqlite3.IntegrityError as error:
+                    raise KeyTakenError(f"there is a key `{key.id}` already") from error
+            self._turn()
+
+    def replace(self, key: StoredKey) -> None:
+        """Put ``key`` in the place of the one with its id. Raises StoreError."""
+        with self._changing():
+            self._insert("REPLACE", key)
+            self._turn()
+
+    def _insert(self, verb: str, key: StoredKey) -> None:
+        row = msgspec.structs.asdict(key)
+        if key.models is not None:
+            row["models"] = msgspec.json.encode(key.models).decode()
+        marks = ", ".join(f":{name}" for name in _KEY_COLUMNS)
+        self._db.execute(f"{verb} INTO keys ({', '.join(_KEY_COLUMNS)}) VALUES ({marks})", row)
+
+    def _turn(self) -> None:
+        self._db.execute("UPDATE state SET generation = generation + 1")
+
+    def check_pepper(self, pepper: bytes) -> None:
+        """Raise StoreError if the file's keys are hashed under another pepper; the first to ask decides."""
+        check = key_hash(pepper, _PEPPER_CHECK)
+        with self._translated():
+            (known,) = self._db.execute("SELECT pepper_check FROM state").fetchone()
+        if known is None:
+            with self._changing():
+                self._db.execute(
+                    "UPDATE state SET pepper_check = ? WHERE pepper_check IS NULL", (check,)
+                )
+            return self.check_pepper(pepper)
+        if not hmac.compare_digest(known, check):
+            raise StoreError(f"{self.path}: the pepper is not the one its keys were made with")
+        return None
+
+    def generation(self) -> int:
+        """Another number after every change of a key. Raises StoreError."""
+        with self._translated():
+            (found,) = self._db.execute("SELECT generation FROM state").fetchone()
+            return int(found)
+
+    def data_version(self) -> int:
+        """Another number after a commit of somebody else. Raises StoreError."""
+        with self._translated():
+            (found,) = self._db.execute("PRAGMA data_version").fetchone()
+            return int(found)
+
+    # Books
+
+    def spent(self) -> dict[str, int]:
+        """What each key spent, in billionths of a dollar. Raises StoreError."""
+        with self._translated():
+            return dict(self._db.execute("SELECT key_id, nanos FROM spent").fetchall())
+
+    def book(self, entries: Iterable[Entry], *, usage: bool) -> None:
+        """Add to what is spent and, with ``usage``, write each entry down. Raises StoreError; then nothing was."""
+        entries = list(entries)
+        spending = [
+            (_text(entry.done.key_id), min(entry.cost_nanos, MOST_NANOS))
+            for entry in entries
+            if entry.cost_nanos
+        ]
+        with self._changing():
+            self._db.executemany(
+                "INSERT INTO spent VALUES (?, ?) ON CONFLICT (key_id) DO UPDATE SET nanos = nanos + excluded.nanos",
+                spending,
+            )
+            if usage:
+                rows = [_usage_row(entry) for entry in entries]
+                marks = ", ".join("?" * 18)
+                self._db.executemany(f"INSERT INTO usage VALUES ({marks})", rows)  # noqa: S608 - ours
+
+    def select(self, query: str, values: Iterable[float | str]) -> list[tuple[object, ...]]:
+        """The rows of a query that `usage` built. Raises StoreError."""
+        with self._translated():
+            return self._db.execute(query, tuple(values)).fetchall()
+
+
+def _key(row: tuple[object, ...]) -> StoredKey:
+    fields = dict(zip(_KEY_COLUMNS, row, strict=True))
+    if isinstance(models := fields["models"], str):
+        fields["models"] = msgspec.json.decode(models)
+    return msgspec.convert(fields, StoredKey)
+
+
+def _usage_row(entry: Entry) -> tuple[object, ...]:
+    done = entry.done
+    return (
+        entry.at, _text(done.request_id), _text(done.key_id), done.model, done.target, done.provider,
+        _whole(done.input_tokens), _whole(done.cached_input_tokens), _whole(done.output_tokens),
+        int(bool(done.tokens_estimated)), min(entry.cost_nanos, MOST_NANOS), done.status,
+        _text(done.outcome), done.attempts, int(done.streaming), done.first_token_s, done.duration_s, done.overhead_s,
+    )  # fmt: skip
+
+
+def _whole(tokens: int | None) -> int | None:
+    """What an upstream says of its usage may be nonsense; a row must not fail on it."""
+    return None if tokens is None else min(tokens, MOST_TOKENS)
+
+
+def _text(text: str) -> str:
+    """``text`` without the half characters that SQLite refuses."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,165 @@
+"""The limit's arithmetic: exact, never over, nothing lost and nothing given twice."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from router.policy.gcra import Gcra
+
+MINUTE, DAY = 60, 86_400
+
+
+def admitted(limit, count, now, units=1):
+    taken = 0
+    for _ in range(count):
+        if limit.wait_s(units, now) == 0:
+            limit.take(units, now)
+            taken += 1
+    return taken
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 60, 28_800, 40_000])
+def test_after_rest_exactly_the_limit_comes_at_once(limit):
+    gcra = Gcra(limit, MINUTE)
+    assert admitted(gcra, limit + 50, 1000.123) == limit
+    assert gcra.remaining(1000.123) == 0
+    assert gcra.reset_s(1000.123) == MINUTE
+
+
+def test_then_one_for_each_share_of_the_window():
+    gcra = Gcra(60, MINUTE)
+    admitted(gcra, 60, 1000.0)
+    assert gcra.wait_s(1, 1000.0) == 1.0
+    assert gcra.wait_s(1, 1000.75) == 0.25
+    assert admitted(gcra, 5, 1001.0) == 1
+    assert gcra.wait_s(10, 1001.0) == 10.0
+    assert admitted(gcra, 100, 1031.0) == 30
+
+
+def test_more_than_the_whole_limit_never_fits():
+    assert Gcra(60, MINUTE).wait_s(61, 0.0) == float("inf")
+    assert Gcra(60, MINUTE).wait_s(60, 0.0) == 0
+
+
+def test_what_was_not_used_is_given_back():
+    gcra = Gcra(100, MINUTE)
+    hold = gcra.reserve(80, 0.0)
+    assert gcra.wait_s(30, 0.0) == 6.0
+    gcra.settle(hold, 20, 0.0)
+    assert gcra.remaining(0.0) == 80
+    with pytest.raises(KeyError):
+        gcra.settle(hold, 20, 0.0)
+
+
+def test_what_was_used_beyond_is_charged_and_delays_the_next():
+    gcra = Gcra(100, MINUTE)
+    gcra.settle(gcra.reserve(50, 0.0), 130, 0.0)
+    assert gcra.remaining(0.0) == 0
+    assert gcra.wait_s(1, 0.0) == pytest.approx(31 * 0.6)
+
+
+def test_what_has_drained_meanwhile_cannot_be_given_back():
+    gcra = Gcra(60, MINUTE)
+    long = gcra.reserve(60, 0.0)
+    assert admitted(gcra, 100, 600.0) == 60, "the long one's units drained long ago"
+    gcra.settle(long, 0, 600.0)
+    assert admitted(gcra, 100, 600.0) == 0, "its end is no second burst"
+
+
+def test_giving_back_moves_who_stands_behind():
+    gcra = Gcra(60, MINUTE)
+    first, second = gcra.reserve(20, 0.0), gcra.reserve(20, 0.0)
+    gcra.settle(first, 0, 10.0)
+    gcra.settle(second, 0, 10.0)
+    assert gcra.remaining(10.0) == 60
+    assert gcra.is_idle(10.0)
+
+
+def test_the_last_day_of_a_month_is_a_day():
+    start = datetime(2027, 1, 31, 23, 59, 59, tzinfo=UTC)
+    gcra = Gcra(2, DAY)
+    for hours in range(0, 24 * 60, 12):  # over the ends of January and February, at the rate
+        now = (start + timedelta(hours=hours)).timestamp()
+        assert gcra.wait_s(1, now) == 0
+        gcra.take(1, now)
+    burst = (start + timedelta(days=70)).timestamp()
+    assert admitted(gcra, 5, burst) == 2
+    assert gcra.wait_s(1, burst) == DAY / 2
+
+
+def test_who_moved_forward_drains_earlier():
+    gcra = Gcra(60, MINUTE)
+    first, second = gcra.reserve(20, 0.0), gcra.reserve(20, 0.0)
+    gcra.settle(first, 0, 0.0)
+    gcra.take(60, 25.0)
+    gcra.settle(second, 0, 26.0)
+    assert gcra.used(26.0) == 59, "the second's units had drained at 20"
+
+
+moves = st.lists(
+    st.tuples(
+        st.sampled_from(["take", "reserve", "reserve", "settle", "settle"]),
+        st.integers(1, 4),
+        st.sampled_from([0.0, 0.0, 0.0, 0.125, 7.0, 20.0, 45.0, 61.5]),
+    ),
+    max_size=60,
+)
+"""Pauses and sizes where a window fills, drains half or drains whole."""
+
+
+@settings(max_examples=400)
+@given(limit=st.integers(1, 6), script=moves)
+def test_never_over_in_any_span(limit, script):
+    """Used units in any span of s seconds: at most the burst and the rate, whatever is held and given back."""
+    gcra = Gcra(limit, MINUTE)
+    now, held, log = 1000.0, [], []
+    for what, units, pause in script:
+        now += pause
+        if what == "settle" and held:
+            hold, mark = held.pop(units % len(held))
+            used = min(hold.units, units - 1)
+            gcra.settle(hold, used, now)
+            log[mark] = (log[mark][0], used)
+        elif gcra.wait_s(units, now) == 0:
+            if what == "take":
+                gcra.take(units, now)
+            else:
+                held.append((gcra.reserve(units, now), len(log)))
+            log.append((now, units))
+    for first, (start, _) in enumerate(log):
+        total = 0
+        for at, units in log[first:]:
+            total += units
+            assert total <= limit * (1 + (at - start) / MINUTE) + 1e-6
+
+
+@given(limit=st.integers(1, 50), script=moves)
+def test_what_is_settled_at_once_as_reserved_or_as_nothing_balances(limit, script):
+    gcra, twin = Gcra(limit, MINUTE), Gcra(limit, MINUTE)
+    now = 0.0
+    for what, units, pause in script:
+        now += pause
+        if gcra.wait_s(units, now):
+            continue
+        hold = gcra.reserve(units, now)
+        if what == "take":
+            twin.take(units, now)
+            gcra.settle(hold, units, now)
+        else:
+            gcra.settle(hold, 0, now)
+        assert gcra.used(now) == twin.used(now)
+        assert gcra.reset_s(now) == twin.reset_s(now)
+    assert gcra.is_idle(now + 2 * MINUTE)
+
+
+@given(limit=st.integers(1, 10**12), now=st.floats(0, 1e9), units=st.integers(1, 10**12))
+def test_the_wait_that_it_names_is_enough(limit, now, units):
+    gcra = Gcra(limit, DAY)
+    gcra.take(limit, now)
+    wait = gcra.wait_s(units, now)
+    if units <= limit:
+        assert gcra.wait_s(units, now + wait + 1e-6) == 0
