@@ -27,7 +27,7 @@ from engines.base import Delta, Engine, EngineError, Event, GenerateRequest, Sam
 from router.backends.base import Facts, Order
 from router.backends.mailbox import Mailbox
 from router.errors import ApiError, Fault, FaultKind, invalid_request
-from router.wire.chat import ChatRequest, Message, RefusalPart, TextPart
+from router.wire.chat import ChatRequest
 from router.wire.completion import (
     ID_BYTES,
     ChunkEncoder,
@@ -36,6 +36,8 @@ from router.wire.completion import (
     OutOfOrder,
     new_id,
 )
+from router.wire.messages import Message, RefusalPart, TextPart
+from router.wire.options import CustomTool, NamedFunction
 
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 """Events that nobody reads: some 60,000 tokens, or 1,500 with all the logprobs one can ask for."""
@@ -377,9 +379,6 @@ def _refuse(request: ChatRequest) -> None:
         raise _unsupported("modalities", "This model answers with text only.")
     _refuse_parts(request.messages)
     _refuse_tools(request)
-    if request.response_format is not None:
-        kinds = {"text", "json_object", "json_schema"}
-        _expect(request.response_format.get("type"), "response_format.type", kinds)
 
 
 def _refuse_parts(messages: list[Message]) -> None:
@@ -395,26 +394,12 @@ def _refuse_parts(messages: list[Message]) -> None:
 
 def _refuse_tools(request: ChatRequest) -> None:
     for i, tool in enumerate(request.tools or ()):
-        _expect(tool.get("type"), f"tools[{i}].type", {"function"})
+        if isinstance(tool, CustomTool):
+            raise _unsupported(f"tools[{i}].type", "This model calls functions only.")
     choice = request.tool_choice
-    if isinstance(choice, str):
-        if choice not in {"none", "auto", "required"}:
-            raise _unsupported("tool_choice", f"Invalid value: '{choice[:64]}'.")
-    elif choice is not None:
-        _expect(choice.get("type"), "tool_choice.type", {"function"})
-
-
-def _expect(raw: Raw | None, param: str, allowed: set[str]) -> None:
-    """Check that ``raw`` is one of the strings ``allowed``."""
-    try:
-        value = _text(raw) if raw is not None else None
-    except msgspec.DecodeError:
-        value = None
-    if value not in allowed:
-        names = ", ".join(f"'{name}'" for name in sorted(allowed))
-        got = "nothing" if raw is None else bytes(raw)[:64].decode(errors="replace")
-        message = f"Invalid value for '{param}': this model takes {names}, but got {got}."
-        raise _unsupported(param, message)
+    if choice is not None and not isinstance(choice, str | NamedFunction):
+        message = "This model takes 'none', 'auto', 'required' or a function's name."
+        raise _unsupported("tool_choice.type", message)
 
 
 def _unsupported(param: str, message: str) -> ApiError:
