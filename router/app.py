@@ -35,11 +35,13 @@ from router.backends.supervisor import LocalNode
 from router.clock import Clock, SystemClock
 from router.config.schema import Config
 from router.dispatch import Call, Dispatcher, Reply, Terms
+from router.eligible import Eligible
 from router.errors import ApiError, ErrorObject, invalid_request
 from router.events import Event, Listener, TargetState
 from router.wire import sse
 from router.wire.chat import ChatRequest, decode_chat, unknown_model
 from router.wire.completion import ChatCompletion, ChatCompletionChunk
+from router.wire.request import Request
 
 _log = logging.getLogger("nenya")
 _chat = msgspec.json.Decoder(ChatCompletion)
@@ -47,6 +49,13 @@ _chunk = msgspec.json.Decoder(ChatCompletionChunk)
 
 LIBRARY = "library"
 """The key id of requests that an embedder makes without naming one."""
+
+
+class Pricing(msgspec.Struct, frozen=True):
+    """What a token costs, in US dollars: decimals as text, for no float holds them."""
+
+    prompt: str
+    completion: str
 
 
 class ModelCard(msgspec.Struct, frozen=True):
@@ -59,6 +68,8 @@ class ModelCard(msgspec.Struct, frozen=True):
     context_length: int | None
     max_completion_tokens: int | None
     object: str = "model"
+    pricing: Pricing | msgspec.UnsetType = msgspec.UNSET
+    """Left out where the config has no prices."""
 
 
 class TargetStats(msgspec.Struct, frozen=True):
@@ -100,6 +111,7 @@ class Router:
         self._listeners: list[Listener] = []
         self._keys = KeyRing(config.keys)
         self.pool = pools.build(config)
+        self._eligible = Eligible(config)
         self._own_engines = dict(engines or {})
         self._nodes: dict[str, LocalNode] = {}
         self._runtime_dir = Path(tempfile.gettempdir()) / f"nenya-{secrets.token_hex(6)}"
@@ -151,7 +163,7 @@ class Router:
     ) -> ChatCompletion:
         """The whole answer to a request in OpenAI's shape. Raises ApiError."""
         body = _body(request, stream=False)
-        reply = await self.open(decode_chat(body), body, key_id=key_id)
+        reply = await self.open(decode_chat(body, self.extra_fields), body, key_id=key_id)
         try:
             return _chat.decode(await reply.read())
         finally:
@@ -162,7 +174,7 @@ class Router:
     ) -> AsyncIterator[ChatCompletionChunk]:
         """The answer's chunks as they come. Raises ApiError, also midway; leaving the loop early cancels the rest."""
         body = _body(request, stream=True)
-        reply = await self.open(decode_chat(body), body, key_id=key_id)
+        reply = await self.open(decode_chat(body, self.extra_fields), body, key_id=key_id)
         try:
             while blob := await reply.read():
                 for event in sse.split(blob):
@@ -174,7 +186,7 @@ class Router:
 
     async def open(
         self,
-        request: ChatRequest,
+        request: Request,
         body: bytes,
         *,
         key_id: str = LIBRARY,
@@ -188,6 +200,7 @@ class Router:
         route = self.pool.route(request.model or "")
         if route is None:
             raise unknown_model(request.model or "")
+        route = self._eligible.narrow(route, request, body)
         _check_limit(request, route.model.max_completion_tokens)
         now = self._clock.now()
         call = Call(
@@ -206,6 +219,11 @@ class Router:
         return self._keys.authenticate(authorization)
 
     # Looking.
+
+    @property
+    def extra_fields(self) -> frozenset[str]:
+        """Fields of requests that OpenAI doesn't know and some provider takes."""
+        return self._eligible.extra_fields
 
     def models(self) -> list[ModelCard]:
         """Every model of the config, in its order."""
@@ -321,12 +339,12 @@ def _body(request: ChatRequest | Mapping[str, Any], *, stream: bool) -> bytes:
         raise invalid_request(f"The request can't be written as JSON: {error}") from error
 
 
-def _check_limit(request: ChatRequest, cap: int | None) -> None:
+def _check_limit(request: Request, cap: int | None) -> None:
     """A model's own cap on what it writes."""
     asked = request.output_limit
     if cap is None or asked is None or asked <= cap:
         return
-    param = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    param = request.output_limit_name
     message = (
         f"{param} is too large: {asked}. This model supports at most {cap} completion tokens, "
         f"whereas you provided {asked}."

@@ -17,7 +17,7 @@ import socket
 import ssl
 import struct
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 CREATED = 1_700_000_000
 USAGE = {
@@ -106,7 +106,7 @@ class Upstream:
         self._open: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
-    async def __aenter__(self) -> Upstream:
+    async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
             lambda: _Connection(self), self.host, self.port, ssl=self._tls

@@ -50,6 +50,7 @@ IGNORED: Mapping[str, str] = MappingProxyType(
         "safety_identifier": "book-keeping",
         "prompt_cache_key": "prefixes are cached without being asked",
         "prompt_cache_retention": "for as long as there is room",
+        "prompt_cache_options": "likewise",
         "prediction": "makes an answer come sooner, not differently",
         "reasoning_effort": "a wish; an answer without it still answers the question",
         "verbosity": "a wish",
@@ -61,6 +62,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
     {
         "audio": "This model answers with text only.",
         "web_search_options": "This model does not search the web.",
+        "moderation": "This model does not moderate.",
         "functions": "'functions' is deprecated; use 'tools' instead.",
         "function_call": "'function_call' is deprecated; use 'tool_choice' instead.",
     }
@@ -121,13 +123,14 @@ class EngineBackend:
         Raises Fault. Cancelling it leaves nothing behind.
         """
         try:
+            chat = _chat(order)
             request = generate_request(order)
         except ApiError as error:
             raise Fault(FaultKind.CLIENT_ERROR, error.error.message, answer=error) from error
         if asyncio.get_running_loop().time() >= order.deadline:
             raise Fault(FaultKind.DEADLINE, "The request's time was up before its turn came.")
         answer = EngineAnswer(
-            self._begin(request), order, self._writer(order), self._answers.discard
+            self._begin(request), order, self._writer(order, chat), self._answers.discard
         )
         self._answers.add(answer)
         try:
@@ -151,8 +154,7 @@ class EngineBackend:
         except EngineError as error:
             raise fault_of(error) from error
 
-    def _writer(self, order: Order) -> ChunkEncoder | CompletionBuilder:
-        request = order.request
+    def _writer(self, order: Order, request: ChatRequest) -> ChunkEncoder | CompletionBuilder:
         identity = Identity(
             id=new_id(self._entropy(ID_BYTES)),
             created=order.created,
@@ -340,7 +342,7 @@ _text = msgspec.json.Decoder(str).decode
 
 def generate_request(order: Order) -> GenerateRequest:
     """The engine's form of a request. Raises ApiError for what no engine here can do, naming the parameter."""
-    request = order.request
+    request = _chat(order)
     _refuse(request)
     parts = _splice(order.body)
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or ()
@@ -364,6 +366,12 @@ def generate_request(order: Order) -> GenerateRequest:
         parallel_tool_calls=request.parallel_tool_calls,
         response_format=_given(parts.response_format),
     )
+
+
+def _chat(order: Order) -> ChatRequest:
+    if not isinstance(order.request, ChatRequest):
+        raise invalid_request("This model answers chat requests only.", param="model", status=404)
+    return order.request
 
 
 def _given(raw: Raw) -> bytes | None:

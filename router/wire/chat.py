@@ -95,8 +95,18 @@ class ChatRequest(
 
     @property
     def output_limit(self) -> int | None:
-        """Most tokens the client wants written."""
+        """Most tokens the client wants written, per choice."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def output_limit_name(self) -> str:
+        """The parameter that sets it."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+
+    @property
+    def choices(self) -> int:
+        """How many answers come."""
+        return self.n or 1
 
 
 class LooseChatRequest(ChatRequest, frozen=True, forbid_unknown_fields=False):

@@ -18,6 +18,8 @@ import re
 import msgspec
 from msgspec import Raw
 
+from router.wire import violations
+
 _NAME = re.compile(rb'[\s,]*("[^"\\]*(?:\\.[^"\\]*)*")\s*:\s*')
 _decoder = msgspec.json.Decoder(dict[str, Raw])
 _name = msgspec.json.Decoder(str)
@@ -28,10 +30,13 @@ def fields(body: bytes) -> dict[str, Raw]:
     return _decoder.decode(body)
 
 
-def check_utf8(body: bytes) -> None:
-    """Raises UnicodeDecodeError."""
+def check(body: bytes) -> None:
+    """Raises ApiError for a parameter given twice, UnicodeDecodeError for what is no UTF-8."""
     if not body.isascii():
         body.decode()
+    name = repeated(body)
+    if name is not None:
+        raise violations.repeated(name)
 
 
 def repeated(body: bytes) -> str | None:

@@ -26,6 +26,7 @@ from router.wire.options import (
 
 if TYPE_CHECKING:
     from router.wire.chat import ChatRequest
+    from router.wire.legacy import CompletionRequest
 
 MAX_BIAS = 100
 MAX_METADATA_KEY = 64
@@ -63,10 +64,7 @@ def check(request: ChatRequest, body: bytes) -> None:
 
 
 def _check_thoroughly(request: ChatRequest, body: bytes) -> None:
-    jsontext.check_utf8(body)
-    name = jsontext.repeated(body)
-    if name is not None:
-        raise violations.repeated(name)
+    jsontext.check(body)
     _check_companions(request)
     if request.tools is not None:
         _check_tools(request.tools)
@@ -82,7 +80,7 @@ def _check_thoroughly(request: ChatRequest, body: bytes) -> None:
         _check_functions(request)
 
 
-def check_stream_options(request: ChatRequest) -> None:
+def check_stream_options(request: ChatRequest | CompletionRequest) -> None:
     """Raises ApiError for options of a stream that isn't one."""
     if request.stream_options is not None and not request.stream:
         message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."

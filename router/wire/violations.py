@@ -10,7 +10,7 @@ Source: error bodies quoted in public issues of OpenAI's SDKs; see docs/openai.m
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -52,6 +52,7 @@ _KINDS: Mapping[str, str] = MappingProxyType(
         "null": "null",
     }
 )
+_KIND_OF: Mapping[type, str] = MappingProxyType({str: "str", int: "int", list: "array"})
 _ITEMS: Mapping[str, str] = MappingProxyType(
     {"content": "objects", "stop": "strings", "prompt": "strings", "input": "strings"}
 )
@@ -139,6 +140,33 @@ def wrong_pattern(param: str, pattern: str) -> ApiError:
     return invalid_request(message, param=param, code="invalid_value")
 
 
+def check_alike(param: str, items: Sequence[object]) -> None:
+    """Raises ApiError where an array of prompts mixes texts, tokens and lists of tokens."""
+    first = type(items[0])
+    for at, item in enumerate(items):
+        if type(item) is not first:
+            got = _KINDS[_KIND_OF[type(item)]]
+            raise wrong_type(f"{param}[{at}]", _KINDS[_KIND_OF[first]], got)
+        if isinstance(item, list) and not item:
+            raise empty(f"{param}[{at}]", "array", 1)
+
+
+def wrong_type(param: str, want: str, got: str) -> ApiError:
+    """A value of another kind; both are words with their article."""
+    message = f"Invalid type for '{param}': expected {want}, but got {got} instead."
+    return invalid_request(message, param=param, code="invalid_type")
+
+
+def empty(param: str, noun: str, bound: int) -> ApiError:
+    """An array or a string with nothing in it."""
+    article = "an" if noun == "array" else "a"
+    message = (
+        f"Invalid '{param}': empty {noun}. Expected {article} {noun} with minimum length {bound}, "
+        f"but got an empty {noun} instead."
+    )
+    return invalid_request(message, param=param, code=f"empty_{noun}")
+
+
 def shown(text: str) -> str:
     """As much of a client's words as an error repeats."""
     return text[:MAX_ECHO]
@@ -207,9 +235,7 @@ def _wrong_type(param: str, found: re.Match[str], got: bytes) -> ApiError:
         want = _KINDS.get(names[0], names[0])
     else:
         want = "one of " + " or ".join(_among(name, param, i) for i, name in enumerate(names))
-    kind = _KINDS[_kind(got)]
-    message = f"Invalid type for '{param}': expected {want}, but got {kind} instead."
-    return invalid_request(message, param=param, code="invalid_type")
+    return wrong_type(param, want, _KINDS[_kind(got)])
 
 
 def _among(kind: str, param: str, place: int) -> str:
@@ -224,7 +250,6 @@ def _among(kind: str, param: str, place: int) -> str:
 def _wrong_length(param: str, found: re.Match[str], got: bytes) -> ApiError:
     size = _size(got)
     bound = int(found["bound"])
-    kind = _KINDS[found["type"]]
     if found["type"] == "object":
         message = (
             f"Invalid '{param}': too many properties. Expected an object with at most {bound} properties, "
@@ -232,12 +257,7 @@ def _wrong_length(param: str, found: re.Match[str], got: bytes) -> ApiError:
         )
         return invalid_request(message, param=param, code="object_above_max_properties")
     if found["sign"] == ">=":
-        noun = _KINDS[found["type"]].split(" ", 1)[1]
-        message = (
-            f"Invalid '{param}': empty {noun}. Expected {kind} with minimum length {bound}, "
-            f"but got an empty {noun} instead."
-        )
-        return invalid_request(message, param=param, code=f"empty_{noun}")
+        return empty(param, _KINDS[found["type"]].split(" ", 1)[1], bound)
     if found["type"] == "str":
         return too_long(param, bound, size)
     message = (
