@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
+from engines.base import Engine
 from router.app import Router
 from router.config.reader import parse
 from router.events import Event, RequestDone
@@ -35,9 +36,9 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def site(config: str) -> AsyncIterator[Site]:
-    """Serve ``config`` (YAML) with a key, on free ports."""
-    router = Router(parse(PORTS + KEYS + config, "test.yaml", {}))
+async def site(config: str, engines: Mapping[str, Engine] | None = None) -> AsyncIterator[Site]:
+    """Serve ``config`` (YAML) with a key, on free ports; ``engines`` live in this process."""
+    router = Router(parse(PORTS + KEYS + config, "test.yaml", {}), engines=engines)
     metrics = Metrics(
         router.stats,
         models=router.config.models,
