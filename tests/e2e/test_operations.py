@@ -8,24 +8,12 @@ import aiohttp
 import pytest
 
 from tests.e2e.serving import SECRET, site, upstream_config
-from tests.upstream import USAGE, Upstream, encode, event, json_answer, status, stream_of
+from tests.operations import EMBEDDED, text_completion, text_events
+from tests.upstream import Upstream, encode, event, json_answer, status, stream_of
 
 HEADERS = {"Authorization": f"Bearer {SECRET}"}
 ENGINE = "engines: {s: {kind: simulated, ttft_ms: 1}}\nmodels: {m: {targets: [{engine: s}]}}\n"
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-
-
-def text_completion(**choice):
-    choice = {"text": " there", "index": 0, "logprobs": None, "finish_reason": "stop", **choice}
-    return {
-        "id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up", "choices": [choice], "usage": USAGE,
-    }  # fmt: skip
-
-
-EMBEDDED = {
-    "object": "list", "model": "up", "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -1.0]}],
-    "usage": {"prompt_tokens": 4, "total_tokens": 4},
-}  # fmt: skip
 
 
 async def post(served, path, body, **headers):
@@ -52,10 +40,7 @@ async def test_a_completion_passes_byte_for_byte_but_for_its_model():
 
 
 async def test_a_completion_streams_and_is_counted():
-    first = event({**text_completion(finish_reason=None), "usage": None})
-    last = event({**text_completion(text=""), "usage": None})
-    usage = event({**text_completion(), "choices": []})
-    sent = [first, last, usage, b"data: [DONE]\n\n"]
+    sent = text_events()
     async with Upstream(default=stream_of(sent)) as up, site(upstream_config(up.url)) as served:
         body = {"model": "m", "prompt": "Hi", "stream": True}
         code, hidden = await post(served, "completions", body)
