@@ -21,11 +21,8 @@ from typing import Any, Self
 
 CREATED = 1_700_000_000
 USAGE = {
-    "prompt_tokens": 10,
-    "completion_tokens": 3,
-    "total_tokens": 13,
-    "prompt_tokens_details": {"cached_tokens": 4},
-}
+    "prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13, "prompt_tokens_details": {"cached_tokens": 4},
+}  # fmt: skip
 
 
 class Seen:
@@ -291,22 +288,14 @@ def completion(
     text: str = "Hello there.", *, finish: str | None = "stop", usage: Any = USAGE, n: int = 1
 ) -> bytes:
     """The JSON of a whole answer."""
+    message = {"role": "assistant", "content": text, "refusal": None}
     choices = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": finish,
-        }
+        {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
         for index in range(n)
     ]
     value = {
-        "id": "chatcmpl-up",
-        "object": "chat.completion",
-        "created": CREATED,
-        "model": "up",
-        "choices": choices,
-    }
+        "id": "chatcmpl-up", "object": "chat.completion", "created": CREATED, "model": "up", "choices": choices,
+    }  # fmt: skip
     return encode({**value, "usage": usage} if usage is not None else value)
 
 
@@ -334,11 +323,8 @@ def chunk(
     """One chunk; without ``delta`` it has no choices."""
     choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
     base = {
-        "id": "chatcmpl-up",
-        "object": "chat.completion.chunk",
-        "created": CREATED,
-        "model": "up",
-    }
+        "id": "chatcmpl-up", "object": "chat.completion.chunk", "created": CREATED, "model": "up",
+    }  # fmt: skip
     return {**base, "choices": [] if delta is None else [choice], **extra}
 
 
@@ -480,12 +466,9 @@ def rate_limited(retry_after: str | None = "1") -> Script:
 
 def context_too_long() -> Script:
     message = "This model's maximum context length is 8192 tokens."
-    return status(
-        400,
-        error_body(
-            message, kind="invalid_request_error", param="messages", code="context_length_exceeded"
-        ),
-    )
+    code = "context_length_exceeded"
+    body = error_body(message, kind="invalid_request_error", param="messages", code=code)
+    return status(400, body)
 
 
 def refuses_prefix() -> Script:
