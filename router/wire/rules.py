@@ -48,8 +48,10 @@ def check(request: ChatRequest, body: bytes) -> None:
     for message in messages:
         if message.content is None or message.tool_calls is not None or message.role in _ANSWERING:
             _check_conversation(messages)
-            break
-    # One look for most requests: these quotes and no more mean that nothing else is there to be checked.
+            _check_thoroughly(request, body)
+            return
+    # One look for most requests. Each parameter here has at least these quotes, so where there are no more, nothing
+    # else is in the body: no other parameter, none of these twice.
     quotes = 6 + QUOTES_PER_MESSAGE * len(messages)
     if request.stream is not None:
         quotes += 2
@@ -57,7 +59,7 @@ def check(request: ChatRequest, body: bytes) -> None:
         quotes += 2
     if request.max_tokens is not None:
         quotes += 2
-    if request.stream_options is not None and request.stream:
+    if request.wants_usage and request.stream:
         quotes += 4
     if body.count(b'"') != quotes:
         _check_thoroughly(request, body)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import aiohttp
+import msgspec
 import pytest
 
+from router.app import Pricing
+from router.server import chat
+from router.wire.sse import KEEP_ALIVE
 from tests.e2e.serving import SECRET, site, upstream_config
 from tests.operations import EMBEDDED, text_completion, text_events
-from tests.upstream import Upstream, encode, event, json_answer, status, stream_of
+from tests.upstream import Upstream, encode, event, json_answer, status, stream_of, waits
 
 HEADERS = {"Authorization": f"Bearer {SECRET}"}
 ENGINE = "engines: {s: {kind: simulated, ttft_ms: 1}}\nmodels: {m: {targets: [{engine: s}]}}\n"
@@ -159,6 +164,42 @@ async def test_a_bad_parameter_never_leaves(path, body, param, code):
     assert (error["param"], error["code"]) == (param, code)
     assert list(error) == ["message", "type", "param", "code"]
     assert up.requests == []
+
+
+async def test_attempts_go_on_while_comments_keep_the_stream_alive(monkeypatch):
+    monkeypatch.setattr(chat, "KEEP_ALIVE_S", 0.02)
+    gate = asyncio.Event()
+    async with Upstream(default=waits(gate, status(500))) as bad, Upstream() as good:
+        async with site(upstream_config(bad.url, good.url)) as served:
+            asked = asyncio.create_task(post(served, "chat/completions", {**CHAT, "stream": True}))
+            await bad.until_requests()
+            await asyncio.sleep(0.05)
+            gate.set()
+            code, got = await asked
+    assert code == 200
+    assert got.startswith(KEEP_ALIVE)
+    assert got.endswith(b"data: [DONE]\n\n")
+    assert [(one.outcome, one.attempts) for one in served.done] == [("ok", 2)]
+
+
+async def test_a_model_is_listed_with_both_field_sets():
+    async with Upstream() as up, site(upstream_config(up.url)) as served:
+        async with aiohttp.ClientSession(headers=HEADERS) as session:
+            async with session.get(f"{served.base_url}/models") as answer:
+                listed = await answer.json()
+        card = served.router.model("m")
+    (model,) = listed["data"]
+    assert (listed["object"], model["object"], model["id"], model["name"]) == (
+        "list",
+        "model",
+        "m",
+        "m",
+    )
+    assert model.keys() == {
+        "id", "object", "created", "owned_by", "name", "context_length", "max_completion_tokens",
+    }  # fmt: skip
+    priced = msgspec.structs.replace(card, pricing=Pricing("0.00000008", "0.00000008"))
+    assert json.loads(msgspec.json.encode(priced))["pricing"]["prompt"] == "0.00000008"
 
 
 # Fields of other dialects.

@@ -177,6 +177,16 @@ def test_what_openai_takes_is_taken(changes):
     assert decode_chat(body(**changes)).messages
 
 
+def test_what_has_fewer_quotes_than_usual_hides_no_parameter():
+    silent = {"role": "assistant", "audio": {}}
+    raw = body(messages=[USER, silent], stream=True)
+    assert decode_chat(raw).stream
+    assert refusal(raw[:-1] + b',"stream":false}')[0] == "Duplicate parameter: 'stream'."
+    assert refusal(raw[:-1] + b',"top_logprobs":3}')[1] == "top_logprobs"
+    raw = body(stream=True, stream_options={})
+    assert refusal(raw[:-1] + b',"stream":false}')[0] == "Duplicate parameter: 'stream'."
+
+
 def test_every_supported_value_is_supported():
     for name, values in SUPPORTED.items():
         if (
