@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from router.errors import invalid_request
-from router.wire import jsontext, violations
+from router.wire import rules, violations
 from router.wire.chat import decode
 from router.wire.legacy import Token
 from router.wire.operation import Operation
@@ -58,6 +58,6 @@ def decode_embedding(body: bytes, extra_fields: Collection[str] = ()) -> Embeddi
 def _check(request: EmbeddingRequest, body: bytes) -> None:
     if not request.model:
         raise invalid_request("you must provide a model parameter")
-    jsontext.check(body)
+    rules.check_body(body)
     if isinstance(request.input, list):
         violations.check_alike("input", request.input)

@@ -19,8 +19,6 @@ from typing import cast
 import msgspec
 from msgspec import Raw
 
-from router.wire import violations
-
 _NAME = re.compile(rb'[\s,]*("[^"\\]*(?:\\.[^"\\]*)*")\s*:\s*')
 _decoder = msgspec.json.Decoder(dict[str, Raw])
 _name = msgspec.json.Decoder(str)
@@ -29,15 +27,6 @@ _name = msgspec.json.Decoder(str)
 def fields(body: bytes) -> dict[str, Raw]:
     """The parameters of a JSON object. Raises msgspec.DecodeError."""
     return _decoder.decode(body)
-
-
-def check(body: bytes) -> None:
-    """Raises ApiError for a parameter given twice, UnicodeDecodeError for what is no UTF-8."""
-    if not body.isascii():
-        body.decode()
-    name = repeated(body)
-    if name is not None:
-        raise violations.repeated(name)
 
 
 def repeated(body: bytes) -> str | None:

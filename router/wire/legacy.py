@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from router.errors import invalid_request
-from router.wire import jsontext, rules, violations
+from router.wire import rules, violations
 from router.wire.chat import (
     Choices,
     LogitBias,
@@ -96,7 +96,7 @@ def decode_completion(body: bytes, extra_fields: Collection[str] = ()) -> Comple
 def _check(request: CompletionRequest, body: bytes) -> None:
     if not request.model:
         raise invalid_request("you must provide a model parameter")
-    jsontext.check(body)
+    rules.check_body(body)
     rules.check_stream_options(request)
     if request.logit_bias:
         rules.check_logit_bias(request.logit_bias)

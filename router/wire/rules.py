@@ -66,7 +66,7 @@ def check(request: ChatRequest, body: bytes) -> None:
 
 
 def _check_thoroughly(request: ChatRequest, body: bytes) -> None:
-    jsontext.check(body)
+    check_body(body)
     _check_companions(request)
     if request.tools is not None:
         _check_tools(request.tools)
@@ -80,6 +80,15 @@ def _check_thoroughly(request: ChatRequest, body: bytes) -> None:
         _check_metadata(request.metadata)
     if request.functions is not None or request.function_call is not None:
         _check_functions(request)
+
+
+def check_body(body: bytes) -> None:
+    """Raises ApiError for a parameter given twice, UnicodeDecodeError for what is no UTF-8."""
+    if not body.isascii():
+        body.decode()
+    name = jsontext.repeated(body)
+    if name is not None:
+        raise violations.repeated(name)
 
 
 def check_stream_options(request: ChatRequest | CompletionRequest) -> None:

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Raw
 
 from router.errors import ApiError, invalid_request
+from router.wire import jsontext
 
 MAX_ECHO = 64
 """Characters of a client's value that an error repeats: enough to find it by."""
@@ -190,10 +191,14 @@ def translate(error: msgspec.ValidationError, body: bytes) -> ApiError:
     if not path:
         return not_json()
     try:
+        name = jsontext.repeated(body)
+        if name is not None:
+            return repeated(name)
         param, got = _resolve(body, path, what)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return not_json()  # What follows the bad parameter is no JSON; that comes first.
-    return _about_value(what, param, got)
+        return _about_value(what, param, got)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError):
+        # What follows the bad parameter is no JSON, or an object inside has a name twice.
+        return not_json()
 
 
 def _about_value(what: str, param: str, got: bytes) -> ApiError:
@@ -290,7 +295,7 @@ def _offender(values: Mapping[str, Raw], what: str) -> str:
     found = _TYPE.match(what)
     got = found["got"] if found else None
     offenders = [key for key, value in values.items() if got is None or _kind(bytes(value)) == got]
-    return offenders[0] if offenders else next(iter(values))
+    return offenders[0] if offenders else next(iter(values), "")
 
 
 def _kind(value: bytes) -> str:

@@ -84,6 +84,21 @@ def test_a_number_beyond_all_measure_is_named(name, number):
     assert len(message) < 200
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"model":"m","messages":[{"role":"robot","content":""}],"messages":[]}',
+        b'{"model":"m","messages":[{"role":"user","content":[{"type":"smell"}],"content":[]}]}',
+        b'{"model":"m","messages":[{"role":"user","content":[],"content":3}]}',
+        b'{"model":"m","messages":[{"role":"user","content":[],"content":"x"}]}',
+        b'{"model":"m","messages":[{"role":"user","content":"x"}],"logit_bias":{"1":"x","1":2}}',
+        b'{"temperature":3,"temperature":1}', b'{"n":"x","n":{}}', b'{"stop":["a",3],"stop":{}}',
+    ],
+)  # fmt: skip
+def test_a_bad_value_that_another_of_its_name_replaces_is_refused_all_the_same(raw):
+    refusal(raw)
+
+
 @pytest.mark.parametrize("spaced", [False, True])
 @pytest.mark.parametrize(
     ("twice", "name"),
