@@ -69,6 +69,33 @@ fields = st.dictionaries(
 )
 
 
+NESTED = [
+    *NAMES,
+    "type",
+    "role",
+    "content",
+    "function",
+    "name",
+    "text",
+    "json_schema",
+    "schema",
+    "tool_calls",
+    "id",
+]
+pairs = st.tuples(st.sampled_from(NESTED).map(json.dumps), st.sampled_from(LIKELY).map(json.dumps))
+any_text = st.recursive(
+    (scalars | st.sampled_from(LIKELY)).map(json.dumps),
+    lambda inner: (
+        st.lists(inner, max_size=3).map(lambda items: f"[{','.join(items)}]")
+        | st.lists(
+            st.tuples(st.sampled_from(NESTED).map(json.dumps), inner) | pairs, max_size=4
+        ).map(lambda items: "{" + ",".join(f"{name}:{value}" for name, value in items) + "}")
+    ),
+    max_leaves=8,
+)
+"""JSON whose objects may have a name twice, which no dict can."""
+
+
 class Running:
     """The server in its thread, and a connection to it."""
 
@@ -161,3 +188,16 @@ def test_a_good_body_with_some_bytes_changed(server, path, at, bytes_):
     body = json.dumps(GOOD[path]).encode()
     at %= len(body)
     assert_an_answer(*server.post(path, body[:at] + bytes_ + body[at + 1 :]))
+
+
+@pytest.mark.timeout(600)
+@settings(deadline=None)
+@given(
+    path=st.sampled_from(sorted(GOOD)),
+    more=st.lists(st.tuples(st.sampled_from(NAMES).map(json.dumps), any_text), max_size=3),
+)
+def test_names_that_stand_there_twice(server, path, more):
+    fields_ = [json.dumps(GOOD[path])[1:-1], *(f"{name}:{value}" for name, value in more)]
+    assert_an_answer(
+        *server.post(path, ("{" + ",".join(fields_) + "}").encode("utf-8", "surrogatepass"))
+    )
