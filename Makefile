@@ -1,5 +1,6 @@
 # make run    set up .venv and serve the starter model on http://127.0.0.1:8080
 # make test   set up .venv and run the whole gate (scripts/check)
+# make node-deps   fetch OpenAI's Node SDK where npm is, for one test that is skipped without it
 #
 # Both need Python 3.11 or newer with venv and pip, and nothing else. PYTHON=... names another interpreter,
 # ARGS=... is passed on to `nenya serve`.
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test fix clean
+.PHONY: run test fix clean node-deps
 
 run: .venv/.run
 	@$(BIN)/nenya serve $(ARGS)
@@ -19,6 +20,10 @@ test: .venv/.dev
 
 fix: .venv/.dev
 	@$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+node-deps:
+	@if command -v npm >/dev/null 2>&1; then cd tests/node && npm ci --silent --ignore-scripts --no-audit --no-fund; \
+	else echo "No npm here: the test of OpenAI's Node SDK will be skipped."; fi
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -20,6 +20,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,14 +35,16 @@ from router.backends.engine import EngineBackend
 from router.backends.openai import OpenAIBackend
 from router.backends.supervisor import LocalNode
 from router.clock import Clock, SystemClock
-from router.config.schema import Config
+from router.config.schema import Config, Price
 from router.dispatch import Call, Dispatcher, Reply, Terms
+from router.eligible import Eligible
 from router.errors import ApiError, ErrorObject, invalid_request
 from router.events import Event, Listener, TargetState
 from router.pool import Route
 from router.wire import sse
 from router.wire.chat import ChatRequest, decode_chat, unknown_model
 from router.wire.completion import ChatCompletion, ChatCompletionChunk
+from router.wire.request import Request
 
 _log = logging.getLogger("nenya")
 _chat = msgspec.json.Decoder(ChatCompletion)
@@ -49,6 +52,13 @@ _chunk = msgspec.json.Decoder(ChatCompletionChunk)
 
 LIBRARY = "library"
 """The key id of requests that an embedder makes without naming one."""
+
+
+class Pricing(msgspec.Struct, frozen=True):
+    """What a token costs, in US dollars: decimals as text, for no float holds them."""
+
+    prompt: str
+    completion: str
 
 
 class ModelCard(msgspec.Struct, frozen=True):
@@ -61,6 +71,8 @@ class ModelCard(msgspec.Struct, frozen=True):
     context_length: int | None
     max_completion_tokens: int | None
     object: str = "model"
+    pricing: Pricing | msgspec.UnsetType = msgspec.UNSET
+    """Left out where the config has no prices."""
 
 
 class TargetStats(msgspec.Struct, frozen=True):
@@ -101,6 +113,7 @@ class Router:
         self._created = int(self._clock.wall())
         self._listeners: list[Listener] = []
         self.pool = pools.build(config)
+        self._eligible = Eligible(config)
         self.accounts = Accounts(config, self._name_of, clock=self._clock, emit=self._emit)
         if config.accounts.database is not None:
             self._listeners.append(self.accounts.note)
@@ -164,7 +177,7 @@ class Router:
     ) -> ChatCompletion:
         """The whole answer to a request in OpenAI's shape. Raises ApiError."""
         body = _body(request, stream=False)
-        reply = await self.open(decode_chat(body), body, key_id=key_id)
+        reply = await self.open(decode_chat(body, self.extra_fields), body, key_id=key_id)
         try:
             return _chat.decode(await reply.read())
         finally:
@@ -175,7 +188,7 @@ class Router:
     ) -> AsyncIterator[ChatCompletionChunk]:
         """The answer's chunks as they come. Raises ApiError, also midway; leaving the loop early cancels the rest."""
         body = _body(request, stream=True)
-        reply = await self.open(decode_chat(body), body, key_id=key_id)
+        reply = await self.open(decode_chat(body, self.extra_fields), body, key_id=key_id)
         try:
             while blob := await reply.read():
                 for event in sse.split(blob):
@@ -187,7 +200,7 @@ class Router:
 
     async def open(
         self,
-        request: ChatRequest,
+        request: Request,
         body: bytes,
         *,
         key_id: str = LIBRARY,
@@ -199,6 +212,7 @@ class Router:
         Whoever opens a reply closes it, on every way out. ``received_at`` is monotonic seconds.
         """
         route = self._route(request.model or "", key_id)
+        route = self._eligible.narrow(route, request, body)
         _check_limit(request, route.model.max_completion_tokens)
         now = self._clock.now()
         call = Call(
@@ -221,6 +235,11 @@ class Router:
 
     # Looking.
 
+    @property
+    def extra_fields(self) -> frozenset[str]:
+        """Fields of requests that OpenAI doesn't know and some provider takes."""
+        return self._eligible.extra_fields
+
     def models(self, key_id: str = LIBRARY) -> list[ModelCard]:
         """Every model of the config that the key may ask for, in the config's order."""
         allows = self.accounts.allows
@@ -236,6 +255,7 @@ class Router:
             name=route.name,
             context_length=route.model.context_tokens,
             max_completion_tokens=route.model.max_completion_tokens,
+            pricing=_pricing(route.model.price),
         )
 
     def ready(self) -> bool:
@@ -327,6 +347,14 @@ def new_request_id() -> str:
     return "req_" + base64.b32encode(os.urandom(15)).decode().lower()
 
 
+def _pricing(price: Price | None) -> Pricing | msgspec.UnsetType:
+    """Prices for a million tokens as the price of one."""
+    if price is None:
+        return msgspec.UNSET
+    one = [f"{Decimal(str(dollars)).scaleb(-6):f}" for dollars in (price.input, price.output)]
+    return Pricing(*one)
+
+
 def _terms(config: Config, accounts: Accounts) -> Terms:
     clocks = config.timeouts
     limits = Limits(clocks.connect_s, clocks.first_token_s, clocks.idle_s)
@@ -346,12 +374,12 @@ def _body(request: ChatRequest | Mapping[str, Any], *, stream: bool) -> bytes:
         raise invalid_request(f"The request can't be written as JSON: {error}") from error
 
 
-def _check_limit(request: ChatRequest, cap: int | None) -> None:
+def _check_limit(request: Request, cap: int | None) -> None:
     """A model's own cap on what it writes."""
     asked = request.output_limit
     if cap is None or asked is None or asked <= cap:
         return
-    param = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    param = request.output_limit_name
     message = (
         f"{param} is too large: {asked}. This model supports at most {cap} completion tokens, "
         f"whereas you provided {asked}."

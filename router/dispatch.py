@@ -25,7 +25,7 @@ from router.events import Retry as Retried
 from router.policy.breaker import Verdict
 from router.pool import Refusal, Route
 from router.target import Lease, Target
-from router.wire.chat import ChatRequest
+from router.wire.request import Request
 
 CLIENT_GONE = "client_gone"
 CLIENT_GONE_STATUS = 499
@@ -38,7 +38,7 @@ LIMIT_HEADERS = "x-ratelimit-"
 class Call(msgspec.Struct, frozen=True):
     """One request, admitted: what the walk needs to know of it. Times are monotonic seconds."""
 
-    request: ChatRequest
+    request: Request
     body: bytes
     route: Route
     request_id: str

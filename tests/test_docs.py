@@ -13,6 +13,7 @@ import pytest
 
 from engines import specs
 from router.config import schema
+from router.wire.chat import ChatRequest
 
 ROOT = Path(__file__).parent.parent
 PARTS = [
@@ -59,3 +60,18 @@ def test_the_readmes_library_example_runs(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) > 20
+
+
+def test_every_parameter_has_its_row():
+    table = (
+        (ROOT / "docs/openai.md")
+        .read_text()
+        .split("## Chat completions")[1]
+        .split("\nMessages:")[0]
+    )
+    names = {
+        name
+        for row in table.splitlines()
+        for name in re.findall(r"`(\w+)`", row.split("|")[1] if "|" in row else "")
+    }
+    assert names == set(ChatRequest.__struct_fields__)

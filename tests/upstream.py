@@ -11,7 +11,6 @@ real socket, speaks HTTP/1.1 by hand (so that it can speak it wrongly) and notes
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json as jsonlib
 import random
 import socket
@@ -21,9 +20,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Self
 
 CREATED = 1_700_000_000
-USAGE = {"prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13} | {
-    "prompt_tokens_details": {"cached_tokens": 4}
-}
+USAGE = {
+    "prompt_tokens": 10, "completion_tokens": 3, "total_tokens": 13, "prompt_tokens_details": {"cached_tokens": 4},
+}  # fmt: skip
 
 
 class Seen:
@@ -117,14 +116,18 @@ class Upstream:
         self._server.close()
         for connection in list(self._open):
             connection.transport.abort()
-        tasks = [connection.task for connection in self._open if connection.task is not None]
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in list(self._open):
+            await connection.over()
         await self._server.wait_closed()
 
     @property
     def url(self) -> str:
         """A provider's base_url."""
         return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}/v1"
+
+    @property
+    def open_connections(self) -> int:
+        return len(self._open)
 
     def script(self, *scripts: Script) -> None:
         """The next requests get these."""
@@ -148,6 +151,9 @@ class Upstream:
         for connection in list(self._open):
             connection.transport.close()
 
+    def next_script(self) -> Script:
+        return self.scripts.pop(0) if self.scripts else self.default
+
 
 class _Connection(asyncio.Protocol):
     transport: asyncio.Transport
@@ -156,7 +162,7 @@ class _Connection(asyncio.Protocol):
         self.upstream = upstream
         self.gone = asyncio.Event()
         self._buffer = b""
-        self.task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._writable = asyncio.Event()
         self._writable.set()
 
@@ -171,8 +177,8 @@ class _Connection(asyncio.Protocol):
         self._note_gone()
         self._writable.set()
         self.upstream._open.discard(self)
-        if self.task is not None:
-            self.task.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     def eof_received(self) -> None:
         self._note_gone()
@@ -181,6 +187,10 @@ class _Connection(asyncio.Protocol):
         if not self.gone.is_set():
             self.gone.set()
             self.upstream.closed_at.append(asyncio.get_running_loop().time())
+
+    async def over(self) -> None:
+        if self._task is not None:
+            await asyncio.wait([self._task])
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -195,7 +205,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        if self.task is None or self.task.done():
+        if self._task is None or self._task.done():
             self._next()
 
     def _next(self, _: object = None) -> None:
@@ -211,19 +221,22 @@ class _Connection(asyncio.Protocol):
             return
         seen.body, self._buffer = rest[:size], rest[size:]
         self.upstream.requests.append(seen)
-        self.task = asyncio.ensure_future(self._serve(Call(self.upstream, self, seen)))
-        self.task.add_done_callback(self._next)
+        self._task = asyncio.ensure_future(self._serve(Call(self.upstream, self, seen)))
+        self._task.add_done_callback(self._next)
 
     async def _serve(self, call: Call) -> None:
-        upstream = self.upstream
-        await (upstream.scripts.pop(0) if upstream.scripts else upstream.default)(call)
+        await self.upstream.next_script()(call)
 
 
 # Segments.
 
 
-whole: Segments = lambda data: [data]
-by_byte: Segments = lambda data: [data[i : i + 1] for i in range(len(data))]
+def whole(data: bytes) -> list[bytes]:
+    return [data]
+
+
+def by_byte(data: bytes) -> list[bytes]:
+    return [data[i : i + 1] for i in range(len(data))]
 
 
 def at_random(seed: int, longest: int = 40) -> Segments:
@@ -275,22 +288,14 @@ def completion(
     text: str = "Hello there.", *, finish: str | None = "stop", usage: Any = USAGE, n: int = 1
 ) -> bytes:
     """The JSON of a whole answer."""
+    message = {"role": "assistant", "content": text, "refusal": None}
     choices = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
-            "logprobs": None,
-            "finish_reason": finish,
-        }
+        {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
         for index in range(n)
     ]
     value = {
-        "id": "chatcmpl-up",
-        "object": "chat.completion",
-        "created": CREATED,
-        "model": "up",
-        "choices": choices,
-    }
+        "id": "chatcmpl-up", "object": "chat.completion", "created": CREATED, "model": "up", "choices": choices,
+    }  # fmt: skip
     return encode({**value, "usage": usage} if usage is not None else value)
 
 
@@ -318,12 +323,13 @@ def chunk(
     """One chunk; without ``delta`` it has no choices."""
     choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
     base = {
-        "id": "chatcmpl-up",
-        "object": "chat.completion.chunk",
-        "created": CREATED,
-        "model": "up",
-    }
+        "id": "chatcmpl-up", "object": "chat.completion.chunk", "created": CREATED, "model": "up",
+    }  # fmt: skip
     return {**base, "choices": [] if delta is None else [choice], **extra}
+
+
+def words(count: int) -> list[str]:
+    return [f"word{i} " for i in range(count)]
 
 
 def events(
@@ -344,10 +350,7 @@ def events(
     if usage == "groq":
         last = {"x_groq": {"id": "req_1", "usage": USAGE}}
     found = [event(chunk({"role": "assistant", "content": "", "refusal": None}, **each))]
-    found += [
-        event(chunk({"content": text}, **each))
-        for text in texts or [f"word{i} " for i in range(count)]
-    ]
+    found += [event(chunk({"content": text}, **each)) for text in texts or words(count)]
     if finish is not None:
         found.append(event(chunk({}, finish=finish, **last)))
     if usage == "chunk":
@@ -463,12 +466,9 @@ def rate_limited(retry_after: str | None = "1") -> Script:
 
 def context_too_long() -> Script:
     message = "This model's maximum context length is 8192 tokens."
-    return status(
-        400,
-        error_body(
-            message, kind="invalid_request_error", param="messages", code="context_length_exceeded"
-        ),
-    )
+    code = "context_length_exceeded"
+    body = error_body(message, kind="invalid_request_error", param="messages", code=code)
+    return status(400, body)
 
 
 def refuses_prefix() -> Script:
@@ -573,10 +573,12 @@ def no_done(count: int = 2, *, finish: str | None = "stop") -> Script:
 
 def flapping(*scripts: Script) -> Script:
     """These in turn, for ever."""
-    turns = itertools.cycle(scripts)
+    turn = 0
 
     async def answer(call: Call) -> None:
-        await next(turns)(call)
+        nonlocal turn
+        turn += 1
+        await scripts[(turn - 1) % len(scripts)](call)
 
     return answer
 

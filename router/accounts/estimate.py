@@ -18,6 +18,7 @@ from collections.abc import Iterable
 import msgspec
 
 from router.wire.chat import ChatRequest
+from router.wire.request import Request
 
 BYTES_PER_TOKEN = 4
 """Of English, before anything is known of a model."""
@@ -53,19 +54,20 @@ class Size(msgspec.Struct, frozen=True):
     choices: int = 1
 
 
-def request_size(request: ChatRequest, body: bytes) -> Size:
+def request_size(request: Request, body: bytes) -> Size:
     """The size of a request that was decoded from ``body``."""
+    messages = request.messages if isinstance(request, ChatRequest) else []
     parts = [
         part
-        for message in request.messages
+        for message in messages
         if message.content is not None and not isinstance(message.content, str)
         for part in message.content
     ]
     others = [part for part in parts if part.__struct_config__.tag not in TEXTS]
-    choices = request.n or 1
+    choices = request.choices
     if not others:
         return Size(len(body), 0, request.output_limit, choices)
-    text = sum(_text_bytes(message.content) for message in request.messages)
+    text = sum(_text_bytes(message.content) for message in messages)
     return Size(text, len(others) * TOKENS_PER_PART, request.output_limit, choices)
 
 

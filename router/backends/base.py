@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from router.wire.chat import ChatRequest
+from router.wire.request import Request
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class Limits(msgspec.Struct, frozen=True):
 class Order(msgspec.Struct, frozen=True):
     """One attempt, as a backend hears of it."""
 
-    request: ChatRequest
+    request: Request
     body: bytes
     """What the client sent, byte for byte; ``request`` was decoded from it."""
     model: str

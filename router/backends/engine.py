@@ -27,7 +27,7 @@ from engines.base import Delta, Engine, EngineError, Event, GenerateRequest, Sam
 from router.backends.base import Facts, Order
 from router.backends.mailbox import Mailbox
 from router.errors import ApiError, Fault, FaultKind, invalid_request
-from router.wire.chat import ChatRequest, Message, RefusalPart, TextPart
+from router.wire.chat import ChatRequest
 from router.wire.completion import (
     ID_BYTES,
     ChunkEncoder,
@@ -36,6 +36,8 @@ from router.wire.completion import (
     OutOfOrder,
     new_id,
 )
+from router.wire.messages import Message, RefusalPart, TextPart
+from router.wire.options import CustomTool, NamedFunction
 
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 """Events that nobody reads: some 60,000 tokens, or 1,500 with all the logprobs one can ask for."""
@@ -48,6 +50,7 @@ IGNORED: Mapping[str, str] = MappingProxyType(
         "safety_identifier": "book-keeping",
         "prompt_cache_key": "prefixes are cached without being asked",
         "prompt_cache_retention": "for as long as there is room",
+        "prompt_cache_options": "likewise",
         "prediction": "makes an answer come sooner, not differently",
         "reasoning_effort": "a wish; an answer without it still answers the question",
         "verbosity": "a wish",
@@ -59,6 +62,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
     {
         "audio": "This model answers with text only.",
         "web_search_options": "This model does not search the web.",
+        "moderation": "This model does not moderate.",
         "functions": "'functions' is deprecated; use 'tools' instead.",
         "function_call": "'function_call' is deprecated; use 'tool_choice' instead.",
     }
@@ -119,13 +123,14 @@ class EngineBackend:
         Raises Fault. Cancelling it leaves nothing behind.
         """
         try:
+            chat = _chat(order)
             request = generate_request(order)
         except ApiError as error:
             raise Fault(FaultKind.CLIENT_ERROR, error.error.message, answer=error) from error
         if asyncio.get_running_loop().time() >= order.deadline:
             raise Fault(FaultKind.DEADLINE, "The request's time was up before its turn came.")
         answer = EngineAnswer(
-            self._begin(request), order, self._writer(order), self._answers.discard
+            self._begin(request), order, self._writer(order, chat), self._answers.discard
         )
         self._answers.add(answer)
         try:
@@ -149,8 +154,7 @@ class EngineBackend:
         except EngineError as error:
             raise fault_of(error) from error
 
-    def _writer(self, order: Order) -> ChunkEncoder | CompletionBuilder:
-        request = order.request
+    def _writer(self, order: Order, request: ChatRequest) -> ChunkEncoder | CompletionBuilder:
         identity = Identity(
             id=new_id(self._entropy(ID_BYTES)),
             created=order.created,
@@ -338,7 +342,7 @@ _text = msgspec.json.Decoder(str).decode
 
 def generate_request(order: Order) -> GenerateRequest:
     """The engine's form of a request. Raises ApiError for what no engine here can do, naming the parameter."""
-    request = order.request
+    request = _chat(order)
     _refuse(request)
     parts = _splice(order.body)
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or ()
@@ -364,6 +368,12 @@ def generate_request(order: Order) -> GenerateRequest:
     )
 
 
+def _chat(order: Order) -> ChatRequest:
+    if not isinstance(order.request, ChatRequest):
+        raise invalid_request("This model answers chat requests only.", param="model", status=404)
+    return order.request
+
+
 def _given(raw: Raw) -> bytes | None:
     value = bytes(raw)
     return None if value in {b"", b"null"} else value
@@ -377,9 +387,6 @@ def _refuse(request: ChatRequest) -> None:
         raise _unsupported("modalities", "This model answers with text only.")
     _refuse_parts(request.messages)
     _refuse_tools(request)
-    if request.response_format is not None:
-        kinds = {"text", "json_object", "json_schema"}
-        _expect(request.response_format.get("type"), "response_format.type", kinds)
 
 
 def _refuse_parts(messages: list[Message]) -> None:
@@ -395,26 +402,12 @@ def _refuse_parts(messages: list[Message]) -> None:
 
 def _refuse_tools(request: ChatRequest) -> None:
     for i, tool in enumerate(request.tools or ()):
-        _expect(tool.get("type"), f"tools[{i}].type", {"function"})
+        if isinstance(tool, CustomTool):
+            raise _unsupported(f"tools[{i}].type", "This model calls functions only.")
     choice = request.tool_choice
-    if isinstance(choice, str):
-        if choice not in {"none", "auto", "required"}:
-            raise _unsupported("tool_choice", f"Invalid value: '{choice[:64]}'.")
-    elif choice is not None:
-        _expect(choice.get("type"), "tool_choice.type", {"function"})
-
-
-def _expect(raw: Raw | None, param: str, allowed: set[str]) -> None:
-    """Check that ``raw`` is one of the strings ``allowed``."""
-    try:
-        value = _text(raw) if raw is not None else None
-    except msgspec.DecodeError:
-        value = None
-    if value not in allowed:
-        names = ", ".join(f"'{name}'" for name in sorted(allowed))
-        got = "nothing" if raw is None else bytes(raw)[:64].decode(errors="replace")
-        message = f"Invalid value for '{param}': this model takes {names}, but got {got}."
-        raise _unsupported(param, message)
+    if choice is not None and not isinstance(choice, str | NamedFunction):
+        message = "This model takes 'none', 'auto', 'required' or a function's name."
+        raise _unsupported("tool_choice.type", message)
 
 
 def _unsupported(param: str, message: str) -> ApiError:

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from importlib import metadata
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from router.backends.base import Answer, Facts, Order
 from router.backends.http import refusal
@@ -33,6 +33,7 @@ from router.backends.http.relay import Relay, Usage
 from router.config.schema import Provider
 from router.errors import ConfigError, Fault, FaultKind, Problem
 from router.wire import rewrite
+from router.wire.operation import Operation
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A whole answer: images and audio come as base64; text is never near."""
@@ -49,6 +50,13 @@ _FIXED_HEADERS = frozenset(
 )
 
 
+class _Heads(Struct, frozen=True):
+    """The unchanging parts of the heads of an operation's requests."""
+
+    stream: bytes
+    whole: bytes
+
+
 class _Choice(Struct, frozen=True):
     finish_reason: str | None = None
 
@@ -59,7 +67,19 @@ class _Completion(Struct, frozen=True):
     error: object = None
 
 
+class _Embeddings(Struct, frozen=True):
+    data: list[Raw] | None = None
+    usage: Usage | None = None
+    error: object = None
+
+    @property
+    def choices(self) -> list[_Choice]:
+        """Whole as it came: what is counted is that there is something."""
+        return [_Choice("stop")] if self.data else []
+
+
 _completions = msgspec.json.Decoder(_Completion)
+_embeddings = msgspec.json.Decoder(_Embeddings)
 
 
 class OpenAIBackend:
@@ -70,8 +90,13 @@ class OpenAIBackend:
         self.name = name
         try:
             origin = origin_of(provider.base_url)
-            self._stream_head = _prepared(origin, provider, b"text/event-stream")
-            self._whole_head = _prepared(origin, provider, b"application/json")
+            self._heads = {
+                operation: _Heads(
+                    _prepared(origin, provider, operation, "text/event-stream"),
+                    _prepared(origin, provider, operation, "application/json"),
+                )
+                for operation in Operation
+            }
         except ValueError as error:
             raise ConfigError(
                 f"provider {name}", [Problem(str(error), f"providers.{name}")]
@@ -93,12 +118,12 @@ class OpenAIBackend:
 
     async def open(self, order: Order) -> Answer:
         """Send the request; returns when the answer's head is there and good. Raises Fault."""
-        streams = bool(order.request.stream)
-        hide_usage = streams and not order.request.wants_usage
+        request = order.request
+        streams = bool(request.stream)
+        hide_usage = streams and not request.wants_usage
         body = rewrite.for_upstream(order.body, order.model, ask_usage=hide_usage)
-        head = _head(
-            self._stream_head if streams else self._whole_head, order.request_id, len(body)
-        )
+        heads = self._heads[request.operation]
+        head = _head(heads.stream if streams else heads.whole, order.request_id, len(body))
         exchange = await self._send(head, body, order)
         status = exchange.status
         if status >= 300:
@@ -108,7 +133,7 @@ class OpenAIBackend:
         kind = exchange.headers.get("content-type", "text/event-stream")
         if not kind.lower().startswith("text/event-stream"):
             raise await self._no_stream(exchange, order)
-        relay = Relay(hide_usage=hide_usage, choices=order.request.n or 1, secrets=self._secrets)
+        relay = Relay(hide_usage=hide_usage, choices=request.choices, secrets=self._secrets)
         return StreamAnswer(exchange, order, relay)
 
     async def close(self) -> None:
@@ -321,8 +346,10 @@ class WholeAnswer:
     def _checked(self) -> bytes:
         parts = self._parts
         body = parts[0] if len(parts) == 1 else b"".join(parts)
+        embeds = self._order.request.operation is Operation.EMBEDDINGS
+        completion: _Completion | _Embeddings
         try:
-            completion = _completions.decode(body)
+            completion = _embeddings.decode(body) if embeds else _completions.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             if refusal.read(body) is not None:
                 raise refusal.in_answer(body, started=False, secrets=self._secrets) from None
@@ -331,7 +358,7 @@ class WholeAnswer:
             raise refusal.in_answer(body, started=False, secrets=self._secrets)
         choices = completion.choices
         if not choices:
-            raise Fault(FaultKind.MALFORMED, "the provider's answer has no choices")
+            raise Fault(FaultKind.MALFORMED, "the provider's answer has nothing in it")
         self.facts.finished = all(choice.finish_reason is not None for choice in choices)
         if completion.usage is not None:
             completion.usage.note(self.facts)
@@ -362,13 +389,13 @@ def _late(order: Order, kind: FaultKind) -> Fault:
     return Fault(kind, "the provider's answer has stalled")
 
 
-def _prepared(origin: Origin, provider: Provider, accept: bytes) -> bytes:
+def _prepared(origin: Origin, provider: Provider, operation: Operation, accept: str) -> bytes:
     """The part of a request's head that never changes. Raises ValueError for what can't stand in one."""
     fields = {
         "host": origin.authority,
         "user-agent": f"nenya/{_version()}",
         "content-type": "application/json",
-        "accept": accept.decode(),
+        "accept": accept,
         "accept-encoding": "identity",
     }
     if provider.api_key is not None:
@@ -383,7 +410,7 @@ def _prepared(origin: Origin, provider: Provider, accept: bytes) -> bytes:
         if not (value.isascii() and value.isprintable()):
             raise ValueError(f"the header {name} holds a character that it can't")
     lines = [
-        f"POST {origin.path}/chat/completions HTTP/1.1",
+        f"POST {origin.path}/{operation.value} HTTP/1.1",
         *(f"{k}: {v}" for k, v in fields.items()),
         "",
     ]

@@ -135,6 +135,8 @@ class Provider(_Part, frozen=True, kw_only=True):
     """Under the 60 s after which many servers close an idle connection."""
     ca_file: str | None = None
     """PEM file of an authority to trust beside the system's; certificates are always verified."""
+    extra_fields: list[Annotated[str, Meta(min_length=1)]] = []
+    """Top-level fields of requests that aren't OpenAI's and are let through to this provider: ``[top_k, min_p]``."""
     private_network: bool = False
     """Whether base_url's name may resolve to a private or loopback address; an address written out may always."""
 

@@ -5,7 +5,7 @@
     screening    what is refused from the head alone
     routes       which path is whose, as data
     front        match, authenticate, serve; the last resort
-    chat, models, admin   the routes
+    chat, models, admin   the routes; chat has all that a model answers
     run          listeners, signals, draining
 
 aiohttp parses and keeps connections alive. Its Request and Response objects are left out: they cost more than the

@@ -1,40 +1,60 @@
-"""POST /v1/chat/completions: from an exchange to a Reply and back.
+"""The routes that a model answers: chat completions, completions, embeddings. From an exchange to a Reply and back.
 
-The first piece commits the answer, so nothing is written before it. (A heartbeat for prompts that are long in
-prefill belongs between ``open`` and ``begin``; it would commit the answer with a comment.)
+The first piece of an answer commits it, so nothing is written before it, but for one case: a stream whose first
+piece lets itself be waited for. Proxies and clients cut a silent connection after a minute or less, so from
+KEEP_ALIVE_S on it gets comments, which every reader of event streams passes over. They commit the status (200) and
+nothing else: attempts may go on failing and being made elsewhere, and if none ends well the error is an event of the
+stream, as any error after the first byte is.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from router.errors import ApiError
-from router.server.exchange import Exchange
+from router.server.exchange import ClientGone, Exchange
 from router.server.routes import Call
-from router.wire.chat import decode_chat
+from router.wire.request import Request
+from router.wire.sse import KEEP_ALIVE
 
 if TYPE_CHECKING:
     from router.app import Router
     from router.dispatch import Reply
 
+KEEP_ALIVE_S = 15.0
+"""A quarter of the 60 s after which nginx and most load balancers give a silent upstream up; the interval that the
+WHATWG's specification of event streams advises."""
 
-class Chat:
-    """The route."""
+Decode = Callable[[bytes, Collection[str]], Request]
 
-    def __init__(self, router: Router) -> None:
+
+class Ask:
+    """One such route."""
+
+    def __init__(self, router: Router, decode: Decode) -> None:
+        """``decode`` makes the route's request of a body, letting through the fields named."""
         self._router = router
+        self._decode = decode
 
     async def __call__(self, call: Call) -> None:
         """Answer one request. Raises ApiError before the first byte; after it, the error is in the stream."""
         exchange = call.exchange
         body = await exchange.body()
-        reply = await self._router.open(
-            decode_chat(body),
-            body,
-            key_id=call.key_id,
-            request_id=exchange.request_id,
-            received_at=exchange.received_at,
-        )
+        request = self._decode(body, self._router.extra_fields)
+        heart = Heart(exchange) if request.stream else None
+        try:
+            reply = await self._router.open(
+                request,
+                body,
+                key_id=call.key_id,
+                request_id=exchange.request_id,
+                received_at=exchange.received_at,
+            )
+        finally:
+            if heart is not None:
+                heart.stop()
         try:
             exchange.served_by(reply.target, reply.attempts)
             exchange.note(reply.headers)
@@ -46,6 +66,27 @@ class Chat:
             reply.close()
 
 
+class Heart:
+    """Comments on a stream, from KEEP_ALIVE_S on until it is stopped. Costs one timer that seldom fires."""
+
+    __slots__ = ("_exchange", "_timer")
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._beat)
+
+    def stop(self) -> None:
+        """No comment more."""
+        self._timer.cancel()
+
+    def _beat(self) -> None:
+        try:
+            self._exchange.stream(KEEP_ALIVE)
+        except ClientGone:  # Whoever waits for the answer hears it from the connection.
+            return
+        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._beat)
+
+
 async def _whole(reply: Reply) -> bytes:
     pieces = [await reply.read()]
     while piece := await reply.read():
@@ -55,7 +96,7 @@ async def _whole(reply: Reply) -> bytes:
 
 async def _stream(exchange: Exchange, reply: Reply) -> None:
     connection = exchange.connection
-    exchange.begin(await reply.read())
+    exchange.stream(await reply.read())
     try:
         while blob := await reply.read():
             exchange.piece(blob)

@@ -194,6 +194,13 @@ class Exchange:
         head = self._head(status, content_type, f"content-length: {len(body)}\r\n")
         self._write(head if self.message.method == hdrs.METH_HEAD else head + body)
 
+    def stream(self, blob: bytes) -> None:
+        """A blob of a stream that has perhaps not begun."""
+        if self.streaming:
+            self.piece(blob)
+        else:
+            self.begin(blob)
+
     def begin(self, blob: bytes) -> None:
         """A stream's head and its first blob."""
         self.streaming = True

@@ -14,11 +14,15 @@ from router.config.address import Address
 from router.config.schema import Server
 from router.errors import ConfigError, Problem
 from router.server.admin import Admin, Scrape
-from router.server.chat import Chat
+from router.server.chat import Ask, Decode
 from router.server.connection import Gate, Limits
 from router.server.front import Front
 from router.server.models import Models
 from router.server.routes import Route, Routes
+from router.wire.chat import decode_chat
+from router.wire.embeddings import decode_embedding
+from router.wire.legacy import decode_completion
+from router.wire.operation import Operation
 
 if TYPE_CHECKING:
     from router.app import Router
@@ -37,10 +41,18 @@ GOODBYE_S = 1.0
 
 def api_routes(router: Router) -> Routes:
     """The table of the API's listener."""
-    chat, models = Chat(router), Models(router)
+    models = Models(router)
+    asks: tuple[tuple[Operation, Decode], ...] = (
+        (Operation.CHAT, decode_chat),
+        (Operation.COMPLETIONS, decode_completion),
+        (Operation.EMBEDDINGS, decode_embedding),
+    )
     return Routes(
         (
-            Route("POST", "/v1/chat/completions", chat, needs_key=True),
+            *(
+                Route("POST", f"/v1/{operation.value}", Ask(router, decode), needs_key=True)
+                for operation, decode in asks
+            ),
             Route("GET", "/v1/models", models.every, needs_key=True),
             Route("GET", "/v1/models/", models.one, needs_key=True, prefix=True),
         )

@@ -1,91 +1,44 @@
 """A chat-completions request: every parameter that OpenAI publishes, as one Struct, decoded in one pass.
 
 Ranges and types stand in the annotations and msgspec checks them while decoding; what one field means for another
-is checked in `check`. What only an upstream reads (tools, schema, audio, ...) is checked to be JSON of the right
-kind and otherwise left as raw bytes. ``null`` is unset, everywhere.
+is in `rules`, what msgspec lets through in `jsontext`, and the words of every refusal in `violations`. ``null`` is
+unset, everywhere but where OpenAI says otherwise.
 
 Source: OpenAI's published API specification, CreateChatCompletionRequest.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Collection
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 import msgspec
-from msgspec import Meta, Raw, Struct
+from msgspec import Meta, Struct
 
 from router.errors import ApiError, invalid_request
-from router.wire import violations
+from router.wire import jsontext, rules, violations
+from router.wire.messages import JsonObject, Message
+from router.wire.operation import Operation
+from router.wire.options import (
+    Audio,
+    Function,
+    Named,
+    Prediction,
+    ResponseFormat,
+    StreamOptions,
+    Tool,
+    ToolChoice,
+    WebSearch,
+)
 
-Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
 Unit = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
-JsonObject = dict[str, Raw]
-
-
-class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
-    """Text."""
-
-    text: str
-
-
-class RefusalPart(Struct, frozen=True, tag_field="type", tag="refusal"):
-    """A refusal of an earlier answer."""
-
-    refusal: str
-
-
-class ImagePart(Struct, frozen=True, tag_field="type", tag="image_url"):
-    """An image, by URL or inline; the router never fetches it."""
-
-    image_url: JsonObject
-
-
-class AudioPart(Struct, frozen=True, tag_field="type", tag="input_audio"):
-    """Audio, inline."""
-
-    input_audio: JsonObject
-
-
-class FilePart(Struct, frozen=True, tag_field="type", tag="file"):
-    """A file, by id or inline."""
-
-    file: JsonObject
-
-
-Part = TextPart | RefusalPart | ImagePart | AudioPart | FilePart
-
-
-class CalledFunction(Struct, frozen=True):
-    """What an earlier answer called."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(Struct, frozen=True):
-    """A tool call of an earlier answer."""
-
-    id: str
-    function: CalledFunction | None = None
-    type: str = "function"
-
-
-class Message(Struct, frozen=True):
-    """One message; fields of other dialects (reasoning_content, ...) pass through to upstreams."""
-
-    role: Role
-    content: str | list[Part] | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-
-
-class StreamOptions(Struct, frozen=True):
-    """Options of a stream."""
-
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Choices = Annotated[int, Meta(ge=1, le=128)]
+Stop = str | Annotated[list[str], Meta(min_length=1, max_length=4)]
+LogitBias = dict[str, float]
+Metadata = Annotated[dict[str, str], Meta(max_length=16)]
 
 
 class ChatRequest(
@@ -93,41 +46,47 @@ class ChatRequest(
 ):
     """The whole request. Names, ranges and defaults are OpenAI's."""
 
+    operation: ClassVar[Operation] = Operation.CHAT
+
     model: str | None = None
     messages: Annotated[list[Message], Meta(min_length=1)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    temperature: Temperature | None = None
     top_p: Unit | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logit_bias: LogitBias | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
-    n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
-    response_format: JsonObject | None = None
-    tools: Annotated[list[JsonObject], Meta(max_length=128)] | None = None
-    tool_choice: str | JsonObject | None = None
+    n: Choices | None = None
+    seed: Seed | None = None
+    stop: Stop | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Meta(min_length=1, max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = True
-    service_tier: Literal["auto", "default", "flex", "scale", "priority"] | None = None
+    service_tier: Literal["auto", "default", "flex", "scale", "priority", "fast"] | None = None
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
     store: bool | None = None
-    reasoning_effort: str | None = None
-    prediction: JsonObject | None = None
-    modalities: list[str] | None = None
-    audio: JsonObject | None = None
-    safety_identifier: str | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        None
+    )
+    prediction: Prediction | None = None
+    modalities: Annotated[list[Literal["text", "audio"]], Meta(min_length=1)] | None = None
+    audio: Audio | None = None
+    safety_identifier: Annotated[str, Meta(max_length=64)] | None = None
     prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
-    verbosity: str | None = None
-    web_search_options: JsonObject | None = None
-    functions: list[JsonObject] | None = None
-    function_call: str | JsonObject | None = None
+    prompt_cache_retention: Literal["in_memory", "24h"] | None = None
+    prompt_cache_options: JsonObject | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    web_search_options: WebSearch | None = None
+    moderation: JsonObject | None = None
+    functions: Annotated[list[Function], Meta(min_length=1, max_length=128)] | None = None
+    function_call: Literal["none", "auto"] | Named | None = None
 
     @property
     def wants_usage(self) -> bool:
@@ -136,52 +95,75 @@ class ChatRequest(
 
     @property
     def output_limit(self) -> int | None:
-        """Most tokens the client wants written; the newer name wins."""
+        """Most tokens the client wants written, per choice."""
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def output_limit_name(self) -> str:
+        """The parameter that sets it."""
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
-_decoder = msgspec.json.Decoder(ChatRequest)
+    @property
+    def choices(self) -> int:
+        """How many answers come."""
+        return self.n or 1
 
 
-def decode_chat(body: bytes) -> ChatRequest:
-    """The request in ``body``. Raises ApiError with OpenAI's status, message, param and code."""
+class LooseChatRequest(ChatRequest, frozen=True, forbid_unknown_fields=False):
+    """A request with fields of other dialects, which some provider takes. They are in its bytes alone."""
+
+
+Request = TypeVar("Request", bound=Struct)
+_strict: msgspec.json.Decoder[ChatRequest] = msgspec.json.Decoder(ChatRequest)
+_loose: msgspec.json.Decoder[ChatRequest] = msgspec.json.Decoder(LooseChatRequest)
+
+
+def decode_chat(body: bytes, extra_fields: Collection[str] = ()) -> ChatRequest:
+    """The request in ``body``. Raises ApiError with OpenAI's status, message, param and code.
+
+    A field that OpenAI doesn't know is refused unless it is one of ``extra_fields``.
+    """
+    return decode(body, _strict, _loose if extra_fields else None, rules.check, extra_fields)
+
+
+def decode(
+    body: bytes,
+    strict: msgspec.json.Decoder[Request],
+    loose: msgspec.json.Decoder[Request] | None,
+    check: Callable[[Request, bytes], None],
+    extra_fields: Collection[str],
+) -> Request:
+    """What ``body`` says, checked: by ``strict``, or by ``loose`` where its unknown fields are ``extra_fields``.
+
+    Raises ApiError.
+    """
     try:
-        request = _decoder.decode(body)
+        try:
+            request = strict.decode(body)
+        except msgspec.ValidationError as error:
+            if loose is None or not violations.is_unknown_field(error):
+                raise
+            request = loose.decode(body)
+            _refuse_unknown(body, request, extra_fields)
+        check(request, body)
     except msgspec.ValidationError as error:
         raise violations.translate(error, body) from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise violations.not_json() from error
-    except RecursionError as error:
-        raise violations.not_json() from error
-    check(request)
     return request
 
 
-def check(request: ChatRequest) -> None:
-    """What one parameter means for another. Raises ApiError."""
-    if request.model is None or not request.model:
-        raise invalid_request("you must provide a model parameter")
-    if request.stream_options is not None and not request.stream:
-        message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
-        raise invalid_request(message, param="stream_options")
-    if request.top_logprobs is not None and not request.logprobs:
-        message = "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled."
-        raise invalid_request(message, param="top_logprobs")
-    if request.tool_choice is not None and not request.tools:
-        message = "Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' are specified."
-        raise invalid_request(message, param="tool_choice")
-    if request.logit_bias:
-        _check_logit_bias(request.logit_bias)
+def _refuse_unknown(body: bytes, request: Struct, extra_fields: Collection[str]) -> None:
+    for name in unknown_fields(request, body):
+        if name not in extra_fields:
+            raise violations.unknown_field(name)
 
 
-def _check_logit_bias(bias: dict[str, float]) -> None:
-    for key in bias:
-        if not (key.isascii() and key.isdigit()):
-            message = (
-                f"Invalid key in 'logit_bias': {key}. "
-                "You should only be submitting non-negative integers."
-            )
-            raise invalid_request(message, param="logit_bias")
+def unknown_fields(request: Struct, body: bytes) -> list[str]:
+    """The fields of ``body``, which ``request`` was decoded from, that OpenAI doesn't know."""
+    if request.__struct_config__.forbid_unknown_fields:
+        return []
+    return [name for name in jsontext.fields(body) if name not in request.__struct_fields__]
 
 
 def unknown_model(name: str) -> ApiError:

@@ -204,6 +204,13 @@ class _Course:
         self._begun[choice] = True
         return first
 
+    def unbegun_before(self, choice: int) -> list[int]:
+        """Choices below ``choice`` that have not begun; they count as begun from now on."""
+        found = [index for index in range(choice) if not self._begun[index]]
+        for index in found:
+            self._begun[index] = True
+        return found
+
     def opens_call(self, choice: int, piece: ToolCallDelta) -> bool:
         """Whether ``piece`` is the first of its tool call."""
         calls = self._calls[choice]
@@ -273,6 +280,7 @@ class ChunkEncoder:
     def _write_delta(self, event: Delta, pieces: list[bytes]) -> None:
         choice = event.choice
         if self._course.advance(choice):
+            self._introduce(choice, pieces)
             # A choice that calls has no content, not an empty one: what an SDK adds up equals the whole answer.
             silent = event.tool_calls and not event.text
             pieces += (self._delta[choice], self._role % (b"null" if silent else b'""'))
@@ -283,6 +291,12 @@ class ChunkEncoder:
             pieces += (content, _encode(event.text), b'},"logprobs":', logprobs, self._tail)
         for piece in event.tool_calls:
             self._write_call(choice, piece, pieces)
+
+    def _introduce(self, choice: int, pieces: list[bytes]) -> None:
+        """Role chunks of the choices before ``choice``: OpenAI's SDK can't add choices up that begin out of order."""
+        if choice:
+            for index in self._course.unbegun_before(choice):
+                pieces += (self._delta[index], self._role % b'""')
 
     def _write_call(self, choice: int, piece: ToolCallDelta, pieces: list[bytes]) -> None:
         head = self._delta[choice] + b'{"tool_calls":[{"index":%d,' % piece.index
@@ -296,6 +310,7 @@ class ChunkEncoder:
     def _write_finish(self, event: Finish, pieces: list[bytes]) -> None:
         choice = event.choice
         if self._course.finish(choice):
+            self._introduce(choice, pieces)
             pieces += (self._delta[choice], self._role % b'""')
         reason = b'{},"logprobs":null,"finish_reason":"' + event.reason.encode()
         pieces += (self._delta[choice], reason, self._finish)

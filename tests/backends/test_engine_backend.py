@@ -129,14 +129,14 @@ async def test_several_choices():
 
 def test_the_request_is_passed_on_byte_for_byte():
     body = (
-        b'{ "messages" : [ {"role":"user", "content":"h\\u00e9", "x_extra": 1.50} ],"model":"m",'
+        b'{ "messages" : [ {"role":"user", "content":"h\\u00e9 json", "x_extra": 1.50} ],"model":"m",'
         b'"tools":[ {"type":"function","function":{"name":"f"}}],"tool_choice": "auto",'
         b'"response_format" : {"type": "json_object"},"stop":["a","b"],"temperature":0.5,"top_p":0.25,'
         b'"seed":7,"logit_bias":{"5":-1},"presence_penalty":1,"frequency_penalty":-1,"max_tokens":9,'
         b'"logprobs":true,"top_logprobs":2,"parallel_tool_calls":false,"n":3,"user":"u"}'
     )
     asked = generate_request(order_of(body))
-    assert asked.messages == b'[ {"role":"user", "content":"h\\u00e9", "x_extra": 1.50} ]'
+    assert asked.messages == b'[ {"role":"user", "content":"h\\u00e9 json", "x_extra": 1.50} ]'
     assert asked.tools == b'[ {"type":"function","function":{"name":"f"}}]'
     assert asked.tool_choice == b'"auto"'
     assert asked.response_format == b'{"type": "json_object"}'
@@ -159,10 +159,11 @@ def test_null_is_unset():
     assert asked.stop == ()
 
 
-def test_an_empty_stop_stops_nothing_and_the_newer_limit_counts():
-    asked = generate_request(order(stop=["", "x"], max_tokens=5, max_completion_tokens=4))
+def test_an_empty_stop_stops_nothing_and_either_limit_counts():
+    asked = generate_request(order(stop=["", "x"], max_completion_tokens=4))
     assert asked.stop == ("x",)
     assert asked.max_tokens == 4
+    assert generate_request(order(max_tokens=5)).max_tokens == 5
 
 
 def content(*parts):
@@ -172,19 +173,27 @@ def content(*parts):
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"audio": {"voice": "alloy"}}, "audio"),
+        ({"audio": {"voice": "alloy", "format": "wav"}}, "audio"),
+        ({"moderation": {"model": "x"}}, "moderation"),
         ({"web_search_options": {}}, "web_search_options"),
         ({"functions": [{"name": "f"}]}, "functions"),
-        ({"function_call": "auto"}, "function_call"),
-        ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"tools": [{"type": "custom", "custom": {}}]}, "tools[0].type"),
-        ({"tools": [{}]}, "tools[0].type"),
-        ({"tools": [{"type": "function"}], "tool_choice": "perhaps"}, "tool_choice"),
-        ({"tools": [{"type": "function"}], "tool_choice": {"type": 5}}, "tool_choice.type"),
-        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"tools": [{"type": "custom", "custom": {"name": "c"}}]}, "tools[0].type"),
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "f"}}],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": []},
+                },
+            },
+            "tool_choice.type",
+        ),
         (content({"type": "image_url", "image_url": {"url": "x"}}), "messages[0].content[0].type"),
         (
-            content({"type": "text", "text": "a"}, {"type": "input_audio", "input_audio": {}}),
+            content(
+                {"type": "text", "text": "a"},
+                {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+            ),
             "messages[0].content[1].type",
         ),
         (content({"type": "file", "file": {}}), "messages[0].content[0].type"),
@@ -208,6 +217,7 @@ def test_harmless_parameters_are_ignored():
         "safety_identifier": "s",
         "prompt_cache_key": "k",
         "prompt_cache_retention": "24h",
+        "prompt_cache_options": {"mode": "implicit"},
         "prediction": {"type": "content", "content": "x"},
         "reasoning_effort": "low",
         "verbosity": "low",

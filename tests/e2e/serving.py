@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
+from engines.base import Engine
 from engines.starter import gguf_path
 from router.app import Router
 from router.config.reader import parse
@@ -41,9 +42,9 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def site(config: str) -> AsyncIterator[Site]:
-    """Serve ``config`` (YAML) with a key, on free ports."""
-    router = Router(parse(PORTS + KEYS + config, "test.yaml", {}))
+async def site(config: str, engines: Mapping[str, Engine] | None = None) -> AsyncIterator[Site]:
+    """Serve ``config`` (YAML) with a key, on free ports; ``engines`` live in this process."""
+    router = Router(parse(PORTS + KEYS + config, "test.yaml", {}), engines=engines)
     async with served_by(router) as served:
         yield served
 

@@ -20,9 +20,13 @@ SIMULATED = (
 
 def sync_both_ways(base_url):
     with openai.OpenAI(base_url=base_url, api_key=SECRET, max_retries=0) as client:
-        whole = client.chat.completions.create(model="m", messages=QUESTION)
+        whole = client.chat.completions.create(model="m", messages=QUESTION, temperature=0)
         with client.chat.completions.create(
-            model="m", messages=QUESTION, stream=True, stream_options={"include_usage": True}
+            model="m",
+            messages=QUESTION,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
         ) as stream:
             chunks = list(stream)
     return whole, chunks
@@ -30,10 +34,14 @@ def sync_both_ways(base_url):
 
 async def async_both_ways(base_url):
     async with openai.AsyncOpenAI(base_url=base_url, api_key=SECRET, max_retries=0) as client:
-        whole = await client.chat.completions.create(model="m", messages=QUESTION)
+        whole = await client.chat.completions.create(model="m", messages=QUESTION, temperature=0)
         chunks = []
         stream = await client.chat.completions.create(
-            model="m", messages=QUESTION, stream=True, stream_options={"include_usage": True}
+            model="m",
+            messages=QUESTION,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
         )
         async with stream:
             async for chunk in stream:

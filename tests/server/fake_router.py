@@ -65,6 +65,7 @@ class FakeRouter:
         self.replies: list[FakeReply] = []
         self.opened: list[tuple[str, str]] = []
         self.is_ready = True
+        self.extra_fields: frozenset[str] = frozenset()
         self.cancelled = asyncio.Event()
         self.script: list[Piece] = [ANSWER]
         self._open = open_

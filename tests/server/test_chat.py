@@ -11,6 +11,8 @@ import msgspec
 import pytest
 
 from router.errors import ApiError, ErrorObject, overloaded
+from router.server import chat
+from router.wire.sse import KEEP_ALIVE
 from tests.server.fake_router import (
     ANSWER,
     BODY,
@@ -120,6 +122,73 @@ async def test_a_stream_whole():
             assert await response.read() == b"".join(EVENTS)
         assert len(session.connector._conns) == 1
         assert all(reply.closed.is_set() for reply in server.router.replies)
+
+
+async def test_a_stream_that_is_waited_for_gets_comments_until_its_first_piece(monkeypatch):
+    monkeypatch.setattr(chat, "KEEP_ALIVE_S", 0.03)
+    go = asyncio.Event()
+
+    async def open_(asked, _body):
+        await go.wait()
+        return FakeReply([*EVENTS[:1], 0.1, *EVENTS[1:]], streaming=bool(asked.stream))
+
+    async with running(open_) as server, aiohttp.ClientSession(server.url) as session:
+        auth = {"authorization": f"Bearer {SECRET}"}
+        response = await session.post("/v1/chat/completions", data=STREAM_BODY, headers=auth)
+        assert response.status == 200
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert await response.content.readuntil(b"\n\n") == KEEP_ALIVE
+        assert await response.content.readuntil(b"\n\n") == KEEP_ALIVE
+        go.set()
+        rest = await response.read()
+        assert rest.replace(KEEP_ALIVE, b"") == b"".join(EVENTS)
+        assert rest.rindex(KEEP_ALIVE) < rest.index(EVENTS[0]) if KEEP_ALIVE in rest else True
+        async with session.get("/v1/models", headers=auth) as answer:
+            assert answer.status == 200  # the connection stays
+
+
+async def test_an_error_after_a_comment_is_an_event_and_no_clean_end(monkeypatch):
+    monkeypatch.setattr(chat, "KEEP_ALIVE_S", 0.02)
+
+    async def open_(_asked, _body):
+        await asyncio.sleep(0.05)
+        raise BROKEN
+
+    async with running(open_) as server, aiohttp.ClientSession(server.url) as session:
+        auth = {"authorization": f"Bearer {SECRET}"}
+        async with session.post("/v1/chat/completions", data=STREAM_BODY, headers=auth) as response:
+            assert response.status == 200
+            text = b""
+            with pytest.raises(aiohttp.ClientPayloadError):
+                while piece := await response.content.readany():
+                    text += piece
+    assert text.replace(KEEP_ALIVE, b"") == b"data: " + BROKEN.body + b"\n\n"
+
+
+async def test_what_is_no_stream_gets_no_comment(monkeypatch):
+    monkeypatch.setattr(chat, "KEEP_ALIVE_S", 0.01)
+
+    async def open_(_asked, _body):
+        await asyncio.sleep(0.05)
+        return FakeReply([ANSWER], streaming=False)
+
+    async with running(open_) as server:
+        assert (await ask(server.url, request())).body == ANSWER
+
+
+async def test_a_client_that_leaves_between_comments_cancels_the_waiting(monkeypatch):
+    monkeypatch.setattr(chat, "KEEP_ALIVE_S", 0.01)
+
+    async def open_(_asked, _body):
+        await asyncio.Event().wait()
+
+    async with running(open_) as server, aiohttp.ClientSession(server.url) as session:
+        auth = {"authorization": f"Bearer {SECRET}"}
+        async with session.post("/v1/chat/completions", data=STREAM_BODY, headers=auth) as response:
+            await response.content.readuntil(b"\n\n")
+            response.close()
+        async with asyncio.timeout(1):
+            await server.router.cancelled.wait()
 
 
 async def test_pieces_arrive_one_by_one_undelayed():

@@ -10,10 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.errors import ApiError
-from router.wire.chat import ChatRequest, decode_chat, unknown_model
-
-GOOD = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-DROP = object()
+from router.wire.chat import ChatRequest, decode_chat, unknown_fields, unknown_model
+from router.wire.violations import SUPPORTED
+from tests.wire.refusals import (
+    ANSWERS,
+    ASKS,
+    CALL,
+    DROP,
+    GOOD,
+    REFUSALS,
+    TOOL,
+    USER,
+    closed,
+    schema,
+)
 
 
 def body(**changes):
@@ -32,82 +42,33 @@ def refusal(raw):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message", "param", "code"),
+    ("source", "changes", "expected"), REFUSALS, ids=lambda value: str(value)[:60]
+)
+def test_a_bad_parameter_hears_openais_words(source, changes, expected):
+    assert refusal(body(**changes)) == expected
+
+
+def with_raw(text):
+    """A good request with ``text`` behind its last parameter."""
+    return body()[:-1] + b"," + text + b"}"
+
+
+@pytest.mark.parametrize(
+    "raw",
     [
-        (
-            {"temperature": 200},
-            "Invalid 'temperature': decimal above maximum value. Expected a value <= 2, but got 200 instead.",
-            "temperature", "decimal_above_max_value",
-        ),
-        (
-            {"temperature": -0.5},
-            "Invalid 'temperature': decimal below minimum value. Expected a value >= 0, but got -0.5 instead.",
-            "temperature", "decimal_below_min_value",
-        ),
-        (
-            {"n": 0}, "Invalid 'n': integer below minimum value. Expected a value >= 1, but got 0 instead.",
-            "n", "integer_below_min_value",
-        ),
-        (
-            {"n": "3"}, "Invalid type for 'n': expected an integer, but got a string instead.", "n", "invalid_type",
-        ),
-        (
-            {"parallel_tool_calls": None},
-            "Invalid type for 'parallel_tool_calls': expected a boolean, but got null instead.",
-            "parallel_tool_calls", "invalid_type",
-        ),
-        (
-            {"messages": []},
-            ("Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array "
-             "instead."),
-            "messages", "empty_array",
-        ),
-        (
-            {"messages": DROP}, "Missing required parameter: 'messages'.", "messages", "missing_required_parameter",
-        ),
-        (
-            {"messages": [{"role": "user", "content": 3}]},
-            "Invalid type for 'messages[0].content': expected a string or an array, but got an integer instead.",
-            "messages[0].content", "invalid_type",
-        ),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "smell"}]}]},
-            "Invalid value: 'smell'.", "messages[0].content[0].type", "invalid_value",
-        ),
-        (
-            {"stop": list("abcde")},
-            ("Invalid 'stop': array too long. Expected an array with maximum length 4, but got an array with "
-             "length 5 instead."),
-            "stop", "array_above_max_length",
-        ),
-        (
-            {"logit_bias": {"AI": 1}},
-            "Invalid key in 'logit_bias': AI. You should only be submitting non-negative integers.",
-            "logit_bias", None,
-        ),
-        (
-            {"stream_options": {"include_usage": True}},
-            "The 'stream_options' parameter is only allowed when 'stream' is enabled.", "stream_options", None,
-        ),
-        (
-            {"tool_choice": "auto"},
-            "Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' are specified.",
-            "tool_choice", None,
-        ),
-        (
-            {"top_logprobs": 3}, "The 'top_logprobs' parameter is only allowed when 'logprobs' is enabled.",
-            "top_logprobs", None,
-        ),
-        ({"model": DROP}, "you must provide a model parameter", None, None),
-        ({"colour": "red"}, "Unrecognized request argument supplied: colour", None, None),
-        ({"api_base": "http://evil.test"}, "Unrecognized request argument supplied: api_base", None, None),
+        b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000, body() + b"x", b"\xef\xbb\xbf" + body(),
+        with_raw(b'"temperature":NaN'), with_raw(b'"logit_bias":{"1":Infinity}'), with_raw(b'"temperature":-Infinity'),
+        with_raw(b'"prompt_cache_options":{"x":NaN}'), with_raw(b'"user":"\\ud800"'), with_raw(b'"user":"\\udc00x"'),
+        with_raw(b'"prompt_cache_options":{"x":"\\ud800 and more"}'), with_raw(b'"user":"\xff"'),
+        with_raw(b'"prompt_cache_options":{"x":"\xff"}'), with_raw(b'"prompt_cache_options":{"\xff":1}'),
+        with_raw(b'"tools":' + b"[" * 10_000 + b"]" * 10_000),
+        with_raw(b'"prompt_cache_options":' + b'{"a":' * 10_000 + b"1" + b"}" * 10_000),
+        with_raw(b'"temperature":3,"tools":' + b"[" * 10_000), with_raw(b'"temperature":3,"tools":nonsense'),
+        with_raw(b'"user":"a\nb"'), with_raw(b"'user':'a'"), with_raw(b'"n":1,'), with_raw(b'"n":01'),
+        with_raw(b'"n":+1'),
     ],
+    ids=lambda raw: repr(raw[-30:]),
 )  # fmt: skip
-def test_a_bad_parameter_hears_openais_words(changes, message, param, code):
-    assert refusal(body(**changes)) == (message, param, code)
-
-
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b"[" * 100_000])
 def test_what_is_no_json_object_hears_one_constant_sentence(raw):
     message, param, code = refusal(raw)
     assert message.startswith("We could not parse the JSON body of your request.")
@@ -124,6 +85,62 @@ def test_what_is_no_json_object_hears_one_constant_sentence(raw):
 )  # fmt: skip
 def test_what_is_wrong_twice_is_a_400_all_the_same(raw):
     refusal(raw)
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"9" * 5000, b"1e400"])
+@pytest.mark.parametrize("name", ["temperature", "n", "seed", "max_tokens"])
+def test_a_number_beyond_all_measure_is_named(name, number):
+    raw = with_raw(b'"%b":%b' % (name.encode(), number))
+    message, param, _ = refusal(raw)
+    assert param == name
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"model":"m","messages":[{"role":"robot","content":""}],"messages":[]}',
+        b'{"model":"m","messages":[{"role":"user","content":[{"type":"smell"}],"content":[]}]}',
+        b'{"model":"m","messages":[{"role":"user","content":[],"content":3}]}',
+        b'{"model":"m","messages":[{"role":"user","content":[],"content":"x"}]}',
+        b'{"model":"m","messages":[{"role":"user","content":"x"}],"logit_bias":{"1":"x","1":2}}',
+        b'{"temperature":3,"temperature":1}', b'{"n":"x","n":{}}', b'{"stop":["a",3],"stop":{}}',
+    ],
+)  # fmt: skip
+def test_a_bad_value_that_another_of_its_name_replaces_is_refused_all_the_same(raw):
+    refusal(raw)
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+@pytest.mark.parametrize(
+    ("twice", "name"),
+    [
+        (b'"model":"n"', "model"), (b'"model":"m"', "model"), (b'"stream":true,"stream":false', "stream"),
+        (b'"n":1,"n":12', "n"), (b'"n":12,"n":1', "n"), (b'"n":null,"n":1', "n"), (b'"n":1,"user":"x","n":1', "n"),
+        (b'"messages":[{"role":"user","content":"other"}]', "messages"), (b'"mod\\u0065l":"n"', "model"),
+        (b'"tools":null,"tools":null', "tools"), (b'"user":"\\"n\\":1","user":"n"', "user"),
+    ],
+)  # fmt: skip
+def test_a_parameter_given_twice_is_refused(twice, name, spaced):
+    raw = with_raw(twice)
+    if spaced:
+        raw = raw.replace(b",", b" ,\n\t").replace(b":", b" : ")
+    assert refusal(raw) == (f"Duplicate parameter: '{name}'.", name, "invalid_value")
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        body(), json.dumps(GOOD, indent=3).encode(), b" \n" + body() + b"\t",
+        with_raw(b'"mod\\u0061lities":["text"]'), with_raw(b'"metadata":{"model":"m","messages":"","a\\"b":"c"}'),
+        with_raw(b'"user":"\\",\\"model\\":\\"n"'), with_raw('"user":"Zo\u00eb \U0001f600"'.encode()),
+        with_raw(b'"user":"\\ud83d\\ude00"'), with_raw(b'"seed":-9223372036854775808,"temperature":2,"top_p":1e-9'),
+        with_raw(b'"prompt_cache_options":' + b"[" * 0 + b'{"a":' * 50 + b"1e999" + b"}" * 50),
+    ],
+    ids=lambda raw: repr(raw[-40:]),
+)  # fmt: skip
+def test_unusual_writing_of_a_good_request_is_taken(raw):
+    assert decode_chat(raw).model == "m"
 
 
 def test_null_is_unset():
@@ -145,6 +162,81 @@ def test_every_kind_of_message_is_taken():
     assert [message.role for message in decode_chat(body(messages=messages)).messages][
         3
     ] == "assistant"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"messages": [USER, ASKS, ANSWERS, USER]},
+        {"messages": [USER, {**ASKS, "content": "Wait."}, {**ANSWERS, "content": [{"type": "text", "text": "12"}]}]},
+        {"messages": [USER, {"role": "assistant", "content": None, "function_call": CALL["function"]},
+                      {"role": "function", "name": "f", "content": None}]},
+        {"messages": [USER, {"role": "assistant", "refusal": "No."}, USER]},
+        {"messages": [USER, {"role": "assistant", "audio": {"id": "a"}}, USER]},
+        {"messages": [{"role": "user", "content": [
+            {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}},
+            {"type": "file", "file": {"file_id": "f"}}]}]},
+        {"tools": [TOOL, {"type": "custom", "custom": {"name": "c", "format": {"type": "text"}}}],
+         "tool_choice": {"type": "custom", "custom": {"name": "c"}}},
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]},
+        {"functions": [{"name": "f"}], "function_call": {"name": "f"}},
+        {"response_format": {"type": "text"}},
+        {"messages": [{"role": "user", "content": "As JSON please"}], "response_format": {"type": "json_object"}},
+        schema(), schema(schema={}), schema(schema=None),
+        schema(strict=True, schema=closed(
+            a={"type": ["string", "null"]}, b={"anyOf": [closed(), {"$ref": "#/$defs/d"}]}, c={"enum": [1]},
+            d={"type": "array", "items": closed()})),
+        {"stop": "x"}, {"stop": ["a", "b", "c", "d"]}, {"logit_bias": {"50256": -100, "0": 100}},
+        {"metadata": {"k" * 64: "v" * 512}},
+        {"modalities": ["text", "audio"], "audio": {"voice": "v", "format": "wav"}},
+        {"modalities": ["text"], "audio": {"voice": {"id": "v"}, "format": "pcm16"}},
+        {"prediction": {"type": "content", "content": [{"type": "text", "text": "x"}]}},
+        {"web_search_options": {"user_location": {"type": "approximate", "approximate": {"city": "Lyon"}}}},
+        {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}},
+        {"seed": 2**63 - 1, "n": 128, "temperature": 2, "top_p": 0, "logprobs": True, "top_logprobs": 20},
+        {"frequency_penalty": -2, "presence_penalty": 2.0, "max_completion_tokens": 1},
+    ],
+    ids=lambda value: str(value)[:60],
+)  # fmt: skip
+def test_what_openai_takes_is_taken(changes):
+    assert decode_chat(body(**changes)).messages
+
+
+def test_what_has_fewer_quotes_than_usual_hides_no_parameter():
+    silent = {"role": "assistant", "audio": {}}
+    raw = body(messages=[USER, silent], stream=True)
+    assert decode_chat(raw).stream
+    assert refusal(raw[:-1] + b',"stream":false}')[0] == "Duplicate parameter: 'stream'."
+    assert refusal(raw[:-1] + b',"top_logprobs":3}')[1] == "top_logprobs"
+    raw = body(stream=True, stream_options={})
+    assert refusal(raw[:-1] + b',"stream":false}')[0] == "Duplicate parameter: 'stream'."
+
+
+def test_every_supported_value_is_supported():
+    for name, values in SUPPORTED.items():
+        if (
+            "." in name
+            or "[" in name
+            or name in {"function_call", "tool_choice", "encoding_format"}
+        ):
+            continue
+        for value in values:
+            assert getattr(decode_chat(body(**{name: value})), name) == value
+
+
+def test_extra_fields_pass_where_somebody_takes_them():
+    raw = body(top_k=5, min_p=0.1)
+    request = decode_chat(raw, {"top_k", "min_p", "other"})
+    assert unknown_fields(request, raw) == ["top_k", "min_p"]
+    assert unknown_fields(decode_chat(body()), body()) == []
+    with pytest.raises(ApiError, match="supplied: min_p"):
+        decode_chat(raw, {"top_k"})
+    with pytest.raises(ApiError, match="decimal above"):
+        decode_chat(body(top_k=5, temperature=3), {"top_k"})
+    with pytest.raises(ApiError, match="Duplicate parameter: 'top_k'"):
+        decode_chat(raw[:-1] + b',"top_k":6}', {"top_k", "min_p"})
 
 
 def test_an_unknown_model_is_404():

@@ -69,6 +69,15 @@ def test_a_stream_to_the_byte():
     )
 
 
+def test_choices_begin_in_their_order_whatever_the_engine_does():
+    events = [Delta(2, "c"), Delta(0, "a"), Finish(1, "stop"), Finish(2, "stop"), Finish(0, "stop")]
+    encoder = ChunkEncoder(ME, n=3)
+    choices = [one["choices"][0] for one in chunks(encoder.feed([*events, Usage(1, 2)]))]
+    roles = [one["index"] for one in choices if one["delta"].get("role")]
+    assert roles == [0, 1, 2]
+    assert [one["index"] for one in choices] == [0, 1, 2, 2, 0, 1, 2, 0]
+
+
 def test_usage_comes_last_and_is_null_before():
     stream = ChunkEncoder(ME, include_usage=True).feed(HELLO)
     assert stream.endswith(HEAD + b'],"usage":' + USAGE + b"}\n\ndata: [DONE]\n\n")

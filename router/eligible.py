@@ -1,0 +1,59 @@
+"""Which of a model's targets may serve a request at all, whatever their state. Pure.
+
+Engines answer chat requests and nothing else. A field that OpenAI doesn't know goes only to providers whose config
+lets it through (``extra_fields``): a request that has some is served by the targets that take all of them, and refused
+with OpenAI's 400 where there are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from router.config.schema import Config
+from router.errors import ApiError, invalid_request
+from router.pool import Member, Route
+from router.wire.chat import unknown_fields
+from router.wire.operation import Operation
+from router.wire.request import Request
+from router.wire.violations import unknown_field
+
+
+class Eligible:
+    """The rules of one config."""
+
+    def __init__(self, config: Config) -> None:
+        self._taken = {name: frozenset(one.extra_fields) for name, one in config.providers.items()}
+        self.extra_fields: frozenset[str] = frozenset().union(*self._taken.values())
+        """Every field that some provider takes."""
+
+    def narrow(self, route: Route, request: Request, body: bytes) -> Route:
+        """``route`` with the members that may serve ``request``, decoded from ``body``. Raises ApiError: none may."""
+        extra = unknown_fields(request, body)
+        chat = request.operation is Operation.CHAT
+        if chat and not extra:
+            return route
+        members = route.members
+        if not chat:
+            members = tuple(one for one in members if one.target.kind == "provider")
+            if not members:
+                raise _unavailable(route.name, request.operation)
+        for name in extra:
+            members = tuple(one for one in members if self._takes(one, name))
+            if not members:
+                raise unknown_field(name)
+        return Route(route.name, route.model, members, route.policy)
+
+    def _takes(self, member: Member, field: str) -> bool:
+        taken: Collection[str] = self._taken.get(member.target.backend, ())
+        return member.target.kind == "provider" and field in taken
+
+
+def _unavailable(model: str, operation: Operation) -> ApiError:
+    if operation is Operation.COMPLETIONS:
+        message = (
+            "This is a chat model and not supported in the v1/completions endpoint. "
+            "Did you mean to use v1/chat/completions?"
+        )
+    else:
+        message = f"The model `{model}` does not support the v1/{operation.value} endpoint."
+    return invalid_request(message, param="model", status=404)

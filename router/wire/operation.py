@@ -1,0 +1,13 @@
+"""What a client asks for: one of the API's calls that a model answers."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Operation(enum.Enum):
+    """A call. The value is its path under ``/v1/``, here and at providers."""
+
+    CHAT = "chat/completions"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
