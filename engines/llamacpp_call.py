@@ -161,11 +161,11 @@ class Call:
         ask(part.body, on_chunk)
 
     def _usage(self) -> Usage:
-        readers = self._readers
+        usages = [reader.usage for reader in self._readers]
         return Usage(
-            input_tokens=readers[0].input_tokens,
-            output_tokens=sum(reader.output_tokens for reader in readers),
-            cached_input_tokens=readers[0].cached_tokens or 0,
+            input_tokens=usages[0].input_tokens,
+            output_tokens=sum(usage.output_tokens for usage in usages),
+            cached_input_tokens=usages[0].cached_input_tokens,
         )
 
     def _post(self, events: list[Event]) -> None:
@@ -211,7 +211,7 @@ def prepared(plan: Plan, model: Model, slots: int, context_tokens: int) -> list[
     request = plan.request
     if request.prompt is not None:
         pieces = [request.prompt]
-        prompt = Prompt(request.messages, None, pieces)
+        prompt = Prompt(request.messages, None, [*pieces])
     else:
         mark = f"nenya{secrets.token_hex(8)}"
         masked = mask(request.messages, request.tools, model.words.vocabulary, mark)
@@ -222,8 +222,14 @@ def prepared(plan: Plan, model: Model, slots: int, context_tokens: int) -> list[
         if rendered or plan.penalised:
             body = llamacpp_wire.conversation(plan, masked.messages, masked.tools)
             pieces = masked.pieces(model.side.render(body))
-        prompt = Prompt(request.messages, request.tools, pieces if rendered else None)
+        whole = _one_prompt(model, pieces) if rendered else None
+        prompt = Prompt(request.messages, request.tools, whole)
     if plan.penalised:
         prompt = msgspec.structs.replace(prompt, tokens=model.side.tokens(pieces))
     grammar = None if plan.shape is None else model.grammar(plan.shape)
     return llamacpp_wire.parts(plan, prompt, grammar, slots, context_tokens)
+
+
+def _one_prompt(model: Model, pieces: list[str]) -> list[str | int]:
+    """Return the pieces so that llama.cpp takes them for one prompt: an array of strings would be several."""
+    return [*pieces] if len(pieces) == 1 else [*model.side.tokens(pieces[:1]), *pieces[1:]]

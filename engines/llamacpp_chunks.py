@@ -21,6 +21,7 @@ from engines.base import (
     TokenLogprob,
     ToolCallDelta,
     TopLogprob,
+    Usage,
 )
 from engines.forced_tools import CallWriter, ForcedCall, new_call_id
 from engines.stop_text import StopText, Tokens
@@ -39,7 +40,8 @@ class Reading(Struct, frozen=True):
     tagged: bool = False
     """Calls stand in the text, in tags."""
     stop: tuple[str, ...] = ()
-    """Stop strings that llama.cpp was not told of. Only with one choice."""
+    """Stop strings; llama.cpp isn't told of them. It would drop tokens of text that waited, and at the limit of
+    tokens the text, too."""
     logprobs: bool = False
     top_logprobs: int = 0
 
@@ -133,6 +135,8 @@ class _Writer:
         self._stop = StopText(reading.stop) if reading.stop else None
         self._forced = CallWriter() if reading.forced is not None else None
         self._tagged = TaggedCalls() if reading.tagged else None
+        self._owed: Tokens = ()
+        """Of text that waits in front of the stop strings."""
         self.stopped = False
 
     @property
@@ -144,24 +148,31 @@ class _Writer:
         """Return what the next text adds; its choice is set by the caller."""
         if self._forced is not None:
             return Delta(0, tool_calls=self._forced.feed(text))
-        if self._stop is not None:
-            kept = self._stop.feed(text, tokens)
-            self.stopped = self._stop.stopped
-            text, tokens = kept.text, kept.tokens
         calls: tuple[ToolCallDelta, ...] = ()
         if self._tagged is not None:
             text, calls = self._tagged.feed(text)
-        return Delta(0, text, calls, tokens if not self.called else ())
+        return replace(self._sent(text, tokens), tool_calls=calls)
 
     def flush(self) -> Delta:
-        """Return what waited."""
-        text, tokens = "", ()  # type: tuple[str, Tokens]
-        if self._stop is not None and not self.stopped:
-            kept = self._stop.flush()
-            text, tokens = kept.text, kept.tokens
-        if self._tagged is not None:
-            text += self._tagged.flush()
-        return Delta(0, text, (), tokens)
+        """Return what waited; the choice is over."""
+        text = "" if self._tagged is None else self._tagged.flush()
+        delta = self._sent(text, ())
+        if self._stop is None or self.stopped:
+            return delta
+        rest = self._stop.flush()
+        return replace(delta, text=delta.text + rest.text, logprobs=delta.logprobs + rest.tokens)
+
+    def _sent(self, text: str, tokens: Tokens) -> Delta:
+        """Return what of text can be sent, with its tokens; none where calls have begun."""
+        tokens, self._owed = self._owed + tokens, ()
+        if not text:
+            self._owed = () if self.called else tokens
+            return Delta(0)
+        if self._stop is None:
+            return Delta(0, text, (), tokens)
+        kept = self._stop.feed(text, tokens)
+        self.stopped = self._stop.stopped
+        return Delta(0, kept.text, (), kept.tokens)
 
 
 class ChunkReader:
@@ -170,18 +181,26 @@ class ChunkReader:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._writers = [_Writer(reading) for _ in range(reading.choices)]
-        self._unfinished = reading.choices
-        self.input_tokens = 0
-        self.output_tokens = 0
-        self.cached_tokens: int | None = None
-        """The choice that found least; the others found its prompt."""
+        self._finished: set[int] = set()
+        self._last = 0
+        self._counts: dict[int, Usage] = {}
         self.kv_tokens = 0
         """Roughly, what the call holds in the cache at the moment."""
 
     @property
+    def usage(self) -> Usage:
+        """What the call took so far: the prompt once, of its cached tokens the choice that found least."""
+        counts = self._counts.values()
+        return Usage(
+            max((count.input_tokens for count in counts), default=0),
+            sum(count.output_tokens for count in counts),
+            min((count.cached_input_tokens for count in counts), default=0),
+        )
+
+    @property
     def complete(self) -> bool:
         """Whether every choice has ended; llama.cpp may not know it yet."""
-        return self._unfinished == 0
+        return len(self._finished) == self._reading.choices
 
     def read(self, data: bytes) -> list[Event]:
         """Return the events of one chunk. Raises EngineError for an error or an unknown shape."""
@@ -193,30 +212,28 @@ class ChunkReader:
             raise _failure(chunk.error)
         if chunk.prompt_progress is not None:
             self.kv_tokens = max(self.kv_tokens, chunk.prompt_progress.processed)
-        if chunk.usage is not None:
-            self._count(chunk.usage)
-        elif chunk.timings is not None and self._reading.stop:
-            self._count_so_far(chunk.timings)
         events: list[Event] = []
         for choice in chunk.choices:
-            if not self.complete:
+            self._last = choice.index
+            if choice.index not in self._finished:
+                self._count_so_far(chunk.timings)
                 self._read_choice(choice, events)
+        if chunk.usage is not None:
+            self._count(chunk.usage)
         return events
 
     def _count(self, usage: _Usage) -> None:
-        cached = usage.prompt_tokens_details.cached_tokens
-        self.input_tokens = max(self.input_tokens, usage.prompt_tokens)
-        counted = 0 if self._reading.stop else self.output_tokens
-        self.output_tokens = counted + usage.completion_tokens
-        self.cached_tokens = (
-            cached if self.cached_tokens is None else min(self.cached_tokens, cached)
-        )
+        """Count the choice that ended last, unless a stop string ended it before llama.cpp did."""
+        if not self._writers[self._last].stopped:
+            cached = usage.prompt_tokens_details.cached_tokens
+            self._counts[self._last] = Usage(usage.prompt_tokens, usage.completion_tokens, cached)
 
-    def _count_so_far(self, timings: _Timings) -> None:
-        """Count a call that will be cancelled, and so never say its usage."""
-        self.input_tokens = timings.cache_n + timings.prompt_n
-        self.cached_tokens = timings.cache_n
-        self.output_tokens = timings.predicted_n
+    def _count_so_far(self, timings: _Timings | None) -> None:
+        """Count a choice that may end by a stop string, and so never say its usage."""
+        if timings is not None:
+            self._counts[self._last] = Usage(
+                timings.cache_n + timings.prompt_n, timings.predicted_n, timings.cache_n
+            )
 
     def _read_choice(self, choice: _Choice, events: list[Event]) -> None:
         index = self._reading.first_choice + choice.index
@@ -231,7 +248,7 @@ class ChunkReader:
         rest = writer.flush()
         if rest.text:
             events.append(replace(rest, choice=index))
-        self._unfinished -= 1
+        self._finished.add(choice.index)
         events.append(Finish(index, self._reason(reason, writer)))
 
     def _delta(self, choice: _Choice, writer: _Writer) -> Delta:

@@ -62,8 +62,8 @@ class Prompt(Struct, frozen=True):
 
     messages: bytes
     tools: bytes | None
-    pieces: list[str] | None = None
-    """The rendered prompt, for the completions endpoint; None for the chat endpoint."""
+    pieces: Sequence[str | int] | None = None
+    """The rendered prompt in text and tokens, for the completions endpoint; None for the chat endpoint."""
     tokens: Sequence[int] = ()
     """Its tokens, where they must be known."""
 
@@ -155,10 +155,9 @@ class _Body(Struct, frozen=True, kw_only=True):
     """Tokens the two penalties look back on; llama.cpp's own 64 would forget."""
     seed: int
     messages: Raw | UnsetType = UNSET
-    prompt: Sequence[str] | UnsetType = UNSET
+    prompt: Sequence[str | int] | UnsetType = UNSET
     max_tokens: int | UnsetType = UNSET
     logit_bias: dict[str, float] | UnsetType = UNSET
-    stop: tuple[str, ...] | UnsetType = UNSET
     n_probs: int | UnsetType = UNSET
     """OpenAI's ``logprobs`` would be refused beside tools."""
     tools: Raw | UnsetType = UNSET
@@ -204,8 +203,7 @@ def parts(
 ) -> list[Part]:
     """Return the calls that make up a request: llama.cpp refuses more choices than it has slots."""
     request = plan.request
-    own_stop = bool(request.stop and request.logprobs and plan.forced is None)
-    step = 1 if own_stop else slots
+    stop = request.stop if plan.forced is None else ()
     return [
         Part(
             _body(plan, prompt, grammar, (first, count), context_tokens),
@@ -214,14 +212,14 @@ def parts(
                 choices=count,
                 forced=plan.forced,
                 tagged=plan.tagged,
-                stop=request.stop if own_stop else (),
+                stop=stop,
                 logprobs=request.logprobs,
                 top_logprobs=request.top_logprobs,
             ),
             chat=prompt.pieces is None,
         )
-        for first in range(0, request.n, step)
-        for count in [min(step, request.n - first)]
+        for first in range(0, request.n, slots)
+        for count in [min(slots, request.n - first)]
     ]
 
 
@@ -232,7 +230,6 @@ def _body(
     first, count = span
     chat = prompt.pieces is None
     with_tools = chat and plan.with_tools and prompt.tools is not None
-    own_stop = request.logprobs or plan.forced is not None
     probs = request.logprobs and plan.forced is None
     body = _Body(
         messages=Raw(prompt.messages) if chat else UNSET,
@@ -246,9 +243,8 @@ def _body(
         seed=_RANDOM_SEED if sampling.seed is None else (sampling.seed + first) % _RANDOM_SEED,
         max_tokens=UNSET if request.max_tokens is None else request.max_tokens,
         logit_bias=_bias(request, prompt.tokens) or UNSET,
-        stop=request.stop if request.stop and not own_stop else UNSET,
         n_probs=max(1, request.top_logprobs) if probs else UNSET,
-        timings_per_token=True if probs and request.stop else UNSET,
+        timings_per_token=True if request.stop else UNSET,
         tools=Raw(prompt.tools) if with_tools and prompt.tools is not None else UNSET,
         tool_choice="auto" if with_tools else UNSET,
         parallel_tool_calls=request.parallel_tool_calls if with_tools else UNSET,

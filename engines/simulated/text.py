@@ -12,6 +12,7 @@ A tool is called only where ``tool_choice`` forces it.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Iterator
 from itertools import accumulate
@@ -194,9 +195,12 @@ def _text_deltas(
 
 
 def _logprob(random_: random.Random, piece: str, top: int) -> TokenLogprob:
-    """Invent a likely token and less and less likely others."""
-    logprob = -random_.expovariate(4)
-    falling = accumulate((-random_.expovariate(1) for _ in range(top)), initial=logprob)
+    """Invent a likely token and others, each half as likely as the one before."""
+    likelihood = 0.5 + random_.random() / 2
+    left = (1 - likelihood) * 0.999
+    chances = [likelihood, *(left / 2**place for place in range(1, top + 1))]
+    falling = [math.log(chance) for chance in chances]
+    logprob = falling[0]
     others = [" " + word for word in random_.sample(WORDS, top)]
     likely = [piece, *others][:top]
     return TokenLogprob(

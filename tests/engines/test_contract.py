@@ -9,7 +9,6 @@ from contextlib import aclosing
 
 import pytest
 
-from engines import starter
 from engines.base import (
     Delta,
     EngineError,
@@ -18,34 +17,9 @@ from engines.base import (
     Sampling,
     Usage,
 )
-from engines.registry import make
-from engines.specs import LlamaCppSpec, SimulatedSpec
+from tests.engines.asking import STORY, TOOLS, ask, call_of, reason_of, text_of
 from tests.engines.node_client import NodeEngine
 from tests.engines.until import until
-
-SIMULATED = SimulatedSpec(
-    ttft_ms=2, tokens_per_s=500, prefill_tokens_per_s=1e6, slots=4, context_tokens=2048
-)
-
-STORY = b'[{"role":"user","content":"Tell me a story about a bear."}]'
-TOOLS = json.dumps(
-    [
-        {
-            "type": "function",
-            "function": {
-                "name": name,
-                "parameters": {
-                    "type": "object",
-                    "properties": {"city": {"$ref": "#/$defs/city"}},
-                    "required": ["city"],
-                    "additionalProperties": False,
-                    "$defs": {"city": {"enum": ["Paris", "Rome"]}},
-                },
-            },
-        }
-        for name in ("weather", "time")
-    ]
-).encode()
 
 SLOW = GenerateRequest(
     messages=STORY,
@@ -60,41 +34,6 @@ SLOW = GenerateRequest(
     ).encode(),
 )
 """An answer long enough to be cut off in its middle, on any engine."""
-
-
-@pytest.fixture(params=["simulated", "llamacpp", "node"])
-async def engine(request):
-    if request.param == "llamacpp":
-        pytest.importorskip("xllamacpp")
-        if not starter.gguf_path().exists():
-            pytest.skip("the starter model is not there")
-        engine = make(LlamaCppSpec(model="starter", threads=1))
-    else:
-        engine = make(SIMULATED) if request.param == "simulated" else NodeEngine(SIMULATED)
-    engine.info = await engine.start()
-    yield engine
-    await engine.close()
-
-
-async def ask(engine, **request):
-    request.setdefault("messages", STORY)
-    return [event async for event in engine.generate(GenerateRequest(**request))]
-
-
-def text_of(events, choice=0):
-    return "".join(e.text for e in events if isinstance(e, Delta) and e.choice == choice)
-
-
-def reason_of(events, choice=0):
-    (reason,) = [e.reason for e in events if isinstance(e, Finish) and e.choice == choice]
-    return reason
-
-
-def call_of(events):
-    calls = [c for e in events if isinstance(e, Delta) for c in e.tool_calls]
-    assert calls[0].id
-    assert all(call.id is None and call.name is None for call in calls[1:])
-    return calls[0].name, "".join(call.arguments for call in calls)
 
 
 def idle(engine):
@@ -228,7 +167,8 @@ async def test_a_schema_that_is_none(engine):
 
 
 async def test_a_required_tool_is_called(engine):
-    events = await ask(engine, tools=TOOLS, tool_choice=b'"required"', max_tokens=200)
+    required = {"tools": TOOLS, "tool_choice": b'"required"', "parallel_tool_calls": False}
+    events = await ask(engine, **required, max_tokens=200)
     name, arguments = call_of(events)
     assert name in ("weather", "time")
     assert json.loads(arguments)["city"] in ("Paris", "Rome")
@@ -242,6 +182,7 @@ async def test_a_named_tool_is_called(engine):
     name, arguments = call_of(events)
     assert name == "time"
     assert json.loads(arguments)["city"] in ("Paris", "Rome")
+    assert reason_of(events) == "stop"  # as OpenAI has it where the function is named
 
 
 async def test_logprobs_of_every_token(engine):

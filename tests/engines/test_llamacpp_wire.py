@@ -14,6 +14,7 @@ from engines.base import (
     GenerateRequest,
     Sampling,
     ToolCallDelta,
+    Usage,
 )
 from engines.llamacpp_chunks import ChunkReader, Reading
 
@@ -85,12 +86,14 @@ def test_a_forced_call_is_a_grammar_and_drops_what_would_cut_it():
     assert not body.keys() & {"tools", "stop", "n_probs", "messages"}
 
 
-def test_logprobs_with_stop_strings_are_for_us_to_cut_one_choice_at_a_time():
-    request = GenerateRequest(messages=MESSAGES, stop=("x",), logprobs=True, top_logprobs=3, n=2)
-    parts = parts_of(request)
-    assert [part.reading.stop for part in parts] == [("x",), ("x",)]
-    assert "stop" not in json.loads(parts[0].body)
-    assert json.loads(parts[0].body)["n_probs"] == 3
+def test_stop_strings_are_for_us_to_find():
+    request = GenerateRequest(messages=MESSAGES, stop=("x",), logprobs=True, top_logprobs=3)
+    (part,) = parts_of(request)
+    assert part.reading.stop == ("x",)
+    body = json.loads(part.body)
+    assert "stop" not in body
+    assert body["n_probs"] == 3
+    assert body["timings_per_token"]
 
 
 def test_penalties_are_taken_back_from_the_prompts_tokens():
@@ -158,11 +161,12 @@ def test_tool_calls_of_the_model_itself():
 
 def test_usage_of_several_choices_counts_the_prompt_once():
     read = reader(choices=2)
-    for cached in (4, 9):
+    for index, cached in enumerate((4, 9)):
+        read.read(chunk(choices=[choice(index, "stop")]))
         details = {"cached_tokens": cached}
         usage = {"prompt_tokens": 10, "completion_tokens": 3, "prompt_tokens_details": details}
         read.read(chunk(choices=[], usage=usage))
-    assert (read.input_tokens, read.output_tokens, read.cached_tokens) == (10, 6, 4)
+    assert read.usage == Usage(10, 6, 4)
 
 
 def test_a_token_without_probability():
@@ -213,4 +217,6 @@ def test_a_call_that_we_cut_short_is_counted_by_its_timings():
     timings |= {"predicted_n": 2}
     assert read.read(chunk(choices=[choice(content="!b")], timings=timings)) == [Finish(0, "stop")]
     assert read.complete
-    assert (read.input_tokens, read.cached_tokens, read.output_tokens) == (5, 3, 2)
+    usage = {"prompt_tokens": 5, "completion_tokens": 9}
+    assert read.read(chunk(choices=[choice(reason="stop")], usage=usage)) == []
+    assert read.usage == Usage(5, 2, 3)
