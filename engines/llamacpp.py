@@ -37,6 +37,7 @@ from typing import Any
 from engines import llamacpp_wire as wire
 from engines.base import EngineError, EngineInfo, Event, GenerateRequest, Health
 from engines.control_text import Vocabulary
+from engines.cores import limited_threads
 from engines.gguf import GgufError, GgufHead, read_head
 from engines.llamacpp_call import Call, Model, Server, Words
 from engines.llamacpp_chunks import ChunkReader, Reading, refusal
@@ -221,9 +222,10 @@ def _parameters(package: Any, spec: LlamaCppSpec, path: Path, context_tokens: in
     parameters.endpoint_slots = False
     parameters.ui = False
     parameters.verbosity = -1
-    if spec.threads is not None:
-        parameters.cpuparams.n_threads = spec.threads
-        parameters.cpuparams_batch.n_threads = spec.threads
+    threads = spec.threads or limited_threads()
+    if threads is not None:
+        parameters.cpuparams.n_threads = threads
+        parameters.cpuparams_batch.n_threads = threads
     return parameters
 
 

@@ -25,6 +25,9 @@ from engines.llamacpp_grammar import PROBE, Shape
 from engines.llamacpp_side import SideDoor
 from engines.llamacpp_wire import Part, Plan, Prompt
 
+THOUGHT_START, THOUGHT_END = "<think>", "</think>"
+"""Of every open model that thinks in its answer."""
+
 MAX_TRIED_GRAMMARS = 256
 """Remembered so as not to be tried again; an application has a handful."""
 
@@ -221,13 +224,22 @@ def prepared(plan: Plan, model: Model, slots: int, context_tokens: int) -> list[
         pieces = []
         if rendered or plan.penalised:
             body = llamacpp_wire.conversation(plan, masked.messages, masked.tools)
-            pieces = masked.pieces(model.side.render(body))
+            text = model.side.render(body)
+            if plan.shape is not None:
+                text = _thought_over(text)
+            pieces = masked.pieces(text)
         whole = _one_prompt(model, pieces) if rendered else None
         prompt = Prompt(request.messages, request.tools, whole)
     if plan.penalised:
         prompt = msgspec.structs.replace(prompt, tokens=model.side.tokens(pieces))
     grammar = None if plan.shape is None else model.grammar(plan.shape)
     return llamacpp_wire.parts(plan, prompt, grammar, slots, context_tokens)
+
+
+def _thought_over(prompt: str) -> str:
+    """Close a thought that the template opens: under a grammar there is no room for one."""
+    open_ = prompt.rstrip().endswith(THOUGHT_START)
+    return f"{prompt.rstrip()}\n\n{THOUGHT_END}\n\n" if open_ else prompt
 
 
 def _one_prompt(model: Model, pieces: list[str]) -> list[str | int]:

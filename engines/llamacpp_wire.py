@@ -1,9 +1,9 @@
 """What is said to llama.cpp, as data: which of its two endpoints, and the body. Pure.
 
 Its chat endpoint renders the template, and reads calls and reasoning as the model's template has them; it takes most
-requests. The completions endpoint takes those whose prompt must be given in pieces or whose grammar the chat endpoint
-would refuse beside tools: calls that are forced, a format beside tools, text that spells control tokens, and prompts
-that are no conversation.
+requests. The completions endpoint takes those whose prompt must be given in pieces (text that spells control tokens,
+prompts that are no conversation), and those under a grammar: the chat endpoint would refuse it beside tools, and look
+for thoughts in an answer that can't have any.
 
 Every sampler is set, since llama.cpp's own values (temperature 0.8, top_k 40, min_p 0.05) are not
 neutral and a GGUF file may bring yet others. Messages and tools are spliced in as the bytes they came in.
@@ -48,7 +48,7 @@ class Plan(Struct, frozen=True):
     @property
     def rendered(self) -> bool:
         """Whether the chat endpoint can't take it."""
-        return self.request.prompt is not None or self.forced is not None or self.tagged
+        return self.request.prompt is not None or self.shape is not None
 
     @property
     def penalised(self) -> bool:
@@ -164,8 +164,6 @@ class _Body(Struct, frozen=True, kw_only=True):
     tool_choice: str | UnsetType = UNSET
     parallel_tool_calls: bool | UnsetType = UNSET
     grammar: str | UnsetType = UNSET
-    reasoning_format: str | UnsetType = UNSET
-    chat_template_kwargs: dict[str, bool] | UnsetType = UNSET
     timings_per_token: bool | UnsetType = UNSET
     top_k: int = 0
     min_p: float = 0.0
@@ -249,8 +247,6 @@ def _body(
         tool_choice="auto" if with_tools else UNSET,
         parallel_tool_calls=request.parallel_tool_calls if with_tools else UNSET,
         grammar=UNSET if grammar is None else grammar,
-        reasoning_format=UNSET if grammar is None else "none",
-        chat_template_kwargs=UNSET if grammar is None or not chat else _NO_THINKING,
     )
     return _encoder.encode(body)
 

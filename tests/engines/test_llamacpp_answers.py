@@ -8,8 +8,9 @@ from collections import Counter
 
 import jsonschema
 import pytest
+from msgspec.structs import replace
 
-from engines import starter
+from engines import llamacpp, starter
 from engines.base import Delta, EngineError, GenerateRequest, Sampling
 from engines.llamacpp import LlamaCppEngine
 from engines.specs import LlamaCppSpec
@@ -335,3 +336,53 @@ async def test_stop_strings_end_all_choices_at_once(engine):
     assert all(reason_of(events, choice) == "stop" for choice in range(3))
     assert not any(event.text.strip(" ") for event in events if isinstance(event, Delta))
     assert events[-1].output_tokens <= 15
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+async def test_forced_calls_of_a_model_without_tags(engine, parallel):
+    engine._model.words = replace(engine._model.words, native=False)
+    events = await ask(
+        engine,
+        messages=saying("What is the weather in Paris?"),
+        tools=WEATHER,
+        tool_choice=b'"required"',
+        parallel_tool_calls=parallel,
+        max_tokens=1000,
+        sampling=GREEDY,
+    )
+    calls = calls_of(events)
+    assert 1 <= len(calls) <= (16 if parallel else 1)
+    for _, name, arguments in calls:
+        assert name == "get_weather"
+        assert 1 <= json.loads(arguments)["days"] <= 9
+    with pytest.raises(EngineError) as raised:
+        await ask(engine, tools=WEATHER, response_format=b'{"type":"json_object"}')
+    assert raised.value.kind == "unsupported"
+
+
+THINKING = """
+{%- for m in messages -%}{{ '<|im_start|>' + m.role + '\n' }}
+{%- if m.role == 'assistant' and '</think>' in m.content -%}{{ m.content.split('</think>')[-1] }}
+{%- else -%}{{ m.content }}{%- endif -%}{{ '<|im_end|>\n' }}{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n<think>\n' }}{%- endif -%}
+"""
+
+
+async def test_a_thought_is_apart_and_an_answer_under_a_schema_has_none(monkeypatch):
+    parameters = llamacpp._parameters
+
+    def thinking(package, *given):
+        made = parameters(package, *given)
+        made.chat_template = THINKING
+        return made
+
+    monkeypatch.setattr(llamacpp, "_parameters", thinking)
+    engine = LlamaCppEngine(LlamaCppSpec(model="starter", threads=1))
+    await engine.start()
+    events = await ask(engine, max_tokens=8, sampling=GREEDY)
+    assert "".join(e.reasoning for e in events if isinstance(e, Delta)).strip()
+    assert not text_of(events)
+    events = await ask(engine, response_format=format_of({"enum": ["yes", "no"]}), max_tokens=9)
+    assert json.loads(text_of(events)) in ("yes", "no")
+    assert not any(e.reasoning for e in events if isinstance(e, Delta))
+    await engine.close()
