@@ -9,7 +9,7 @@ import math
 import jsonschema
 import pytest
 
-from engines.base import Delta, EngineError, Finish, Sampling, ToolCallDelta
+from engines.base import Delta, EngineError, Finish, Sampling
 from tests.engines.asking import (
     TOOLS,
     ask,
@@ -268,8 +268,3 @@ async def test_a_bare_prompt(engine):
     other = {"messages": b"[]", "max_tokens": 8, "sampling": Sampling(seed=1)}
     words = await asyncio.gather(*(ask(engine, prompt=p, **other) for p in ("One", "The sea is")))
     assert text_of(words[0]) != text_of(words[1])
-
-
-def test_a_first_piece_is_not_a_later_one():
-    """What a router relies on to write OpenAI's first delta of a call."""
-    assert ToolCallDelta(0, arguments="x").id is None
