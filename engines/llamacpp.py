@@ -132,8 +132,10 @@ class LlamaCppEngine:
             call.end()
 
         def work() -> None:
-            call.run(model)
-            loop.call_soon_threadsafe(over)
+            try:
+                call.run(model)
+            finally:
+                loop.call_soon_threadsafe(over)
 
         threads.submit(work)
 

@@ -94,8 +94,10 @@ def _closed(schema: Any) -> Any:
         return schema
     inner = {key: _each_schema(key, value, _closed) for key, value in schema.items()}
     names = inner.get("properties")
-    open_ = not inner.keys() & _OPENERS and isinstance(names, dict) and names
-    if open_ and set(inner.get("required") or ()) <= set(names or ()):
+    required = inner.get("required", [])
+    if not isinstance(names, dict) or not isinstance(required, list) or inner.keys() & _OPENERS:
+        return inner
+    if all(name in names for name in required if isinstance(name, str)):
         inner["additionalProperties"] = False
     return inner
 
@@ -143,7 +145,7 @@ def _each_schema(key: str, value: Any, change: Callable[[Any], Any]) -> Any:
 
 def _beyond(key: str, value: Any) -> bool:
     if key == "format":
-        return value not in FORMATS
+        return not isinstance(value, str) or value not in FORMATS
     if key in ("exclusiveMinimum", "exclusiveMaximum"):
         return isinstance(value, bool)  # of draft 4; silently no limit today
     return key in UNSUPPORTED

@@ -25,7 +25,12 @@ Schema = dict[str, Any]
 
 def smallest(schema: object) -> Any:
     """Return the value. Raises EngineError: ``invalid`` for no schema, ``unsupported`` for one beyond this."""
-    return _value(schema, schema, 0)
+    try:
+        return _value(schema, schema, 0)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise EngineError(
+            "invalid", f"a keyword of the schema has a wrong value: {error}"
+        ) from error
 
 
 def _value(schema: object, root: object, depth: int) -> Any:

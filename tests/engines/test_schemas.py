@@ -54,6 +54,7 @@ def test_objects_are_closed_where_that_cannot_hurt():
     closed = schemas.closed(schema)
     assert closed["additionalProperties"] is False
     assert closed["properties"]["a"]["additionalProperties"] is False
+    assert schemas.closed({"properties": {}})["additionalProperties"] is False
     for kept in (
         {"properties": {"a": {}}, "required": ["z"]},
         {"properties": {"a": {}}, "additionalProperties": True},
@@ -62,3 +63,16 @@ def test_objects_are_closed_where_that_cannot_hurt():
         {"type": "object"},
     ):
         assert schemas.closed(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {}}, "required": 5},
+        {"properties": {"a": {}}, "required": [{}]},
+        {"properties": [], "anyOf": {}, "items": 3, "$defs": None},
+        {"format": []},
+    ],
+)
+def test_nonsense_is_left_to_the_compiler(schema):
+    schemas.closed(schemas.loosened(schema))
