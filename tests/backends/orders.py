@@ -16,19 +16,10 @@ CANARY = "sk-canary-0123456789abcdef"
 
 
 def order(
-    *,
-    stream: bool = False,
-    usage: bool = False,
-    limits: Limits = LIMITS,
-    wait_s: float = 10,
-    **fields: Any,
+    *, stream: bool = False, usage: bool = False, limits: Limits = LIMITS, wait_s: float = 10, **fields: Any
 ) -> Order:
     """A request for model "m", which is called "up" at the target."""
-    value: dict[str, Any] = {
-        "model": "m",
-        "messages": [{"role": "user", "content": "Hi"}],
-        **fields,
-    }
+    value: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **fields}
     if stream:
         value["stream"] = True
     if usage:

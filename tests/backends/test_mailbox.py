@@ -65,10 +65,7 @@ async def test_a_shorter_limit_than_the_timers_is_kept(loop):
 async def test_pressure_is_reported_once_each_way(loop):
     calls = []
     box = Mailbox(
-        loop,
-        high_water=10,
-        on_full=lambda: calls.append("full"),
-        on_drained=lambda: calls.append("ok"),
+        loop, high_water=10, on_full=lambda: calls.append("full"), on_drained=lambda: calls.append("ok")
     )
     for _ in range(5):
         box.put(b"", 5)

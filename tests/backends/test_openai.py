@@ -287,11 +287,7 @@ def test_tls(loop, tmp_path) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_cancel_anywhere(loop, stream: bool) -> None:
     async def run() -> None:
-        slow = (
-            up.stream(3, pieces=up.at_random(1))
-            if stream
-            else up.json_answer(pieces=up.at_random(1))
-        )
+        slow = up.stream(3, pieces=up.at_random(1)) if stream else up.json_answer(pieces=up.at_random(1))
         async with Upstream(default=slow) as upstream:
             target = backend(upstream, max_connections=2)
             whole = False

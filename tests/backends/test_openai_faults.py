@@ -46,10 +46,7 @@ async def outcome(script: up.Script, **how) -> tuple[bytes, Fault]:
         (up.silent(), FaultKind.TIMEOUT_FIRST_BYTE),
         (up.status(500), FaultKind.SERVER_ERROR),
         (up.status(503, up.error_body(f"bad {CANARY}")), FaultKind.SERVER_ERROR),
-        (
-            up.status(401, up.error_body(f"Incorrect API key: {CANARY}")),
-            FaultKind.REFUSED_CREDENTIALS,
-        ),
+        (up.status(401, up.error_body(f"Incorrect API key: {CANARY}")), FaultKind.REFUSED_CREDENTIALS),
         (up.status(404, up.error_body(code="model_not_found")), FaultKind.UNKNOWN_MODEL),
         (up.rate_limited(), FaultKind.RATE_LIMITED),
         (up.rate_limited(None), FaultKind.RATE_LIMITED),
@@ -58,10 +55,7 @@ async def outcome(script: up.Script, **how) -> tuple[bytes, Fault]:
         (up.status(302, b"", headers={"location": "http://127.0.0.1:1/"}), FaultKind.MALFORMED),
         (up.raw(b"SSH-2.0-x\r\n"), FaultKind.MALFORMED),
         (up.json_answer(up.error_body("no", code="rate_limit_exceeded")), FaultKind.RATE_LIMITED),
-        (
-            up.json_answer(up.encode({"error": {"message": "no", "code": 503}})),
-            FaultKind.SERVER_ERROR,
-        ),
+        (up.json_answer(up.encode({"error": {"message": "no", "code": 503}})), FaultKind.SERVER_ERROR),
         (up.json_answer(b"<html>", kind="text/html"), FaultKind.MALFORMED),
         (up.json_answer(b""), FaultKind.MALFORMED),
         (up.status(500, b"x" * 500_000), FaultKind.SERVER_ERROR),
@@ -104,10 +98,7 @@ async def test_a_context_error_reaches_the_client_unchanged() -> None:
         (up.malformed(2, b"data: <html>\n\n"), FaultKind.MALFORMED),
         (up.error_event(2), FaultKind.SERVER_ERROR),
         (up.no_done(2, finish=None), FaultKind.CUT),
-        (
-            up.stream_of(up.events(2, finish=None, done=False), then=up.raw(b"zz\r\n")),
-            FaultKind.MALFORMED,
-        ),
+        (up.stream_of(up.events(2, finish=None, done=False), then=up.raw(b"zz\r\n")), FaultKind.MALFORMED),
     ],
 )
 async def test_faults_after_the_first_byte(script: up.Script, kind: FaultKind) -> None:
@@ -139,9 +130,7 @@ async def test_faults_of_whole_answers(script: up.Script, kind: FaultKind) -> No
     assert (out, fault.kind) == (b"", kind)
 
 
-@pytest.mark.parametrize(
-    "body", [up.error_body("no", code=429), up.error_body("no", code="rate_limit_exceeded")]
-)
+@pytest.mark.parametrize("body", [up.error_body("no", code=429), up.error_body("no", code="rate_limit_exceeded")])
 async def test_an_error_as_the_first_event(body: bytes) -> None:
     out, fault = await outcome(up.error_event(0, body), stream=True)
     assert (out, fault.kind) == (b"", FaultKind.RATE_LIMITED)
@@ -159,10 +148,7 @@ async def test_heartbeats_before_the_first_token_do_not_count() -> None:
 
 
 async def test_blank_lines_before_a_whole_answer_do_not_count_and_do_not_hurt() -> None:
-    blank = (
-        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
-        + up.chunked(b"\n\n")
-    )
+    blank = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n" + up.chunked(b"\n\n")
     _, fault = await outcome(up.raw(blank, then=up.silent()), limits=QUICK)
     assert fault.kind is FaultKind.TIMEOUT_FIRST_BYTE
     rest = up.raw(up.chunked(up.completion()) + b"0\r\n\r\n")

@@ -72,9 +72,7 @@ class Wire:
             if piece and not self.transport.aborted:
                 self.connection.data_received(piece)
 
-    async def exchange(
-        self, data: bytes, pieces: Segments = whole
-    ) -> tuple[int, dict[str, str], bytes]:
+    async def exchange(self, data: bytes, pieces: Segments = whole) -> tuple[int, dict[str, str], bytes]:
         exchange = self.send()
         self.answer(data, pieces)
         return await drain(exchange)

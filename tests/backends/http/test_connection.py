@@ -50,9 +50,7 @@ async def test_any_segmentation_gives_the_same(data: bytes, pieces: up.Segments)
     assert wire.connection.state is State.IDLE
 
 
-@given(
-    st.binary(max_size=300), st.integers(0, 2**32), st.sampled_from(["length", "chunked", "close"])
-)
+@given(st.binary(max_size=300), st.integers(0, 2**32), st.sampled_from(["length", "chunked", "close"]))
 @settings(max_examples=60, deadline=None)
 def test_bodies_survive_segmentation(body: bytes, seed: int, framing: str) -> None:
     async def run() -> None:
@@ -180,9 +178,7 @@ async def test_close_and_http_1_0_end_the_connection(data: bytes) -> None:
 
 async def test_http_1_0_with_keep_alive_is_kept() -> None:
     wire = Wire()
-    data = OK.replace(b"HTTP/1.1", b"HTTP/1.0").replace(
-        b"set-cookie", b"connection: keep-alive\r\nx"
-    )
+    data = OK.replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"set-cookie", b"connection: keep-alive\r\nx")
     assert (await wire.exchange(data))[2] == b"hello"
     assert wire.owner.said == ["released"]
 
@@ -203,9 +199,7 @@ async def test_a_body_until_close_ends_with_the_connection_unless_that_broke() -
 
 @pytest.mark.parametrize("junk", [b"HTTP", OK, b"garbage", b"\r\nx"])
 @pytest.mark.parametrize("data", [OK, CHUNKED])
-async def test_bytes_behind_an_answer_cost_the_connection_not_the_answer(
-    data: bytes, junk: bytes
-) -> None:
+async def test_bytes_behind_an_answer_cost_the_connection_not_the_answer(data: bytes, junk: bytes) -> None:
     wire = Wire()
     assert (await wire.exchange(data + junk))[2] == b"hello"
     if wire.connection.state is not State.CLOSED:

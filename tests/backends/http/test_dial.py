@@ -33,18 +33,7 @@ def test_origins(url: str, parts: tuple[object, ...]) -> None:
     assert (origin.host, origin.port, origin.tls, origin.path, origin.authority) == parts
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "ftp://x/",
-        "http://",
-        "http://x/a b",
-        "http://x/a\r\nb: c",
-        "http://\u00e9/",
-        "http://u@x/",
-        "http://x:99999/",
-    ],
-)
+@pytest.mark.parametrize("url", ["ftp://x/", "http://", "http://x/a b", "http://x/a\r\nb: c", "http://\u00e9/", "http://u@x/", "http://x:99999/"])
 def test_what_is_no_origin(url: str) -> None:
     with pytest.raises(ValueError):
         origin_of(url)
@@ -101,9 +90,7 @@ def make() -> Connection:
 async def resolving(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     async def getaddrinfo(host: str, port: int, **_: object) -> list[object]:
         kind = {4: socket.AF_INET, 6: socket.AF_INET6}
-        return [
-            (kind[ip(one).version], socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses
-        ]
+        return [(kind[ip(one).version], socket.SOCK_STREAM, 6, "", (one, port)) for one in addresses]
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
 
@@ -148,9 +135,7 @@ async def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> 
         await Dialer(origin_of("http://provider.test")).dial(make)
 
 
-async def test_the_next_address_is_tried_at_once_when_one_refuses(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_the_next_address_is_tried_at_once_when_one_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Upstream() as upstream:
         await resolving(monkeypatch, "127.0.0.3", "127.0.0.1")
         start = time.monotonic()
@@ -235,9 +220,7 @@ async def test_tls_is_verified(authority: trustme.CA, ca_file: str) -> None:
         assert caught.value.kind is FaultKind.CONNECT
 
 
-async def test_a_certificate_for_another_name_is_refused(
-    authority: trustme.CA, ca_file: str
-) -> None:
+async def test_a_certificate_for_another_name_is_refused(authority: trustme.CA, ca_file: str) -> None:
     async with Upstream(tls=serving(authority, "other.test")) as upstream:
         with pytest.raises(Fault, match="TLS"):
             await Dialer(origin_of(upstream.url), ca_file=ca_file).dial(make)
@@ -247,9 +230,7 @@ async def test_a_server_without_tls_is_no_tls_server(ca_file: str) -> None:
     async with Upstream() as upstream:
         upstream.greeting = b"HTTP/1.1 400 Bad\r\n\r\n"
         with pytest.raises(Fault):
-            await Dialer(origin_of(f"https://127.0.0.1:{upstream.port}"), ca_file=ca_file).dial(
-                make
-            )
+            await Dialer(origin_of(f"https://127.0.0.1:{upstream.port}"), ca_file=ca_file).dial(make)
 
 
 def test_a_ca_file_must_be_one(tmp_path) -> None:

@@ -30,11 +30,7 @@ def of(status: int, body: bytes = b"", **headers: str) -> Fault:
         (403, b"", FaultKind.REFUSED_CREDENTIALS),
         (404, error_body(code="model_not_found"), FaultKind.UNKNOWN_MODEL),
         (404, b"<html>", FaultKind.UNKNOWN_MODEL),
-        (
-            404,
-            error_body(kind="invalid_request_error", code="context_length_exceeded"),
-            FaultKind.CLIENT_ERROR,
-        ),
+        (404, error_body(kind="invalid_request_error", code="context_length_exceeded"), FaultKind.CLIENT_ERROR),
         (404, b'{"detail":"Not Found"}', FaultKind.UNKNOWN_MODEL),
         (408, b"", FaultKind.SERVER_ERROR),
         (409, b"", FaultKind.SERVER_ERROR),
@@ -54,9 +50,7 @@ def test_each_status_has_its_kind(status: int, body: bytes, kind: FaultKind) -> 
 
 
 def test_an_exact_error_is_passed_on_unchanged() -> None:
-    body = error_body(
-        "Too long.", kind="invalid_request_error", param="messages", code="context_length_exceeded"
-    )
+    body = error_body("Too long.", kind="invalid_request_error", param="messages", code="context_length_exceeded")
     answer = api_error(of(400, body))
     assert (answer.status, answer.body) == (400, body)
     assert answer.error.code == "context_length_exceeded"
@@ -77,12 +71,7 @@ def test_any_other_error_is_wrapped(body: bytes) -> None:
     answer = api_error(of(400, body))
     assert answer.status == 400
     assert json.loads(answer.body) == {
-        "error": {
-            "message": "Too long.",
-            "type": "invalid_request_error",
-            "param": None,
-            "code": None,
-        }
+        "error": {"message": "Too long.", "type": "invalid_request_error", "param": None, "code": None}
     }
 
 
@@ -109,9 +98,7 @@ def test_secrets_never_come_out(status: int, body: bytes) -> None:
 
 
 def test_a_refused_key_is_a_502_without_the_providers_text() -> None:
-    answer = api_error(
-        of(401, error_body("Incorrect API key provided: abcd", code="invalid_api_key"))
-    )
+    answer = api_error(of(401, error_body("Incorrect API key provided: abcd", code="invalid_api_key")))
     assert answer.status == 502
     assert b"abcd" not in answer.body
     assert b"API key" not in answer.body
@@ -161,8 +148,6 @@ def test_an_error_inside_a_200(error: dict[str, object], kind: FaultKind) -> Non
     assert refusal.in_answer(body, started=True, secrets=()).kind is FaultKind.SERVER_ERROR
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"[]", b"3", b"{}", b"\xff", b"[" * 100_000, b'{"error":null}', b'{"error":5}']
-)
+@pytest.mark.parametrize("body", [b"", b"[]", b"3", b"{}", b"\xff", b"[" * 100_000, b'{"error":null}', b'{"error":5}'])
 def test_what_says_nothing(body: bytes) -> None:
     assert refusal.read(body) is None

@@ -14,12 +14,7 @@ from tests import upstream as up
 
 
 def relayed(
-    data: bytes,
-    pieces: up.Segments = up.whole,
-    *,
-    hide: bool = False,
-    n: int = 1,
-    cut: Fault | None = None,
+    data: bytes, pieces: up.Segments = up.whole, *, hide: bool = False, n: int = 1, cut: Fault | None = None
 ) -> tuple[bytes, Fault | None, Facts]:
     relay = Relay(hide_usage=hide, choices=n)
     out = b""
@@ -42,9 +37,7 @@ SEGMENTS = [up.whole, up.by_byte, up.at_random(3), up.at_random(4, 200)]
 @pytest.mark.parametrize("pieces", SEGMENTS)
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
 @pytest.mark.parametrize("usage", ["chunk", "last", "every", "groq"])
-def test_a_stream_passes_untouched_and_its_usage_is_read(
-    pieces: up.Segments, newline: bytes, usage: str
-) -> None:
+def test_a_stream_passes_untouched_and_its_usage_is_read(pieces: up.Segments, newline: bytes, usage: str) -> None:
     data = b"".join(up.events(5, usage=usage))
     out, fault, facts = relayed(data.replace(b"\n", newline), pieces)
     assert (out, fault) == (data, None)
@@ -224,26 +217,19 @@ def test_an_endless_event_is_malformed() -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=8,
 )
 
 
 @given(
-    st.lists(
-        st.dictionaries(st.sampled_from(["choices", "usage", "x", "id"]), json_values, max_size=3),
-        max_size=6,
-    ),
+    st.lists(st.dictionaries(st.sampled_from(["choices", "usage", "x", "id"]), json_values, max_size=3), max_size=6),
     st.integers(0, 2**32),
     st.booleans(),
     st.sampled_from([b"\n", b"\r\n", b"\r"]),
 )
 @settings(max_examples=150, deadline=None)
-def test_segmentation_never_matters(
-    chunks: list[dict[str, object]], seed: int, hide: bool, newline: bytes
-) -> None:
+def test_segmentation_never_matters(chunks: list[dict[str, object]], seed: int, hide: bool, newline: bytes) -> None:
     data = b"".join(up.event(chunk) for chunk in chunks).replace(b"\n", newline)
     if chunks:
         data += b"data: [DONE]" + newline * 2
