@@ -45,6 +45,8 @@ class GenerateRequest(Struct, frozen=True, omit_defaults=True):
     tool_choice: bytes | None = None
     parallel_tool_calls: bool = True
     response_format: bytes | None = None
+    prompt: str | None = None
+    """Text to go on from, as it is: no chat template. Then ``messages`` is ``[]``, and there are no tools."""
 
 
 class TopLogprob(Struct, frozen=True, array_like=True):
@@ -74,12 +76,14 @@ class ToolCallDelta(Struct, frozen=True, array_like=True):
 
 
 class Delta(Struct, frozen=True, array_like=True, tag="delta"):
-    """Text, tool-call pieces and logprobs of one choice since its last delta."""
+    """What one choice wrote since its last delta."""
 
     choice: int
     text: str = ""
     tool_calls: tuple[ToolCallDelta, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    """What a model thinks before it answers, where the engine can tell the two apart."""
 
 
 class Finish(Struct, frozen=True, array_like=True, tag="finish"):

@@ -1,13 +1,13 @@
-"""Tool calls that a request demands, by a JSON schema instead of a model's good will.
+"""Tool calls that a request demands, by a grammar instead of a model's good will.
 
 ``tool_choice: required`` or a named function promises a call. Engines offer the tools to the
 template and hope; llama.cpp even accepts the option and ignores it for most templates. A
-constrained answer keeps the promise with any model: the schema of the one function's arguments, or,
-where the model may choose, of an object with the name first and the arguments after it. What comes
-back is cut into tool-call pieces as it is written.
+constrained answer keeps the promise with any model: every call is an object with the name first and
+the arguments, by the function's schema, after it. What comes back is cut into tool-call pieces as
+it is written.
 
-One call per answer, whatever ``parallel_tool_calls`` allows. Knows nothing of how an engine
-constrains.
+A named function is called once. Where the model may choose, it may call several times unless
+``parallel_tool_calls`` is false. Knows nothing of how an engine constrains.
 """
 
 from __future__ import annotations
@@ -19,17 +19,22 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from engines.base import EngineError, ToolCallDelta
+from engines import schemas
+from engines.base import EngineError, FinishReason, ToolCallDelta
 
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 """OpenAI: a function without ``parameters`` takes none."""
 
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
+MAX_CALLS = 16
+"""Of one answer. More than anybody needs; a weak model would go on to the end of its context."""
+
+_HEAD = re.compile(r'\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
 
 
 class _Function(Struct):
     name: str
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class _Tool(Struct):
@@ -51,11 +56,17 @@ _choice_decoder: msgspec.json.Decoder[str | _NamedChoice] = msgspec.json.Decoder
 
 
 class ForcedCall(Struct, frozen=True):
-    """What an answer must be so that it is a tool call."""
+    """What an answer must be so that it calls."""
 
     schema: dict[str, Any]
-    name: str | None
-    """The function, where there is no choice; then the answer is its arguments alone."""
+    """Of one call: an object of ``name`` and ``arguments``, in this order."""
+    several: bool = False
+    named: bool = False
+
+    @property
+    def reason(self) -> FinishReason:
+        """How such an answer ends; OpenAI says ``stop`` where the function was named."""
+        return "stop" if self.named else "tool_calls"
 
 
 def offered(tools: bytes | None, choice: bytes | None) -> bool:
@@ -63,28 +74,34 @@ def offered(tools: bytes | None, choice: bytes | None) -> bool:
     return tools is not None and (choice is None or _choice(choice) != "none")
 
 
-def force(tools: bytes | None, choice: bytes | None) -> ForcedCall | None:
+def force(tools: bytes | None, choice: bytes | None, *, parallel: bool = True) -> ForcedCall | None:
     """Return the call that ``tool_choice`` demands, None for none. Raises EngineError."""
     wanted = None if choice is None else _choice(choice)
     if tools is None or wanted in (None, "none", "auto"):
         return None
-    try:
-        functions = {tool.function.name: tool.function for tool in _tools_decoder.decode(tools)}
-    except msgspec.MsgspecError as error:
-        raise EngineError("unsupported", f"a tool that is no function: {error}") from error
+    functions = _functions(tools)
     if isinstance(wanted, _NamedChoice):
         name = wanted.function.name
         if name not in functions:
             raise EngineError(
                 "invalid", f"tool_choice names {name!r}, which is not among the tools"
             )
-        functions = {name: functions[name]}
+        return ForcedCall(_any_of([functions[name]]), named=True)
     if not functions:
         raise EngineError("invalid", "tool_choice demands a call, but there are no tools")
-    if len(functions) == 1:
-        ((name, function),) = functions.items()
-        return ForcedCall(_arguments(function), name)
-    return ForcedCall(_any_of(list(functions.values())), None)
+    return ForcedCall(_any_of(list(functions.values())), several=parallel)
+
+
+def call_of_any(tools: bytes) -> dict[str, Any]:
+    """Return the schema of a call of any of the tools. Raises EngineError."""
+    return _any_of(list(_functions(tools).values()))
+
+
+def _functions(tools: bytes) -> dict[str, _Function]:
+    try:
+        return {tool.function.name: tool.function for tool in _tools_decoder.decode(tools)}
+    except msgspec.MsgspecError as error:
+        raise EngineError("unsupported", f"a tool that is no function: {error}") from error
 
 
 def _choice(choice: bytes) -> str | _NamedChoice:
@@ -98,7 +115,10 @@ def _choice(choice: bytes) -> str | _NamedChoice:
 
 
 def _arguments(function: _Function) -> dict[str, Any]:
-    return _NO_ARGUMENTS if function.parameters is None else function.parameters
+    if function.parameters is None:
+        return _NO_ARGUMENTS
+    keep = schemas.checked if function.strict else schemas.loosened
+    return {"type": "object", **keep(function.parameters)}
 
 
 def _any_of(functions: list[_Function]) -> dict[str, Any]:
@@ -137,51 +157,70 @@ def _moved(schema: Any, root: str) -> Any:
 
 
 class CallWriter:
-    """Cuts the constrained answer, as it grows, into the pieces of one tool call."""
+    """Cuts the constrained answer, as it grows, into the pieces of its tool calls.
 
-    def __init__(self, forced: ForcedCall) -> None:
-        self._name = forced.name
-        self._started = False
+    Whatever stands around the calls (brackets, commas, tags) is passed over.
+    """
+
+    def __init__(self) -> None:
+        self._index = -1
         self._head = ""
-        self._arguments = _ObjectText()
+        self._arguments: _ObjectText | None = None
 
     def feed(self, text: str) -> tuple[ToolCallDelta, ...]:
         """Return the pieces that ``text``, the next part of the answer, adds."""
-        if self._name is None:
-            self._head += text
-            match = _HEAD.match(self._head)
-            if match is None:
-                return ()
-            self._name = msgspec.json.decode(match[1], type=str)
-            text = self._head[match.end() :]
-        arguments = self._arguments.feed(text)
-        if self._started:
-            return (ToolCallDelta(0, arguments=arguments),) if arguments else ()
-        self._started = True
-        return (ToolCallDelta(0, f"call_{secrets.token_hex(12)}", self._name, arguments),)
+        pieces: list[ToolCallDelta] = []
+        while text:
+            open_ = self._arguments
+            text = self._open(text, pieces) if open_ is None else self._go_on(open_, text, pieces)
+        return tuple(pieces)
+
+    def _open(self, text: str, pieces: list[ToolCallDelta]) -> str:
+        self._head += text
+        match = _HEAD.search(self._head)
+        if match is None:
+            return ""
+        name = msgspec.json.decode(match[1], type=str)
+        rest, self._head = self._head[match.end() :], ""
+        self._index += 1
+        self._arguments = _ObjectText()
+        pieces.append(ToolCallDelta(self._index, new_call_id(), name))
+        return rest
+
+    def _go_on(self, arguments: _ObjectText, text: str, pieces: list[ToolCallDelta]) -> str:
+        written, rest = arguments.feed(text)
+        if written:
+            pieces.append(ToolCallDelta(self._index, arguments=written))
+        if arguments.over:
+            self._arguments = None
+        return rest
+
+
+def new_call_id() -> str:
+    """An id as OpenAI's look."""
+    return f"call_{secrets.token_hex(12)}"
 
 
 class _ObjectText:
-    """Lets the text of one JSON object through, and nothing before or after it."""
+    """Lets the text of one JSON object through, and nothing before it."""
 
     def __init__(self) -> None:
         self._depth = 0
         self._in_string = False
         self._escaped = False
-        self._over = False
+        self.over = False
 
-    def feed(self, text: str) -> str:
-        if self._over:
-            return ""
+    def feed(self, text: str) -> tuple[str, str]:
+        """Return what of ``text`` is the object's, and what comes after its end."""
         start = 0 if self._depth else text.find("{")
         if start < 0:
-            return ""
+            return "", ""
         for at in range(start, len(text)):
             self._step(text[at])
             if self._depth == 0:
-                self._over = True
-                return text[start : at + 1]
-        return text[start:]
+                self.over = True
+                return text[start : at + 1], text[at + 1 :]
+        return text[start:], ""
 
     def _step(self, char: str) -> None:
         if self._in_string:

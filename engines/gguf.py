@@ -2,6 +2,7 @@
 
 llama.cpp refuses a bad file without a reason, and serves a shorter context than asked for where the
 model was trained on less, without a word to its caller. Both are in the first bytes of the file.
+So are the names of its control tokens and its chat template, which llama.cpp keeps to itself.
 The ``gguf`` package would read them too, with numpy behind it; this is the small part of it that is
 needed.
 
@@ -29,7 +30,9 @@ _UINT32 = struct.Struct("<I")
 _UINT64 = struct.Struct("<Q")
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _UNSIGNED = {4: _UINT32, 10: _UINT64}
-_STRING, _ARRAY = 8, 9
+_UINT32_KIND, _STRING, _ARRAY = 4, 8, 9
+_CONTROL_KINDS = (2, 3)  # unknown, control: special to every tokenizer
+_USER_DEFINED = 4
 
 
 class GgufError(ValueError):
@@ -40,12 +43,19 @@ class GgufHead(Struct, frozen=True):
     """The part of the metadata that an engine needs before it loads."""
 
     version: int
-    context_tokens: int | None
+    context_tokens: int | None = None
     """Tokens the model was trained on, where the file says it."""
+    template: str = ""
+    """The chat template."""
+    control_tokens: tuple[str, ...] = ()
+    added_tokens: tuple[str, ...] = ()
+    """What else has a token whatever stands around it."""
+    end_token: str = ""
+    """What the model writes at the end of its turn."""
 
 
 def read_head(path: Path) -> GgufHead:
-    """Read the head of the file at ``path``. Raises GgufError."""
+    """Read the head of the file at ``path``; a fraction of a second for a large vocabulary. Raises GgufError."""
     try:
         with path.open("rb") as file:
             return _read(file, path)
@@ -65,12 +75,57 @@ def _read(file: BinaryIO, path: Path) -> GgufHead:
     if version not in VERSIONS:
         raise GgufError(f"{path} has GGUF version {version}; versions 2 and 3 can be read")
     _number(file, _UINT64)  # the count of tensors
+    context_tokens: int | None = None
+    template = b""
+    tokens: list[bytes] = []
+    kinds: list[int] = []
+    end: int | None = None
     for _ in range(_number(file, _UINT64)):
         key, kind = _string(file), _number(file, _UINT32)
-        if key.endswith(b".context_length") and kind in _UNSIGNED:
-            return GgufHead(version=version, context_tokens=_number(file, _UNSIGNED[kind]))
-        _skip(file, kind)
-    return GgufHead(version=version, context_tokens=None)
+        if key.endswith(b".context_length") and kind in _UNSIGNED and context_tokens is None:
+            context_tokens = _number(file, _UNSIGNED[kind])
+        elif key == b"tokenizer.chat_template" and kind == _STRING:
+            template = _string(file)
+        elif key == b"tokenizer.ggml.tokens" and kind == _ARRAY:
+            tokens = _strings(file)
+        elif key == b"tokenizer.ggml.eos_token_id" and kind == _UINT32_KIND:
+            end = _number(file, _UINT32)
+        elif key == b"tokenizer.ggml.token_type" and kind == _ARRAY:
+            kinds = _int32s(file)
+        else:
+            _skip(file, kind)
+    return GgufHead(
+        version=version,
+        context_tokens=context_tokens,
+        template=template.decode(errors="replace"),
+        control_tokens=_of_kinds(tokens, kinds, _CONTROL_KINDS),
+        added_tokens=_of_kinds(tokens, kinds, (_USER_DEFINED,)),
+        end_token="" if end is None or end >= len(tokens) else tokens[end].decode(errors="replace"),
+    )
+
+
+def _of_kinds(tokens: list[bytes], kinds: list[int], wanted: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(
+        token.decode(errors="replace")
+        for token, kind in zip(tokens, kinds, strict=False)
+        if kind in wanted
+    )
+
+
+def _strings(file: BinaryIO) -> list[bytes]:
+    inner, count = _number(file, _UINT32), _number(file, _UINT64)
+    if inner != _STRING:
+        raise EOFError
+    return [_string(file) for _ in range(count)]
+
+
+def _int32s(file: BinaryIO) -> list[int]:
+    inner, count = _number(file, _UINT32), _number(file, _UINT64)
+    size = 4 * count
+    if inner not in (4, 5) or size > MAX_STRING_BYTES:
+        raise EOFError
+    data = file.read(size)
+    return list(struct.unpack(f"<{count}i", data))
 
 
 def _number(file: BinaryIO, shape: struct.Struct) -> int:
@@ -82,7 +137,10 @@ def _string(file: BinaryIO) -> bytes:
     size = _number(file, _UINT64)
     if size > MAX_STRING_BYTES:
         raise EOFError
-    return file.read(size)
+    data = file.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
 
 
 def _skip(file: BinaryIO, kind: int) -> None:

@@ -1,41 +1,144 @@
-"""What is said to llama.cpp's chat endpoint and what it answers, as data. Pure.
+"""What is said to llama.cpp, as data: which of its two endpoints, and the body. Pure.
 
-Its body is OpenAI's with more fields. Every sampler is set, since llama.cpp's own values
-(temperature 0.8, top_k 40, min_p 0.05) are not neutral and a GGUF file may bring yet others.
-Messages, tools and schemas are spliced in as the bytes they came in.
+Its chat endpoint renders the template, and reads calls and reasoning as the model's template has them; it takes most
+requests. The completions endpoint takes those whose prompt must be given in pieces (text that spells control tokens,
+prompts that are no conversation), and those under a grammar: the chat endpoint would refuse it beside tools, and look
+for thoughts in an answer that can't have any.
+
+Every sampler is set, since llama.cpp's own values (temperature 0.8, top_k 40, min_p 0.05) are not
+neutral and a GGUF file may bring yet others. Messages and tools are spliced in as the bytes they came in.
+
+llama.cpp counts the prompt's tokens for its penalties, OpenAI only the answer's. So each token of the prompt gets a
+bias against what it would be charged for. For the frequency penalty that is exact. For the presence penalty it is for
+tokens the prompt doesn't have; those it has are never charged, where they should be once the answer has them, too.
 
 Source: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/README.md
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from engines.base import (
-    Delta,
-    EngineError,
-    Event,
-    Finish,
-    FinishReason,
-    GenerateRequest,
-    TokenLogprob,
-    ToolCallDelta,
-    TopLogprob,
-)
-from engines.forced_tools import CallWriter, ForcedCall, force, offered
+from engines import schemas
+from engines.base import EngineError, GenerateRequest
+from engines.forced_tools import ForcedCall, call_of_any, force, offered
+from engines.llamacpp_chunks import Reading
+from engines.llamacpp_grammar import Shape
 
 _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp's seeds have 32 bits, and this one asks for a random one."""
 
-_IMPOSSIBLE_LOGPROB = -9999.0
-"""What OpenAI says for a token without probability; llama.cpp says null."""
+
+class Plan(Struct, frozen=True):
+    """What a request comes to, before its prompt is looked at."""
+
+    request: GenerateRequest
+    shape: Shape | None = None
+    """What holds the answer, None where nothing does."""
+    forced: ForcedCall | None = None
+    with_tools: bool = False
+    tagged: bool = False
+    """The answer may call, and the calls are read here."""
+
+    @property
+    def rendered(self) -> bool:
+        """Whether the chat endpoint can't take it."""
+        return self.request.prompt is not None or self.shape is not None
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the prompt's tokens must be known."""
+        sampling = self.request.sampling
+        return bool(sampling.frequency_penalty or sampling.presence_penalty)
 
 
-_VALUES = ("const", "enum", "default", "examples")
-"""Keys of a schema under which stand values, not schemas."""
+class Prompt(Struct, frozen=True):
+    """The request's text as it goes to llama.cpp."""
+
+    messages: bytes
+    tools: bytes | None
+    pieces: Sequence[str | int] | None = None
+    """The rendered prompt in text and tokens, for the completions endpoint; None for the chat endpoint."""
+    tokens: Sequence[int] = ()
+    """Its tokens, where they must be known."""
+
+
+class Part(Struct, frozen=True):
+    """One call of llama.cpp: some or all choices of a request."""
+
+    body: bytes
+    reading: Reading
+    chat: bool = True
+
+
+def plan(request: GenerateRequest, *, native: bool) -> Plan:
+    """Return the plan. ``native``: the model writes calls in tags. Raises EngineError for what can't be served."""
+    if request.max_tokens is not None and request.max_tokens < 1:
+        raise EngineError("invalid", f"max_tokens must be at least 1, not {request.max_tokens}")
+    if request.prompt is not None and (request.tools is not None or not request.prompt):
+        raise EngineError("invalid", "a bare prompt must not be empty, and takes no tools")
+    tools = request.tools if offered(request.tools, request.tool_choice) else None
+    forced = force(tools, request.tool_choice, parallel=request.parallel_tool_calls)
+    if forced is not None:
+        shape = Shape(call=forced.schema, must_call=True, several=forced.several, native=native)
+        return Plan(request, shape, forced, with_tools=True)
+    answer = _answer_schema(request.response_format)
+    if tools is None:
+        return Plan(request, None if answer is None else Shape(answer=answer))
+    if answer is not None or (request.logprobs and native):
+        return read_here(Plan(request, with_tools=True), answer, native=native)
+    return Plan(request, with_tools=True)
+
+
+def read_here(plan: Plan, answer: dict[str, Any] | None = None, *, native: bool) -> Plan:
+    """Return the plan with its optional calls under a grammar and read by this package. Raises EngineError."""
+    request = plan.request
+    if request.tools is None or not plan.with_tools or plan.shape is not None:
+        return plan
+    if not native:
+        raise EngineError(
+            "unsupported",
+            "this model's tool calls are read by llama.cpp, which can't keep a response_format "
+            "or control tokens in the text beside them: leave out one, or set tool_choice",
+        )
+    shape = Shape(
+        answer=answer,
+        call=call_of_any(request.tools),
+        several=request.parallel_tool_calls,
+        native=native,
+    )
+    return Plan(request, shape, with_tools=True, tagged=True)
+
+
+class _JsonSchema(Struct):
+    schema: Any = UNSET
+
+
+class _Format(Struct):
+    type: str
+    json_schema: _JsonSchema | None = None
+
+
+def _answer_schema(response_format: bytes | None) -> dict[str, Any] | None:
+    if response_format is None:
+        return None
+    try:
+        wanted = msgspec.json.decode(response_format, type=_Format)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise EngineError("invalid", f"response_format: {error}") from error
+    if wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return {"type": "object"}
+    if wanted.type == "json_schema" and wanted.json_schema is not None:
+        schema = wanted.json_schema.schema
+        return {"type": "object"} if schema is UNSET else schemas.checked(schema)
+    raise EngineError("unsupported", f"response_format {wanted.type!r}")
 
 
 class _StreamOptions(Struct, frozen=True):
@@ -43,7 +146,6 @@ class _StreamOptions(Struct, frozen=True):
 
 
 class _Body(Struct, frozen=True, kw_only=True):
-    messages: Raw
     n: int
     temperature: float
     top_p: float
@@ -52,15 +154,17 @@ class _Body(Struct, frozen=True, kw_only=True):
     repeat_last_n: int
     """Tokens the two penalties look back on; llama.cpp's own 64 would forget."""
     seed: int
+    messages: Raw | UnsetType = UNSET
+    prompt: Sequence[str | int] | UnsetType = UNSET
     max_tokens: int | UnsetType = UNSET
     logit_bias: dict[str, float] | UnsetType = UNSET
-    stop: tuple[str, ...] | UnsetType = UNSET
-    logprobs: bool | UnsetType = UNSET
-    top_logprobs: int | UnsetType = UNSET
+    n_probs: int | UnsetType = UNSET
+    """OpenAI's ``logprobs`` would be refused beside tools."""
     tools: Raw | UnsetType = UNSET
     tool_choice: str | UnsetType = UNSET
     parallel_tool_calls: bool | UnsetType = UNSET
-    response_format: Raw | dict[str, Any] | UnsetType = UNSET
+    grammar: str | UnsetType = UNSET
+    timings_per_token: bool | UnsetType = UNSET
     top_k: int = 0
     min_p: float = 0.0
     repeat_penalty: float = 1.0
@@ -70,43 +174,64 @@ class _Body(Struct, frozen=True, kw_only=True):
     """Without it the callback, and with it a cancel, has no turn before the first token."""
 
 
-class Part(Struct, frozen=True):
-    """One call of llama.cpp: some or all choices of a request."""
-
-    body: bytes
-    first_choice: int
-    choices: int
+class _Conversation(Struct, frozen=True, omit_defaults=True):
+    messages: Raw
+    tools: Raw | UnsetType = UNSET
+    chat_template_kwargs: dict[str, bool] | UnsetType = UNSET
 
 
 _encoder = msgspec.json.Encoder()
+_NO_THINKING = {"enable_thinking": False}
+"""Templates that can think ask for this name. Under a grammar there is no room for a thought."""
+
+
+def conversation(plan: Plan, messages: bytes, tools: bytes | None) -> bytes:
+    """Return what llama.cpp is to render."""
+    return _encoder.encode(
+        _Conversation(
+            messages=Raw(messages),
+            tools=Raw(tools) if plan.with_tools and tools is not None else UNSET,
+            chat_template_kwargs=UNSET if plan.shape is None else _NO_THINKING,
+        )
+    )
 
 
 def parts(
-    request: GenerateRequest, forced: ForcedCall | None, slots: int, context_tokens: int
+    plan: Plan, prompt: Prompt, grammar: str | None, slots: int, context_tokens: int
 ) -> list[Part]:
-    """Return the calls that make up a request: llama.cpp refuses more choices than it has slots.
-
-    Raises EngineError for what llama.cpp would misread.
-    """
-    if request.max_tokens is not None and request.max_tokens < 1:
-        raise EngineError("invalid", f"max_tokens must be at least 1, not {request.max_tokens}")
-    spans = [(first, min(slots, request.n - first)) for first in range(0, request.n, slots)]
-    return [Part(_body(request, forced, span, context_tokens), *span) for span in spans]
-
-
-def forced_call(request: GenerateRequest) -> ForcedCall | None:
-    """Return the tool call that the answer must be, if any. Raises EngineError."""
-    return force(request.tools, request.tool_choice)
+    """Return the calls that make up a request: llama.cpp refuses more choices than it has slots."""
+    request = plan.request
+    stop = request.stop if plan.forced is None else ()
+    return [
+        Part(
+            _body(plan, prompt, grammar, (first, count), context_tokens),
+            Reading(
+                first_choice=first,
+                choices=count,
+                forced=plan.forced,
+                tagged=plan.tagged,
+                stop=stop,
+                logprobs=request.logprobs,
+                top_logprobs=request.top_logprobs,
+            ),
+            chat=prompt.pieces is None,
+        )
+        for first in range(0, request.n, slots)
+        for count in [min(slots, request.n - first)]
+    ]
 
 
 def _body(
-    request: GenerateRequest, forced: ForcedCall | None, span: tuple[int, int], context_tokens: int
+    plan: Plan, prompt: Prompt, grammar: str | None, span: tuple[int, int], context_tokens: int
 ) -> bytes:
+    request, sampling = plan.request, plan.request.sampling
     first, count = span
-    sampling = request.sampling
-    with_tools = offered(request.tools, request.tool_choice)
+    chat = prompt.pieces is None
+    with_tools = chat and plan.with_tools and prompt.tools is not None
+    probs = request.logprobs and plan.forced is None
     body = _Body(
-        messages=Raw(request.messages),
+        messages=Raw(prompt.messages) if chat else UNSET,
+        prompt=UNSET if prompt.pieces is None else prompt.pieces,
         n=count,
         temperature=1.0 if sampling.temperature is None else sampling.temperature,
         top_p=1.0 if sampling.top_p is None else sampling.top_p,
@@ -115,213 +240,24 @@ def _body(
         repeat_last_n=context_tokens,
         seed=_RANDOM_SEED if sampling.seed is None else (sampling.seed + first) % _RANDOM_SEED,
         max_tokens=UNSET if request.max_tokens is None else request.max_tokens,
-        logit_bias=sampling.logit_bias or UNSET,
-        stop=request.stop if request.stop and forced is None else UNSET,
-        logprobs=True if request.logprobs and forced is None else UNSET,
-        top_logprobs=request.top_logprobs if request.logprobs and forced is None else UNSET,
-        tools=Raw(request.tools) if with_tools and request.tools is not None else UNSET,
+        logit_bias=_bias(request, prompt.tokens) or UNSET,
+        n_probs=max(1, request.top_logprobs) if probs else UNSET,
+        timings_per_token=True if request.stop else UNSET,
+        tools=Raw(prompt.tools) if with_tools and prompt.tools is not None else UNSET,
         tool_choice="auto" if with_tools else UNSET,
         parallel_tool_calls=request.parallel_tool_calls if with_tools else UNSET,
-        response_format=_format(request, forced),
+        grammar=UNSET if grammar is None else grammar,
     )
     return _encoder.encode(body)
 
 
-def _format(
-    request: GenerateRequest, forced: ForcedCall | None
-) -> Raw | dict[str, Any] | UnsetType:
-    if forced is not None:
-        schema = {"name": "call", "strict": True, "schema": forced.schema}
-        _refuse_loose_patterns(forced.schema)
-        return {"type": "json_schema", "json_schema": schema}
-    if request.response_format is None:
-        return UNSET
-    try:
-        _refuse_loose_patterns(msgspec.json.decode(request.response_format))
-    except msgspec.MsgspecError as error:
-        raise EngineError("invalid", f"response_format: {error}") from error
-    return Raw(request.response_format)
-
-
-def _refuse_loose_patterns(schema: Any) -> None:
-    """Refuse what llama.cpp would let pass as any string: patterns not anchored at both ends."""
-    if isinstance(schema, list):
-        for item in schema:
-            _refuse_loose_patterns(item)
-    elif isinstance(schema, dict):
-        pattern = schema.get("pattern")
-        if isinstance(pattern, str) and not (pattern.startswith("^") and pattern.endswith("$")):
-            raise EngineError("unsupported", f"the pattern {pattern!r} must be anchored: ^...$")
-        for key, value in schema.items():
-            if key not in _VALUES:
-                _refuse_loose_patterns(value)
-
-
-class _Function(Struct, frozen=True):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _ToolCall(Struct):
-    index: int = 0
-    id: str | None = None
-    function: _Function = _Function()
-
-
-class _Delta(Struct):
-    content: str | None = None
-    tool_calls: list[_ToolCall] | None = None
-
-
-class _TopLogprob(Struct):
-    token: str
-    logprob: float | None = None
-    bytes: tuple[int, ...] | None = None
-
-
-class _TokenLogprob(Struct):
-    token: str
-    logprob: float | None = None
-    bytes: tuple[int, ...] | None = None
-    top_logprobs: list[_TopLogprob] = []
-
-
-class _Logprobs(Struct):
-    content: list[_TokenLogprob] | None = None
-
-
-class _Choice(Struct):
-    index: int
-    delta: _Delta
-    finish_reason: FinishReason | None = None
-    logprobs: _Logprobs | None = None
-
-
-class _Cached(Struct, frozen=True):
-    cached_tokens: int = 0
-
-
-class _Usage(Struct):
-    prompt_tokens: int
-    completion_tokens: int
-    prompt_tokens_details: _Cached = _Cached()
-
-
-class _Progress(Struct):
-    total: int
-    processed: int
-
-
-class _Error(Struct):
-    message: str
-    code: int = 500
-    type: str = ""
-    n_prompt_tokens: int | None = None
-    n_ctx: int | None = None
-
-
-class _Chunk(Struct):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    prompt_progress: _Progress | None = None
-    error: _Error | None = None
-
-
-_decoder = msgspec.json.Decoder(_Chunk)
-
-
-class ChunkReader:
-    """Turns the chunks of one call into events and keeps its counts."""
-
-    def __init__(self, part: Part, forced: ForcedCall | None) -> None:
-        self._first = part.first_choice
-        self._writers = (
-            None if forced is None else [CallWriter(forced) for _ in range(part.choices)]
-        )
-        self._unfinished = part.choices
-        self.input_tokens = 0
-        self.output_tokens = 0
-        self.cached_tokens: int | None = None
-        """The choice that found least; the others found its prompt."""
-        self.kv_tokens = 0
-        """Roughly, what the call holds in the cache at the moment."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether every choice has ended."""
-        return self._unfinished == 0
-
-    def read(self, data: bytes) -> list[Event]:
-        """Return the events of one chunk. Raises EngineError for an error or an unknown shape."""
-        try:
-            chunk = _decoder.decode(data)
-        except msgspec.MsgspecError as error:
-            raise EngineError("internal", f"llama.cpp sent an unknown chunk: {error}") from error
-        if chunk.error is not None:
-            raise _failure(chunk.error)
-        if chunk.prompt_progress is not None:
-            self.kv_tokens = max(self.kv_tokens, chunk.prompt_progress.processed)
-        if chunk.usage is not None:
-            self._count(chunk.usage)
-        events: list[Event] = []
-        for choice in chunk.choices:
-            self._read_choice(choice, events)
-        return events
-
-    def _count(self, usage: _Usage) -> None:
-        cached = usage.prompt_tokens_details.cached_tokens
-        self.input_tokens = max(self.input_tokens, usage.prompt_tokens)
-        self.output_tokens += usage.completion_tokens
-        self.cached_tokens = (
-            cached if self.cached_tokens is None else min(self.cached_tokens, cached)
-        )
-
-    def _read_choice(self, choice: _Choice, events: list[Event]) -> None:
-        index = self._first + choice.index
-        text = choice.delta.content or ""
-        calls = tuple(_call(call) for call in choice.delta.tool_calls or ())
-        if self._writers is not None and text:
-            calls, text = self._writers[choice.index].feed(text), ""
-        logprobs: tuple[TokenLogprob, ...] = ()
-        if choice.logprobs is not None and choice.logprobs.content:
-            logprobs = tuple(_logprob(token) for token in choice.logprobs.content)
-        if text or calls or logprobs:
-            self.kv_tokens += 1
-            events.append(Delta(index, text, calls, logprobs))
-        if choice.finish_reason is not None:
-            self._unfinished -= 1
-            events.append(Finish(index, self._reason(choice.finish_reason)))
-
-    def _reason(self, reason: FinishReason) -> FinishReason:
-        return "tool_calls" if self._writers is not None and reason == "stop" else reason
-
-
-def _call(call: _ToolCall) -> ToolCallDelta:
-    return ToolCallDelta(call.index, call.id, call.function.name, call.function.arguments or "")
-
-
-def _logprob(token: _TokenLogprob) -> TokenLogprob:
-    top = tuple(TopLogprob(t.token, _finite(t.logprob), t.bytes) for t in token.top_logprobs)
-    return TokenLogprob(token.token, _finite(token.logprob), token.bytes, top)
-
-
-def _finite(logprob: float | None) -> float:
-    return _IMPOSSIBLE_LOGPROB if logprob is None else logprob
-
-
-def _failure(error: _Error) -> EngineError:
-    if error.type == "exceed_context_size_error":
-        return EngineError(
-            "prompt_too_long",
-            f"the prompt has {error.n_prompt_tokens} tokens; the context holds {error.n_ctx}",
-        )
-    if error.code == 503:
-        return EngineError("busy", error.message)
-    return refusal(error.message) if error.code < 500 else EngineError("internal", error.message)
-
-
-def refusal(message: str) -> EngineError:
-    """Return the error for what llama.cpp refused at once: the request's fault, in its words."""
-    if "not supported" in message:
-        return EngineError("unsupported", message)
-    return EngineError("invalid", message)
+def _bias(request: GenerateRequest, prompt_tokens: Sequence[int]) -> dict[str, float]:
+    """Return the request's own bias, and one against the penalties of the prompt's tokens."""
+    sampling = request.sampling
+    bias = dict(sampling.logit_bias or {})
+    per_use = sampling.frequency_penalty or 0.0
+    once = sampling.presence_penalty or 0.0
+    for token, uses in Counter(prompt_tokens).items():
+        key = str(token)
+        bias[key] = bias.get(key, 0.0) + per_use * uses + once
+    return bias

@@ -22,7 +22,7 @@ class LlamaCppSpec(
     context_tokens: Positive = 4096
     """Most tokens of prompt and answer together, per request."""
     threads: Positive | None = None
-    """Threads for inference; None takes the machine's cores."""
+    """Threads for inference; None takes the cores this process may use."""
 
 
 class ExLlamaV2Spec(

@@ -18,17 +18,27 @@ from engines.base import EngineError
 MAX_DEPTH = 32
 """Deeper than any schema for an answer; a required recursion ends here."""
 
+BEYOND = frozenset({"patternProperties", "prefixItems", "minProperties", "pattern", "format"})
+
 Schema = dict[str, Any]
 
 
 def smallest(schema: object) -> Any:
     """Return the value. Raises EngineError: ``invalid`` for no schema, ``unsupported`` for one beyond this."""
-    return _value(schema, schema, 0)
+    try:
+        return _value(schema, schema, 0)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise EngineError(
+            "invalid", f"a keyword of the schema has a wrong value: {error}"
+        ) from error
 
 
 def _value(schema: object, root: object, depth: int) -> Any:
     if schema is True:
         return None
+    beyond = isinstance(schema, dict) and schema.keys() & BEYOND
+    if beyond:
+        raise EngineError("unsupported", f"the simulated engine can't write by {sorted(beyond)}")
     if not isinstance(schema, dict):
         raise EngineError("invalid", f"{schema!r} is no JSON schema")
     if depth > MAX_DEPTH:
@@ -78,8 +88,6 @@ def _object(schema: Schema, root: object, depth: int) -> dict[str, Any]:
 
 
 def _string(schema: Schema) -> str:
-    if "pattern" in schema:
-        raise EngineError("unsupported", "the simulated engine can't write by a pattern")
     words = "simulated "
     size = max(int(schema.get("minLength", 0)), min(9, int(schema.get("maxLength", 9))))
     return (words * (size // len(words) + 1))[:size]

@@ -12,6 +12,7 @@ A tool is called only where ``tool_choice`` forces it.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Iterator
 from itertools import accumulate
@@ -20,6 +21,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from engines import schemas
 from engines.base import (
     Delta,
     EngineError,
@@ -29,7 +31,7 @@ from engines.base import (
     ToolCallDelta,
     TopLogprob,
 )
-from engines.forced_tools import force
+from engines.forced_tools import force, new_call_id
 from engines.simulated.instances import smallest
 from engines.simulated.model import Prompt, chained
 
@@ -67,15 +69,21 @@ class Script(Struct, frozen=True):
 
 def prompt_of(request: GenerateRequest, page_tokens: int) -> Prompt:
     """Return the request's prompt as the model sees it: tools first, as templates have them."""
-    text = (request.tools or b"") + request.messages
+    text = (request.tools or b"") + _said(request)
     page_bytes = page_tokens * BYTES_PER_TOKEN
     full = len(text) // page_bytes
     pages = chained(text[at * page_bytes : (at + 1) * page_bytes] for at in range(full))
     return Prompt(max(1, -(-len(text) // BYTES_PER_TOKEN)), pages)
 
 
+def _said(request: GenerateRequest) -> bytes:
+    return request.messages if request.prompt is None else request.prompt.encode()
+
+
 def last_message(request: GenerateRequest) -> str:
-    """Return the last message's JSON. Raises EngineError where the messages are no array."""
+    """Return the last message's JSON, or the prompt. Raises EngineError where the messages are no array."""
+    if request.prompt is not None:
+        return request.prompt
     try:
         messages = msgspec.json.decode(request.messages, type=list[Raw])
     except msgspec.MsgspecError as error:
@@ -91,12 +99,10 @@ def write(request: GenerateRequest, choice: int, limit: Limit, default_seed: int
     random_ = _random(request, choice, default_seed)
     forced = force(request.tools, request.tool_choice)
     if forced is not None:
-        name, value = forced.name, smallest(forced.schema)
-        if name is None:
-            name, value = value["name"], value["arguments"]
-        pieces = _json_pieces(value)
-        reason: FinishReason = "tool_calls" if len(pieces) <= limit.tokens else "length"
-        call = ToolCallDelta(0, f"call_{random_.getrandbits(96):024x}", name)
+        value = smallest(forced.schema)
+        pieces = _json_pieces(value["arguments"])
+        reason: FinishReason = forced.reason if len(pieces) <= limit.tokens else "length"
+        call = ToolCallDelta(0, new_call_id(), value["name"])
         return Script(tuple(_call_deltas(choice, call, pieces[: limit.tokens])), reason)
     pieces, reason = _pieces(request, random_, limit)
     if any(stop in "".join(pieces) for stop in request.stop):
@@ -106,7 +112,7 @@ def write(request: GenerateRequest, choice: int, limit: Limit, default_seed: int
 
 def _random(request: GenerateRequest, choice: int, default_seed: int) -> random.Random:
     seed = default_seed if request.sampling.seed is None else request.sampling.seed
-    digest = hashlib.sha256(request.messages).hexdigest()
+    digest = hashlib.sha256(_said(request)).hexdigest()
     return random.Random(f"{seed + choice} {digest}")  # noqa: S311  # words, not secrets
 
 
@@ -121,7 +127,7 @@ def _pieces(
 
 
 class _JsonSchema(Struct):
-    schema: Any = True
+    schema: Any = msgspec.field(default_factory=lambda: {"type": "object"})
 
 
 class _Format(Struct):
@@ -142,7 +148,7 @@ def _formatted(response_format: bytes | None, random_: random.Random) -> tuple[A
     if wanted.type == "json_object":
         return ({"answer": "".join(_prose(random_, 4))},)
     if wanted.type == "json_schema" and wanted.json_schema is not None:
-        return (smallest(wanted.json_schema.schema),)
+        return (smallest(schemas.checked(wanted.json_schema.schema)),)
     raise EngineError("unsupported", f"response_format {wanted.type!r}")
 
 
@@ -189,9 +195,12 @@ def _text_deltas(
 
 
 def _logprob(random_: random.Random, piece: str, top: int) -> TokenLogprob:
-    """Invent a likely token and less and less likely others."""
-    logprob = -random_.expovariate(4)
-    falling = accumulate((-random_.expovariate(1) for _ in range(top)), initial=logprob)
+    """Invent a likely token and others, each half as likely as the one before."""
+    likelihood = 0.5 + random_.random() / 2
+    left = (1 - likelihood) * 0.999
+    chances = [likelihood, *(left / 2**place for place in range(1, top + 1))]
+    falling = [math.log(chance) for chance in chances]
+    logprob = falling[0]
     others = [" " + word for word in random_.sample(WORDS, top)]
     likely = [piece, *others][:top]
     return TokenLogprob(

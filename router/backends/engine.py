@@ -301,7 +301,7 @@ def weight(event: Event) -> int:
     """About the bytes that ``event`` holds in memory; objects cost some 64 each."""
     if not isinstance(event, Delta):
         return 64
-    size = 64 + len(event.text)
+    size = 64 + len(event.text) + len(event.reasoning)
     for piece in event.tool_calls:
         size += 64 + len(piece.arguments)
     for token in event.logprobs:

@@ -105,6 +105,8 @@ class CompletionMessage(Struct, frozen=True, kw_only=True):
     content: str | None = None
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+    """What the model thought first, where it says so; as DeepSeek and vLLM name it."""
 
 
 class CompletionChoice(Struct, frozen=True, kw_only=True):
@@ -284,6 +286,9 @@ class ChunkEncoder:
             # A choice that calls has no content, not an empty one: what an SDK adds up equals the whole answer.
             silent = event.tool_calls and not event.text
             pieces += (self._delta[choice], self._role % (b"null" if silent else b'""'))
+        if event.reasoning:
+            pieces += (self._delta[choice], b'{"reasoning_content":', _encode(event.reasoning))
+            pieces += (b'},"logprobs":null', self._tail)
         if event.text or (event.logprobs and not event.tool_calls):
             shown = self._logprobs and event.logprobs
             logprobs = _encode(_logprobs(event.logprobs)) if shown else b"null"
@@ -325,10 +330,11 @@ class ChunkEncoder:
 class _Draft:
     """One choice while it grows."""
 
-    __slots__ = ("arguments", "calls", "logprobs", "reason", "text")
+    __slots__ = ("arguments", "calls", "logprobs", "reason", "reasoning", "text")
 
     def __init__(self) -> None:
         self.text: list[str] = []
+        self.reasoning: list[str] = []
         self.logprobs: list[TokenLogprob] = []
         self.calls: dict[int, ToolCallDelta] = {}
         self.arguments: dict[int, list[str]] = {}
@@ -340,9 +346,13 @@ class _Draft:
         content = b"null" if self.calls and not text else _encode(text)
         shown = _encode(_logprobs(self.logprobs)) if logprobs and self.logprobs else b"null"
         return (
-            b'{"index":%d,"message":{"role":"assistant","content":%b,"refusal":null%b},'
+            b'{"index":%d,"message":{"role":"assistant","content":%b,"refusal":null%b%b},'
             b'"logprobs":%b,"finish_reason":"%b"}'
-        ) % (index, content, self._calls_json(), shown, self.reason.encode())
+        ) % (index, content, self._thought(), self._calls_json(), shown, self.reason.encode())
+
+    def _thought(self) -> bytes:
+        thought = "".join(self.reasoning)
+        return b',"reasoning_content":' + _encode(thought) if thought else b""
 
     def _calls_json(self) -> bytes:
         if not self.calls:
@@ -383,6 +393,7 @@ class CompletionBuilder:
     def _take(self, event: Delta) -> None:
         draft = self._drafts[event.choice]
         draft.text.append(event.text)
+        draft.reasoning.append(event.reasoning)
         if not event.tool_calls or event.text:
             draft.logprobs += event.logprobs
         for piece in event.tool_calls:

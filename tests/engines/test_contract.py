@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
 import time
 from contextlib import aclosing
 
 import pytest
 
-from engines import starter
 from engines.base import (
     Delta,
     EngineError,
@@ -18,34 +18,9 @@ from engines.base import (
     Sampling,
     Usage,
 )
-from engines.registry import make
-from engines.specs import LlamaCppSpec, SimulatedSpec
+from tests.engines.asking import STORY, TOOLS, ask, call_of, reason_of, text_of
 from tests.engines.node_client import NodeEngine
 from tests.engines.until import until
-
-SIMULATED = SimulatedSpec(
-    ttft_ms=2, tokens_per_s=500, prefill_tokens_per_s=1e6, slots=4, context_tokens=2048
-)
-
-STORY = b'[{"role":"user","content":"Tell me a story about a bear."}]'
-TOOLS = json.dumps(
-    [
-        {
-            "type": "function",
-            "function": {
-                "name": name,
-                "parameters": {
-                    "type": "object",
-                    "properties": {"city": {"$ref": "#/$defs/city"}},
-                    "required": ["city"],
-                    "additionalProperties": False,
-                    "$defs": {"city": {"enum": ["Paris", "Rome"]}},
-                },
-            },
-        }
-        for name in ("weather", "time")
-    ]
-).encode()
 
 SLOW = GenerateRequest(
     messages=STORY,
@@ -60,41 +35,6 @@ SLOW = GenerateRequest(
     ).encode(),
 )
 """An answer long enough to be cut off in its middle, on any engine."""
-
-
-@pytest.fixture(params=["simulated", "llamacpp", "node"])
-async def engine(request):
-    if request.param == "llamacpp":
-        pytest.importorskip("xllamacpp")
-        if not starter.gguf_path().exists():
-            pytest.skip("the starter model is not there")
-        engine = make(LlamaCppSpec(model="starter", threads=1))
-    else:
-        engine = make(SIMULATED) if request.param == "simulated" else NodeEngine(SIMULATED)
-    engine.info = await engine.start()
-    yield engine
-    await engine.close()
-
-
-async def ask(engine, **request):
-    request.setdefault("messages", STORY)
-    return [event async for event in engine.generate(GenerateRequest(**request))]
-
-
-def text_of(events, choice=0):
-    return "".join(e.text for e in events if isinstance(e, Delta) and e.choice == choice)
-
-
-def reason_of(events, choice=0):
-    (reason,) = [e.reason for e in events if isinstance(e, Finish) and e.choice == choice]
-    return reason
-
-
-def call_of(events):
-    calls = [c for e in events if isinstance(e, Delta) for c in e.tool_calls]
-    assert calls[0].id
-    assert all(call.id is None and call.name is None for call in calls[1:])
-    return calls[0].name, "".join(call.arguments for call in calls)
 
 
 def idle(engine):
@@ -130,11 +70,11 @@ async def test_a_stop_string_never_leaks(engine):
 
 
 async def test_two_choices(engine):
-    events = await ask(engine, max_tokens=6, n=2, sampling=Sampling(seed=1, temperature=2))
+    events = await ask(engine, max_tokens=30, n=2, sampling=Sampling(seed=1, temperature=2))
     assert reason_of(events, 0) == reason_of(events, 1) == "length"
     assert text_of(events, 0) != text_of(events, 1)
     assert [type(event) for event in events].index(Usage) == len(events) - 1
-    assert events[-1].output_tokens == 12
+    assert events[-1].output_tokens == 60
 
 
 async def test_more_choices_than_slots(engine):
@@ -155,13 +95,21 @@ async def test_the_same_seed_says_the_same(engine):
     assert len({first, *others}) > 1
 
 
-async def test_closing_the_iterator_cancels(engine):
+async def best_idle(engine, leave):
+    """The shortest of three waits: a busy machine may delay one, a wait of ours would delay all."""
+    delays = []
+    for _ in range(3):
+        await leave(engine)
+        delays.append(await idle(engine))
+    return min(delays)
+
+
+async def closing(engine):
     async with aclosing(engine.generate(SLOW)) as events:
         await anext(events)
-    assert await idle(engine) < limit_s(engine)
 
 
-async def test_cancelling_the_task_cancels(engine):
+async def cancelling(engine):
     events = engine.generate(SLOW)
     await anext(events)
 
@@ -174,10 +122,9 @@ async def test_cancelling_the_task_cancels(engine):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await idle(engine) < limit_s(engine)
 
 
-async def test_a_request_in_the_line_can_be_cancelled(engine):
+async def cancelling_in_the_line(engine):
     running = [engine.generate(SLOW) for _ in range(engine.info.slots)]
     await asyncio.gather(*map(anext, running))
     waiting = asyncio.create_task(anext(engine.generate(SLOW)))
@@ -187,7 +134,11 @@ async def test_a_request_in_the_line_can_be_cancelled(engine):
         await waiting
     for events in running:
         await events.aclose()
-    assert await idle(engine) < limit_s(engine)
+
+
+@pytest.mark.parametrize("leave", [closing, cancelling, cancelling_in_the_line])
+async def test_who_leaves_is_cancelled_at_once(engine, leave):
+    assert await best_idle(engine, leave) < limit_s(engine)
     assert text_of(await ask(engine, max_tokens=3))
 
 
@@ -228,7 +179,8 @@ async def test_a_schema_that_is_none(engine):
 
 
 async def test_a_required_tool_is_called(engine):
-    events = await ask(engine, tools=TOOLS, tool_choice=b'"required"', max_tokens=200)
+    required = {"tools": TOOLS, "tool_choice": b'"required"', "parallel_tool_calls": False}
+    events = await ask(engine, **required, max_tokens=200)
     name, arguments = call_of(events)
     assert name in ("weather", "time")
     assert json.loads(arguments)["city"] in ("Paris", "Rome")
@@ -242,6 +194,7 @@ async def test_a_named_tool_is_called(engine):
     name, arguments = call_of(events)
     assert name == "time"
     assert json.loads(arguments)["city"] in ("Paris", "Rome")
+    assert reason_of(events) == "stop"  # as OpenAI has it where the function is named
 
 
 async def test_logprobs_of_every_token(engine):
@@ -303,4 +256,4 @@ async def test_the_loop_is_never_blocked(engine):
     watching = asyncio.create_task(watch())
     await asyncio.gather(*(ask(engine, max_tokens=40) for _ in range(6)))
     watching.cancel()
-    assert max(lags) < 0.2  # milliseconds, but for a busy machine
+    assert statistics.median(lags) < 0.02  # a busy machine delays some, a blocking engine all

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines.base import EngineError
-from engines.forced_tools import CallWriter, ForcedCall, force, offered
+from engines.forced_tools import CallWriter, force, offered
 
 
 def tool(name, **parameters):
@@ -32,22 +32,33 @@ def test_tools_are_offered_unless_none():
     assert not offered(None, None)
 
 
-def test_one_function_needs_only_its_arguments():
-    assert force(ONE, b'"required"') == ForcedCall(SCHEMA, "f")
+def names(forced):
+    return [call["properties"]["name"]["const"] for call in forced.schema["anyOf"]]
 
 
 def test_a_named_function_without_parameters_takes_none():
     forced = force(TWO, NAMED)
-    assert forced.name == "g"
-    assert forced.schema["properties"] == {}
+    assert names(forced) == ["g"]
+    assert forced.schema["$defs"]["arguments0"]["properties"] == {}
+    assert (forced.named, forced.several, forced.reason) == (True, False, "stop")
 
 
 def test_a_choice_of_functions_keeps_their_references():
     forced = force(TWO, b'"required"')
-    assert forced.name is None
     moved = forced.schema["$defs"]["arguments0"]
     assert moved["properties"]["a"]["$ref"] == "#/$defs/arguments0/$defs/n"
-    assert [call["properties"]["name"]["const"] for call in forced.schema["anyOf"]] == ["f", "g"]
+    assert names(forced) == ["f", "g"]
+    assert (forced.several, forced.reason) == (True, "tool_calls")
+    assert not force(TWO, b'"required"', parallel=False).several
+
+
+def test_only_strict_functions_are_held_to_every_keyword():
+    parameters = {"type": "object", "properties": {"a": {"uniqueItems": True}}}
+    loose = json.dumps([tool("f", parameters=parameters)]).encode()
+    assert "uniqueItems" not in json.dumps(force(loose, b'"required"').schema)
+    strict = json.dumps([tool("f", parameters=parameters, strict=True)]).encode()
+    with pytest.raises(EngineError, match="uniqueItems"):
+        force(strict, b'"required"')
 
 
 @pytest.mark.parametrize(
@@ -66,12 +77,17 @@ def test_what_cannot_be_forced_is_refused(tools, choice, kind):
     assert raised.value.kind == kind
 
 
-def written(forced, text, size):
-    writer = CallWriter(forced)
-    pieces = [text[at : at + size] for at in range(0, len(text), size)]
-    calls = [call for piece in pieces for call in writer.feed(piece)]
-    assert all(call.id is None and call.name is None for call in calls[1:])
-    return calls[0].name, "".join(call.arguments for call in calls)
+def written(text, size):
+    """What comes of an answer cut into pieces: index, name and arguments of each call."""
+    writer = CallWriter()
+    found: dict[int, list] = {}
+    for at in range(0, len(text), size):
+        for call in writer.feed(text[at : at + size]):
+            if call.id is not None:
+                assert call.index not in found
+                found[call.index] = [call.name, ""]
+            found[call.index][1] += call.arguments
+    return [found[index] for index in sorted(found)]
 
 
 values = st.recursive(
@@ -82,10 +98,16 @@ values = st.recursive(
 
 
 @settings(max_examples=25)
-@given(st.dictionaries(st.text(), values), st.integers(1, 9), st.sampled_from([None, 2]))
-def test_arguments_come_out_whole_however_cut(arguments, size, indent):
-    text = json.dumps(arguments, indent=indent)
-    assert written(ForcedCall({}, "f"), f" {text} \n", size) == ("f", text)
-    whole = json.dumps({"name": 'g"}', "arguments": arguments}, indent=indent)
-    name, got = written(ForcedCall({}, None), whole + "\n", size)
-    assert (name, json.loads(got)) == ('g"}', arguments)
+@given(
+    st.lists(st.dictionaries(st.text(), values), min_size=1, max_size=3),
+    st.integers(1, 9),
+    st.sampled_from(["json", "tags"]),
+)
+def test_calls_come_out_whole_however_cut(calls, size, form):
+    made = [json.dumps({"name": 'g"}', "arguments": arguments}) for arguments in calls]
+    tagged = "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in made)
+    text = tagged if form == "tags" else f"[{', '.join(made)}]"
+    got = written(text, size)
+    assert [(name, json.loads(arguments)) for name, arguments in got] == [
+        ('g"}', arguments) for arguments in calls
+    ]

@@ -122,9 +122,7 @@ async def test_a_cancel_within_a_prompt(engine):
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert engine.health().waiting == 0
-    assert (
-        await until(lambda: not engine.health().running) < 1
-    )  # the rest of the prompt takes longer
+    assert await until(lambda: not engine.health().running) < 1  # the prompts take longer
 
 
 @needs_starter

@@ -7,15 +7,30 @@ import json
 import pytest
 
 from engines import llamacpp_wire as wire
-from engines.base import Delta, EngineError, Finish, GenerateRequest, Sampling, ToolCallDelta
+from engines.base import (
+    Delta,
+    EngineError,
+    Finish,
+    GenerateRequest,
+    Sampling,
+    ToolCallDelta,
+    Usage,
+)
+from engines.llamacpp_chunks import ChunkReader, Reading
 
 MESSAGES = b'[ {"role": "user", "content": "h\\u0069"} ]'
 TOOLS = b'[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]'
 
 
-def body_of(slots=4, **request):
+def parts_of(request, slots=4, pieces=None, tokens=()):
+    plan = wire.plan(request, native=True)
+    prompt = wire.Prompt(request.messages, request.tools, pieces, tokens)
+    return wire.parts(plan, prompt, "g" if plan.shape else None, slots, 1000)
+
+
+def body_of(slots=4, pieces=None, tokens=(), **request):
     request = GenerateRequest(messages=MESSAGES, **request)
-    (part,) = wire.parts(request, wire.forced_call(request), slots, 1000)
+    (part,) = parts_of(request, slots, pieces, tokens)
     return part.body, json.loads(part.body)
 
 
@@ -27,8 +42,8 @@ def choice(index=0, reason=None, **delta):
     return {"index": index, "delta": delta, "finish_reason": reason}
 
 
-def reader(choices=1, first=0, forced=None):
-    return wire.ChunkReader(wire.Part(b"", first, choices), forced)
+def reader(**reading):
+    return ChunkReader(Reading(**reading))
 
 
 def test_messages_are_not_encoded_again():
@@ -50,8 +65,9 @@ def test_any_seed_fits(seed):
 
 def test_more_choices_than_slots_go_in_turns_with_their_seeds():
     request = GenerateRequest(messages=MESSAGES, n=7, sampling=Sampling(seed=5))
-    parts = wire.parts(request, None, 3, 1000)
-    assert [(part.first_choice, part.choices) for part in parts] == [(0, 3), (3, 3), (6, 1)]
+    parts = parts_of(request, slots=3)
+    readings = [(part.reading.first_choice, part.reading.choices) for part in parts]
+    assert readings == [(0, 3), (3, 3), (6, 1)]
     assert [json.loads(part.body)["seed"] for part in parts] == [5, 8, 11]
 
 
@@ -60,31 +76,60 @@ def test_tools_are_withheld_with_tool_choice_none():
     assert body_of(tools=TOOLS)[1]["tools"]
 
 
-def test_a_forced_call_is_a_schema_and_drops_what_would_cut_it():
-    body = body_of(tools=TOOLS, tool_choice=b'"required"', stop=("}",), logprobs=True)[1]
-    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
-    assert body["tools"]
+def test_a_forced_call_is_a_grammar_and_drops_what_would_cut_it():
+    pieces = ["<|im_start|>"]
+    body = body_of(
+        tools=TOOLS, tool_choice=b'"required"', stop=("}",), logprobs=True, pieces=pieces
+    )[1]
+    assert body["grammar"]
+    assert body["prompt"] == pieces
+    assert not body.keys() & {"tools", "stop", "n_probs", "messages"}
+
+
+def test_stop_strings_are_for_us_to_find():
+    request = GenerateRequest(messages=MESSAGES, stop=("x",), logprobs=True, top_logprobs=3)
+    (part,) = parts_of(request)
+    assert part.reading.stop == ("x",)
+    body = json.loads(part.body)
     assert "stop" not in body
-    assert "logprobs" not in body
+    assert body["n_probs"] == 3
+    assert body["timings_per_token"]
 
 
-def schema_of(pattern):
-    schema = {"type": "object", "properties": {"p": {"type": "string", "pattern": pattern}}}
-    return json.dumps({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}})
+def test_penalties_are_taken_back_from_the_prompts_tokens():
+    sampling = Sampling(
+        frequency_penalty=0.5, presence_penalty=1, logit_bias={"7": -100.0, "9": 1.0}
+    )
+    body = body_of(sampling=sampling, tokens=[7, 8, 8])[1]
+    assert body["logit_bias"] == {"7": -98.5, "9": 1, "8": 2}
+    assert "logit_bias" not in body_of(sampling=Sampling())[1]
 
 
-def test_patterns_that_would_not_be_kept_are_refused():
-    assert body_of(response_format=schema_of("^a+$").encode())
-    assert body_of(response_format=b'{"enum":[{"pattern":"a"}]}')
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"response_format": b"{"}, "invalid"),
+        ({"response_format": b'{"type":"xml"}'}, "unsupported"),
+        ({"response_format": b'{"type":"json_schema","json_schema":{"schema":[]}}'}, "invalid"),
+        ({"prompt": ""}, "invalid"),
+        ({"prompt": "a", "tools": TOOLS}, "invalid"),
+        ({"max_tokens": 0}, "invalid"),
+    ],
+)
+def test_what_cannot_be_planned(fields, kind):
     with pytest.raises(EngineError) as raised:
-        body_of(response_format=schema_of("a+").encode())
+        wire.plan(GenerateRequest(messages=MESSAGES, **fields), native=True)
+    assert raised.value.kind == kind
+
+
+def test_optional_calls_beside_a_format_need_tags():
+    request = GenerateRequest(
+        messages=MESSAGES, tools=TOOLS, response_format=b'{"type":"json_object"}'
+    )
+    assert wire.plan(request, native=True).tagged
+    with pytest.raises(EngineError) as raised:
+        wire.plan(request, native=False)
     assert raised.value.kind == "unsupported"
-
-
-def test_a_response_format_that_is_no_json():
-    with pytest.raises(EngineError) as raised:
-        body_of(response_format=b"{")
-    assert raised.value.kind == "invalid"
 
 
 def test_the_first_chunk_has_null_content():
@@ -92,7 +137,7 @@ def test_the_first_chunk_has_null_content():
 
 
 def test_choices_count_from_their_first():
-    read = reader(choices=2, first=3)
+    read = reader(choices=2, first_choice=3)
     events = read.read(chunk(choices=[choice(1, content="a"), choice(0, "length")]))
     assert events == [Delta(4, "a"), Finish(3, "length")]
     assert not read.complete
@@ -102,28 +147,31 @@ def test_choices_count_from_their_first():
 
 def test_tool_calls_of_the_model_itself():
     function = {"name": "f", "arguments": ""}
-    first = [{"index": 0, "id": "call_1", "type": "function", "function": function}]
+    first = [{"index": 0, "id": "abc", "type": "function", "function": function}]
     later = [{"index": 0, "function": {"arguments": "{}"}}]
     read = reader()
     (opening,) = read.read(chunk(choices=[choice(tool_calls=first)]))
     (rest, finish) = read.read(chunk(choices=[choice(reason="tool_calls", tool_calls=later)]))
-    assert opening.tool_calls == (ToolCallDelta(0, "call_1", "f", ""),)
+    (call,) = opening.tool_calls
+    assert (call.index, call.name, call.arguments) == (0, "f", "")
+    assert call.id.startswith("call_")
     assert rest.tool_calls == (ToolCallDelta(0, arguments="{}"),)
     assert finish == Finish(0, "tool_calls")
 
 
 def test_usage_of_several_choices_counts_the_prompt_once():
     read = reader(choices=2)
-    for cached in (4, 9):
+    for index, cached in enumerate((4, 9)):
+        read.read(chunk(choices=[choice(index, "stop")]))
         details = {"cached_tokens": cached}
         usage = {"prompt_tokens": 10, "completion_tokens": 3, "prompt_tokens_details": details}
         read.read(chunk(choices=[], usage=usage))
-    assert (read.input_tokens, read.output_tokens, read.cached_tokens) == (10, 6, 4)
+    assert read.usage == Usage(10, 6, 4)
 
 
 def test_a_token_without_probability():
     content = [{"token": "a", "bytes": [97], "logprob": None, "top_logprobs": []}]
-    (event,) = reader().read(
+    (event,) = reader(logprobs=True).read(
         chunk(choices=[choice(content="a") | {"logprobs": {"content": content}}])
     )
     assert event.logprobs[0].logprob == -9999
@@ -152,3 +200,23 @@ def test_junk_from_llamacpp_is_its_fault():
     with pytest.raises(EngineError) as raised:
         reader().read(b"data: x")
     assert raised.value.kind == "internal"
+
+
+def test_reasoning_is_apart_and_has_no_logprobs():
+    logprobs = {"content": [{"token": "Hm", "bytes": [72, 109], "logprob": -1.0}]}
+    (event,) = reader(logprobs=True).read(
+        chunk(choices=[choice(reasoning_content="Hm") | {"logprobs": logprobs}])
+    )
+    assert event == Delta(0, reasoning="Hm")
+
+
+def test_a_call_that_we_cut_short_is_counted_by_its_timings():
+    read = reader(stop=("!",), logprobs=True)
+    timings = {"cache_n": 3, "prompt_n": 2, "predicted_n": 1}
+    assert read.read(chunk(choices=[choice(content="a")], timings=timings)) == [Delta(0, "a")]
+    timings |= {"predicted_n": 2}
+    assert read.read(chunk(choices=[choice(content="!b")], timings=timings)) == [Finish(0, "stop")]
+    assert read.complete
+    usage = {"prompt_tokens": 5, "completion_tokens": 9}
+    assert read.read(chunk(choices=[choice(reason="stop")], usage=usage)) == []
+    assert read.usage == Usage(5, 2, 3)

@@ -309,3 +309,23 @@ def test_every_stream_keeps_the_order_and_the_text(answer, include_usage, togeth
                 arguments[at] = arguments.get(at, "") + call["function"]["arguments"]
         calls = choice["message"].get("tool_calls", [])
         assert [call["function"]["arguments"] for call in calls] == list(arguments.values())
+
+
+def test_reasoning_goes_before_the_answer_and_only_where_there_is_some():
+    events = [
+        Delta(0, reasoning="Hm"),
+        Delta(0, reasoning="."),
+        Delta(0, "4"),
+        Finish(0, "stop"),
+        Usage(1, 3),
+    ]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks(ChunkEncoder(ME, n=1).feed(events))]
+    assert deltas[1:4] == [
+        {"reasoning_content": "Hm"},
+        {"reasoning_content": "."},
+        {"content": "4"},
+    ]
+    (choice,) = json.loads(CompletionBuilder(ME).feed(events))["choices"]
+    assert choice["message"]["reasoning_content"] == "Hm."
+    assert choice["message"]["content"] == "4"
+    assert b"reasoning_content" not in CompletionBuilder(ME).feed(HELLO)
