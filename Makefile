@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test fix clean node-deps
+.PHONY: run test fix node-deps langchain-deps clean
 
 run: .venv/.run
 	@$(BIN)/nenya serve $(ARGS)
@@ -25,8 +25,12 @@ node-deps:
 	@if command -v npm >/dev/null 2>&1; then cd tests/node && npm ci --silent --ignore-scripts --no-audit --no-fund; \
 	else echo "No npm here: the test of OpenAI's Node SDK will be skipped."; fi
 
+langchain-deps: .venv/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --upgrade --target .langchain \
+	  -r scripts/lock/langchain.txt
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .langchain .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 .venv/.made:
 	@test -n "$(PYTHON)" || { echo "Nenya needs Python 3.11 or newer on the PATH (or PYTHON=/path/to/python)."; exit 1; }

@@ -225,6 +225,12 @@ class Walk:
         self.facts = Facts()
         """Of the answer that the client gets; empty while there is none."""
 
+    @property
+    def overhead_s(self) -> float | None:
+        """What the router itself took before the first attempt; None while there was none."""
+        sent = self._first_sent_at
+        return None if sent is None else sent - self.call.received_at
+
     def begin(self, lease: Lease) -> None:
         """An attempt is about to be sent."""
         self.lease = lease
@@ -267,7 +273,6 @@ class Walk:
         took = self._dispatcher.bill(call, told)
         now = self._dispatcher.clock.now()
         first = self.first_token_at
-        sent = self._first_sent_at
         self._dispatcher.emit(
             RequestDone(
                 request_id=call.request_id,
@@ -284,7 +289,7 @@ class Walk:
                 input_tokens=took.tokens.input,
                 cached_input_tokens=took.tokens.cached_input,
                 output_tokens=took.tokens.output,
-                overhead_s=sent - call.received_at if sent is not None else None,
+                overhead_s=self.overhead_s,
                 cost_usd=took.cost_usd,
                 tokens_estimated=took.estimated or None,
             )
@@ -302,6 +307,7 @@ class Reply:
         "_walk",
         "attempts",
         "headers",
+        "overhead_s",
         "streaming",
         "target",
     )
@@ -315,6 +321,7 @@ class Reply:
         walk.facts = answer.facts
         self.streaming = bool(walk.call.request.stream)
         self.attempts = walk.attempts
+        self.overhead_s = walk.overhead_s
         self.headers = answer_headers(answer.headers, walk.call.charge)
         self.target = walk.target.id if walk.target is not None else ""
 

@@ -56,7 +56,7 @@ class Ask:
             if heart is not None:
                 heart.stop()
         try:
-            exchange.served_by(reply.target, reply.attempts)
+            exchange.served_by(reply.target, reply.attempts, reply.overhead_s or 0.0)
             exchange.note(reply.headers)
             if reply.streaming:
                 await _stream(exchange, reply)

@@ -176,11 +176,14 @@ class Exchange:
 
     # The answer
 
-    def served_by(self, target: str, attempts: int) -> None:
+    def served_by(self, target: str, attempts: int, overhead_s: float) -> None:
         """Who gave the answer, for its head."""
         if not (target.isascii() and target.isprintable()):
             target = _UNSAFE.sub("?", target)  # a config's names are in any script
-        self._extra = f"x-nenya-target: {target}\r\nx-nenya-attempts: {attempts}\r\n"
+        self._extra = (
+            f"x-nenya-target: {target}\r\nx-nenya-attempts: {attempts}\r\n"
+            f"x-nenya-overhead-ms: {overhead_s * 1000:.3f}\r\n"
+        )
 
     def note(self, headers: Mapping[str, str]) -> None:
         """Headers for the answer, besides those that every answer has; what can't stand in a head is left out."""

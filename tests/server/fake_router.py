@@ -31,6 +31,7 @@ class FakeReply:
         self.streaming = streaming
         self.target = "fake/m"
         self.attempts = 1
+        self.overhead_s = 0.000125
         self.headers: Mapping[str, str] = headers or {}
         self.closed = asyncio.Event()
         self.reads = 0

@@ -56,7 +56,8 @@ async def test_an_answer_and_its_headers():
         assert headers["x-request-id"] == "mine-1"
         assert headers["openai-version"] == "2020-10-01"
         assert 0 <= int(headers["openai-processing-ms"]) < 1000
-        assert (headers["x-nenya-target"], headers["x-nenya-attempts"]) == ("fake/m", "1")
+        names = ("x-nenya-target", "x-nenya-attempts", "x-nenya-overhead-ms")
+        assert [headers[name] for name in names] == ["fake/m", "1", "0.125"]
         assert "server" not in headers
         assert server.router.opened == [("me", "mine-1")]
         assert server.reply.closed.is_set()
