@@ -99,7 +99,7 @@ class Router:
         self._created = int(self._clock.wall())
         self._listeners: list[Listener] = []
         self._keys = KeyRing(config.keys)
-        self.pool = pools.build(config)
+        self.pool = pools.build(config, self._rng)
         self._own_engines = dict(engines or {})
         self._nodes: dict[str, LocalNode] = {}
         self._runtime_dir = Path(tempfile.gettempdir()) / f"nenya-{secrets.token_hex(6)}"
@@ -284,6 +284,8 @@ class Router:
         for target in self.pool.of_backend(backend):
             if target.available != available:
                 target.available = available
+                if not available:
+                    self.pool.forget_cache(target)
                 self._emit(TargetState(target.id, target.state, reason))
 
     def _emit(self, event: Event) -> None:

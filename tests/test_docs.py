@@ -44,7 +44,9 @@ def test_the_readmes_library_example_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (example,) = [block for block in blocks if "from router import" in block]
     script = tmp_path / "example.py"
-    script.write_text(example.replace("kind: llamacpp, model: starter, threads: 1", "kind: simulated"))
+    script.write_text(
+        example.replace("kind: llamacpp, model: starter, threads: 1", "kind: simulated")
+    )
     done = subprocess.run(
         [sys.executable, script],
         capture_output=True,

@@ -16,7 +16,16 @@ from engines.specs import EngineSpec
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 Weight = Annotated[float, Meta(gt=0)]
-Policy = Literal["round_robin", "weighted", "least_inflight"]
+Policy = Literal[
+    "round_robin",
+    "weighted",
+    "least_inflight",
+    "least_tokens",
+    "power_of_two",
+    "lmetric",
+    "cache_aware",
+    "expected_cost",
+]
 
 
 class _Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -99,7 +108,8 @@ class Model(_Part, frozen=True):
     aliases: list[str] = []
     context_tokens: Count | None = None
     max_completion_tokens: Count | None = None
-    policy: Policy = "least_inflight"
+    policy: Policy | None = None
+    """How one of several is chosen; None takes `expected_cost` where all are engines, else `least_inflight`."""
     owned_by: str = "nenya"
 
 
