@@ -23,7 +23,7 @@ import random
 from collections.abc import Sequence
 from typing import ClassVar
 
-from router.load import Costs, Demand
+from router.load import Costs, Demand, Load
 from router.policy import C
 
 
@@ -39,35 +39,44 @@ class ExpectedCost:
 
     def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
         """The candidate with the smallest score."""
-        cached, length, output = demand.cached, demand.input_tokens, demand.output_tokens
-        picked = self._picked
-        chosen = candidates[0]
-        best = (float("inf"), 0)
-        known: tuple[Costs | None, int] = (None, 0)
-        work = 0.0
+        length, output = demand.input_tokens, demand.output_tokens
+        hit_of, turn_of = demand.cached.get, self._picked.get
+        need = length + output
+        chosen, best, turn = candidates[0], float("inf"), 0
+        known: Costs | None = None
+        known_hit = 0
+        work = per_request = per_token = 0.0
         for candidate in candidates:
             load = candidate.load
             costs, others = load.costs, load.inflight
-            hit = cached.get(load.slot, 0)
+            hit = hit_of(load.slot, 0)
             if (
-                known[0] is not costs or known[1] != hit
+                costs is not known or hit != known_hit
             ):  # engines of a kind differ only in their caches
-                known, work = (costs, hit), costs.prefill_s(length - hit, hit)
-            shared = 2 * costs.request_s * others
-            shared += costs.context_s * (load.context_tokens + others * length)
-            score = load.pending_us * 1e-6 + work * (1 + others) + output * shared
+                known, known_hit, work = costs, hit, costs.prefill_s(length - hit, hit)
+                per_token = output * costs.context_s
+                per_request = work + 2 * output * costs.request_s + per_token * length
+            score = load.pending_us * 1e-6 + work + others * per_request
+            score += per_token * load.context_tokens
             capacity = load.capacity_tokens
-            if capacity is not None:
-                missing = load.reserved_tokens + length + output - capacity
-                if missing > 0:
-                    step = costs.step_s + costs.request_s * others
-                    step += costs.context_s * load.context_tokens
-                    score += missing / capacity * output * step
+            if capacity is not None and load.reserved_tokens + need > capacity:
+                score += self._crowding(load, need, output)
             score /= load.rate.value * candidate.weight
-            if score <= best[0]:
-                rank = (score, picked.get(candidate.order, 0))
-                if rank < best:
-                    best, chosen = rank, candidate
+            if score < best:
+                chosen, best, turn = candidate, score, turn_of(candidate.order, 0)
+            elif score == best and turn_of(candidate.order, 0) < turn:
+                chosen, turn = candidate, turn_of(candidate.order, 0)
         self._turn += 1
-        picked[chosen.order] = self._turn
+        self._picked[chosen.order] = self._turn
         return chosen
+
+    @staticmethod
+    def _crowding(load: Load, need: float, output: float) -> float:
+        """Seconds to wait for memory: the missing share of it, times the time the batch takes to turn over."""
+        assert load.capacity_tokens is not None, "asked only where it is known"
+        costs = load.costs
+        step = (
+            costs.step_s + costs.request_s * load.inflight + costs.context_s * load.context_tokens
+        )
+        missing = load.reserved_tokens + need - load.capacity_tokens
+        return missing / load.capacity_tokens * output * step
