@@ -42,7 +42,7 @@ clean:
 	@echo "Installing what the router needs ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r scripts/lock/run.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@$(BIN)/python -m compileall -q router engines
+	@$(BIN)/python -m compileall -q router engines benchmarks
 	@touch $@
 
 .venv/.dev: .venv/.run scripts/lock/dev.txt

@@ -112,7 +112,7 @@ class Router:
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secrets
         self._created = int(self._clock.wall())
         self._listeners: list[Listener] = []
-        self.pool = pools.build(config)
+        self.pool = pools.build(config, self._rng)
         self._eligible = Eligible(config)
         self.accounts = Accounts(config, self._name_of, clock=self._clock, emit=self._emit)
         if config.accounts.database is not None:
@@ -328,6 +328,8 @@ class Router:
         for target in self.pool.of_backend(backend):
             if target.available != available:
                 target.available = available
+                if not available:
+                    self.pool.forget_cache(target)
                 self._emit(TargetState(target.id, target.state, reason))
 
     def _emit(self, event: Event) -> None:

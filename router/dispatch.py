@@ -22,6 +22,7 @@ from router.config.schema import Retry
 from router.errors import ApiError, Fault, FaultKind, api_error, overloaded
 from router.events import AttemptDone, Listener, RequestDone, TargetState
 from router.events import Retry as Retried
+from router.facts import facts_of
 from router.policy.breaker import Verdict
 from router.pool import Refusal, Route
 from router.target import Lease, Target
@@ -105,8 +106,10 @@ class Dispatcher:
 
     async def _first_answer(self, walk: Walk) -> Reply:
         tried: set[Target] = set()
+        route = walk.call.route
+        facts = facts_of(walk.call.request) if route.wants_facts else None
         while True:
-            lease = walk.call.route.lease(self._clock.now(), exclude=tried)
+            lease = route.lease(self._clock.now(), tried, facts)
             if isinstance(lease, Refusal):
                 await self._wait(walk, lease)
                 tried.clear()
@@ -130,6 +133,8 @@ class Dispatcher:
         try:
             backend = self._backends[lease.target.backend]
             answer = await backend.open(self._order(walk.call, lease.target))
+            if answer.facts.first_token_at is not None:
+                lease.first_token(answer.facts.first_token_at)
             first = await _first_piece(answer)
         except BaseException as error:
             if answer is not None:
@@ -137,6 +142,8 @@ class Dispatcher:
             walk.settle(error if isinstance(error, Fault) else None, Verdict.VOID)
             raise
         walk.first_token_at = self._clock.now()
+        if walk.call.request.stream:
+            lease.first_token(walk.first_token_at)
         return Reply(walk, answer, first)
 
     def _order(self, call: Call, target: Target) -> Order:
@@ -251,7 +258,7 @@ class Walk:
             if fault.kind is FaultKind.RATE_LIMITED:
                 verdict, retry_after_s = Verdict.VOID, fault.retry_after_s
         target = lease.target
-        moved = lease.settle(verdict, now, retry_after_s)
+        moved = lease.settle(verdict, now, retry_after_s, self.facts.output_tokens)
         emit = self._dispatcher.emit
         emit(
             AttemptDone(

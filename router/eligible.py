@@ -41,7 +41,7 @@ class Eligible:
             members = tuple(one for one in members if self._takes(one, name))
             if not members:
                 raise unknown_field(name)
-        return Route(route.name, route.model, members, route.policy)
+        return route.only(members)
 
     def _takes(self, member: Member, field: str) -> bool:
         taken: Collection[str] = self._taken.get(member.target.backend, ())

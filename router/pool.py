@@ -7,25 +7,45 @@ retry-after) gets it, panic or not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
+from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
 from router.config.schema import Config, Model
 from router.config.schema import Policy as PolicyName
+from router.load import NOTHING, UNKNOWN, Costs, Demand, Facts, Load, MeanOutput
 from router.policy import Policy
 from router.policy.breaker import Breaker
+from router.policy.cache_aware import CacheAware
+from router.policy.expected_cost import ExpectedCost
 from router.policy.least_inflight import LeastInflight
+from router.policy.least_tokens import LeastTokens
+from router.policy.lmetric import LMetric
+from router.policy.power_of_two import PowerOfTwo
 from router.policy.round_robin import RoundRobin
 from router.policy.weighted import Weighted
+from router.prefix import PrefixIndex, by_slot
 from router.target import Lease, Target
 
 POLICIES: Mapping[PolicyName, Callable[[], Policy]] = {
     "round_robin": RoundRobin,
     "weighted": Weighted,
     "least_inflight": LeastInflight,
+    "least_tokens": LeastTokens,
+    "power_of_two": PowerOfTwo,
+    "lmetric": LMetric,
+    "cache_aware": CacheAware,
+    "expected_cost": ExpectedCost,
 }
 
+MANY = 32
+"""Past so many members a policy that scores them one by one is shown a sample: its time must not grow with the pool."""
+SAMPLE = 16
+"""The best of 16 at random is among the best 6 % of the pool on average."""
+HOLDERS = 4
+"""Members with the longest cached beginning that are shown besides: one for the cache, others where that is busy."""
 
 RESTART_GUESS_S = 1.0
 """An engine that went down is usually back after one restart; a client that waits so long is well served."""
@@ -42,9 +62,9 @@ class Member:
         self.weight = weight
 
     @property
-    def inflight(self) -> int:
-        """Requests the target is working on, for whichever model."""
-        return self.target.inflight
+    def load(self) -> Load:
+        """What the target has to do, for whichever model."""
+        return self.target.load
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -56,28 +76,112 @@ class Refusal(msgspec.Struct, frozen=True):
     """When somebody may, in monotonic seconds."""
 
 
+class Shared(msgspec.Struct, frozen=True):
+    """What all routes of a pool have in common."""
+
+    index: PrefixIndex
+    rng: random.Random
+
+
 class Route:
     """A model that clients ask for: its members and how one is chosen."""
 
-    __slots__ = ("members", "model", "name", "policy")
+    __slots__ = (
+        "_by_slot",
+        "_index",
+        "_rng",
+        "_shared",
+        "_slots",
+        "members",
+        "model",
+        "name",
+        "outputs",
+        "policy",
+        "wants_facts",
+    )
 
     def __init__(
-        self, name: str, model: Model, members: tuple[Member, ...], policy: Policy
+        self,
+        name: str,
+        model: Model,
+        members: tuple[Member, ...],
+        policy: Policy,
+        shared: Shared,
     ) -> None:
         self.name = name
         self.model = model
         self.members = members
         self.policy = policy
+        self.outputs = MeanOutput()
+        self.wants_facts = policy.wants_facts and len(members) > 1
+        """Whether ``lease`` is of use with facts; computing them costs more than most choices."""
+        self._shared = shared
+        self._index = shared.index
+        self._rng = shared.rng
+        self._by_slot = {member.load.slot: member for member in members}
+        self._slots = sum(1 << slot for slot in self._by_slot)
 
-    def lease(self, now: float, exclude: Collection[Target] = ()) -> Lease | Refusal:
+    def only(self, members: tuple[Member, ...]) -> Route:
+        """The same route with some of its members; what it learns is learned here, too."""
+        route = Route(self.name, self.model, members, self.policy, self._shared)
+        route.outputs = self.outputs
+        return route
+
+    def lease(
+        self, now: float, exclude: Collection[Target] = (), facts: Facts | None = None
+    ) -> Lease | Refusal:
         """A lease on the member that should serve, or why there is none. ``exclude``: those tried already."""
-        ready = [m for m in self.members if m.target not in exclude and m.target.admits(now)]
+        depths = self._index.depths(facts.blocks) if facts is not None else []
+        shown: Sequence[Member] = self.members
+        if len(shown) > MANY and self.policy.scores:
+            shown = self._sample(depths)
+        ready = [m for m in shown if m.target.admits(now) and m.target not in exclude]
         if not ready:
-            ready = [m for m in self.members if m.target not in exclude and m.target.panics(now)]
+            ready = self._whoever(now, exclude)
         if not ready:
             return self._refusal(now, exclude)
-        member = ready[0] if len(self.members) == 1 else self.policy.pick(ready)
-        return member.target.lease(now)
+        demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
+        alone = len(self.members) == 1
+        member = ready[0] if alone else self.policy.pick(ready, demand, now, self._rng)
+        if facts is None:
+            return member.target.lease(now, NOTHING, self.outputs)
+        self._index.record(member.load.slot, facts.blocks)
+        return member.target.lease(now, member.load.claim(demand), self.outputs)
+
+    def _whoever(self, now: float, exclude: Collection[Target]) -> list[Member]:
+        """Those who admit, of all; where nobody does, those who serve in a panic."""
+        left = [member for member in self.members if member.target not in exclude]
+        ready = [member for member in left if member.target.admits(now)]
+        return ready or [member for member in left if member.target.panics(now)]
+
+    def _demand(
+        self, facts: Facts, depths: list[tuple[int, int]], ready: Sequence[Member]
+    ) -> Demand:
+        output = self.outputs.value
+        if facts.output_limit is not None and facts.output_limit < output:
+            output = float(facts.output_limit)
+        among = self._slots
+        if len(self.members) > MANY:
+            among = sum(1 << member.load.slot for member in ready)
+        cached = by_slot(depths, among)
+        if cached and max(cached.values()) > facts.input_tokens:
+            cached = {slot: min(tokens, facts.input_tokens) for slot, tokens in cached.items()}
+        return Demand(facts.input_tokens, output, cached)
+
+    def _sample(self, depths: list[tuple[int, int]]) -> list[Member]:
+        """Some at random and the deepest holders, each once."""
+        random_, members = self._rng.random, self.members
+        count = len(members)
+        chosen = {int(random_() * count) for _ in range(SAMPLE)}
+        missing = HOLDERS
+        for _, mask in reversed(depths):
+            rest = mask & self._slots
+            while rest and missing:
+                bit = rest & -rest
+                rest ^= bit
+                chosen.add(self._by_slot[bit.bit_length() - 1].order)
+                missing -= 1
+        return [members[order] for order in chosen]
 
     def _refusal(self, now: float, exclude: Collection[Target]) -> Refusal:
         up = [member.target for member in self.members if member.target.available]
@@ -92,10 +196,13 @@ class Route:
 class Pool:
     """All routes and all targets."""
 
-    def __init__(self, routes: Mapping[str, Route], targets: Mapping[str, Target]) -> None:
+    def __init__(
+        self, routes: Mapping[str, Route], targets: Mapping[str, Target], index: PrefixIndex
+    ) -> None:
         """``routes`` by name and alias in lower case; ``targets`` by id."""
         self.routes = routes
         self.targets = targets
+        self.index = index
 
     def route(self, name: str) -> Route | None:
         """The model of that name or alias; the case of an alias doesn't matter."""
@@ -105,9 +212,19 @@ class Pool:
         """The targets that stand or fall with one backend."""
         return [target for target in self.targets.values() if target.backend == backend]
 
+    def forget_cache(self, target: Target) -> None:
+        """The target's process is gone, and with it what it had cached."""
+        self.index.forget(target.load.slot)
 
-def build(config: Config) -> Pool:
-    """The pool that a config describes."""
+
+def build(
+    config: Config, rng: random.Random | None = None, block_tokens: int | None = None
+) -> Pool:
+    """The pool that a config describes. ``rng`` is for policies that draw; ``block_tokens`` where facts count in
+    other blocks than the router's own.
+    """
+    index = PrefixIndex() if block_tokens is None else PrefixIndex(block_tokens)
+    shared = Shared(index, rng or random.Random(0))  # noqa: S311 - balancing, no secrets
     targets: dict[str, Target] = {}
     routes: dict[str, Route] = {}
     for name, model in config.models.items():
@@ -119,9 +236,54 @@ def build(config: Config) -> Pool:
             id_ = backend if kind == "engine" else f"{backend}/{there}"
             if id_ not in targets:
                 breaker = Breaker(config.health.failures, config.health.eject_s)
-                targets[id_] = Target(id_, backend, there, kind=kind, breaker=breaker)
+                load = _load(config.engines.get(listed.engine or ""), index)
+                targets[id_] = Target(id_, backend, there, kind=kind, breaker=breaker, load=load)
             members.append(Member(targets[id_], order, listed.weight))
-        route = Route(name, model, tuple(members), POLICIES[model.policy]())
+        route = Route(name, model, tuple(members), POLICIES[policy_of(model)](), shared)
         for known_as in (name, name.lower(), *(alias.lower() for alias in model.aliases)):
             routes[known_as] = route
-    return Pool(routes, targets)
+    return Pool(routes, targets, index)
+
+
+def policy_of(model: Model) -> PolicyName:
+    """The model's policy, or the one for targets like its own. Engines say how large their caches are and serve
+    first come first served, which a cost can be computed from; of a provider's insides nothing is known.
+    """
+    if model.policy is not None:
+        return model.policy
+    engines_only = all(listed.engine for listed in model.targets)
+    return "expected_cost" if engines_only and len(model.targets) > 1 else "least_inflight"
+
+
+def _load(spec: EngineSpec | None, index: PrefixIndex) -> Load:
+    capacity = cache_tokens(spec)
+    return Load(index.add(capacity), costs_of(spec), capacity)
+
+
+def cache_tokens(spec: EngineSpec | None) -> int | None:
+    """Tokens that the engine's cache holds; None where nobody says."""
+    if isinstance(spec, SimulatedSpec):
+        return spec.kv_tokens
+    if isinstance(spec, ExLlamaV2Spec):
+        return spec.cache_tokens
+    if isinstance(spec, LlamaCppSpec):
+        return spec.slots * spec.context_tokens
+    return None
+
+
+def costs_of(spec: EngineSpec | None) -> Costs:
+    """What work costs on that engine, as far as its settings say."""
+    if not isinstance(spec, SimulatedSpec):
+        return DEFAULT_COSTS
+    step_s = 1 / spec.tokens_per_s
+    return Costs(
+        prefill_token_s=1 / spec.prefill_tokens_per_s,
+        attention_s=0.0,
+        step_s=step_s,
+        request_s=spec.batch_penalty * step_s,
+        context_s=0.0,
+    )
+
+
+DEFAULT_COSTS = Costs()
+"""One object, so that engines of a kind can be seen to be alike."""

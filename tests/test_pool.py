@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from engines.specs import LlamaCppSpec, SimulatedSpec
 from router.config.schema import Config, Health, Model, Provider, Target
 from router.errors import IllegalMove
+from router.load import Facts
 from router.policy.breaker import Verdict
-from router.pool import Refusal, build
+from router.pool import MANY, SAMPLE, Refusal, build, cache_tokens, costs_of, policy_of
 from router.target import Lease
 
 
@@ -107,3 +109,94 @@ def test_models_that_share_a_target_share_its_load_and_health():
     assert isinstance(lease, Lease)
     assert pool.route("y").lease(0).target.backend == "b"
     assert [target.id for target in pool.of_backend("a")] == ["a/m"]
+
+
+def engines(count, policy=None, **fields):
+    spec = SimulatedSpec(kv_tokens=6400, **fields)
+    names = [f"e{i}" for i in range(count)]
+    listed = Model(targets=[Target(engine=name) for name in names], policy=policy)
+    return build(Config(engines=dict.fromkeys(names, spec), models={"m": listed}))
+
+
+def test_several_engines_are_weighed_by_cost_and_all_else_by_requests():
+    engine, provider = Target(engine="e"), Target(provider="p")
+    assert policy_of(Model(targets=[engine, engine])) == "expected_cost"
+    assert policy_of(Model(targets=[engine])) == "least_inflight"
+    assert policy_of(Model(targets=[engine, provider])) == "least_inflight"
+    assert policy_of(Model(targets=[engine, engine], policy="lmetric")) == "lmetric"
+
+
+def test_only_a_choice_that_weighs_requests_asks_for_facts():
+    assert engines(2).route("m").wants_facts
+    assert not engines(1, "expected_cost").route("m").wants_facts
+    assert not engines(2, "round_robin").route("m").wants_facts
+
+
+def test_siblings_go_where_their_beginning_is():
+    route = engines(4).route("m")
+    one, two = Facts(640, tuple(range(10))), Facts(640, tuple(range(100, 110)))
+    first = [route.lease(0, facts=facts) for facts in (one, two)]
+    for lease in first:
+        lease.first_token(0.1)
+        lease.settle(Verdict.GOOD, 1, output_tokens=20)
+    again = [route.lease(2, facts=facts).target for facts in (one, two)]
+    assert again == [lease.target for lease in first]
+
+
+def test_what_a_lease_holds_is_counted_and_given_back():
+    pool = engines(2)
+    lease = pool.route("m").lease(0, facts=Facts(640, (), output_limit=10))
+    load = lease.target.load
+    assert (load.pending_tokens, load.context_tokens, load.reserved_tokens) == (640, 0, 650)
+    lease.first_token(1)
+    assert (load.pending_tokens, load.context_tokens, load.reserved_tokens) == (0, 640, 650)
+    lease.settle(Verdict.GOOD, 2)
+    assert (load.pending_tokens, load.context_tokens, load.reserved_tokens) == (0, 0, 0)
+
+
+def test_a_target_that_left_has_no_cache():
+    pool = engines(2)
+    facts = Facts(640, tuple(range(10)))
+    target = pool.route("m").lease(0, facts=facts).target
+    assert pool.index.blocks(target.load.slot) == 10
+    pool.forget_cache(target)
+    assert pool.index.depths(facts.blocks) == []
+
+
+def test_the_mean_answer_is_learned_from_good_ones():
+    route = engines(2).route("m")
+    before = route.outputs.value
+    route.lease(0).settle(Verdict.BAD, 1, output_tokens=0)
+    assert route.outputs.value == before
+    route.lease(0).settle(Verdict.GOOD, 1, output_tokens=0)
+    assert route.outputs.value < before
+
+
+def test_of_very_many_a_sample_is_scored_and_holders_are_among_it():
+    pool = engines(MANY * 10, "expected_cost")
+    route = pool.route("m")
+    facts = Facts(6400, tuple(range(100)))
+    home = route.lease(0, facts=facts)
+    home.settle(Verdict.GOOD, 1)
+    for now in range(20):
+        lease = route.lease(now, facts=facts)
+        assert lease.target is home.target
+        lease.settle(Verdict.GOOD, now)
+
+
+def test_of_very_many_those_who_admit_are_found_though_no_sample_shows_them():
+    pool = engines(MANY + SAMPLE, "least_inflight")
+    for target in pool.targets.values():
+        target.available = target.id == "e40"
+    assert pool.route("m").lease(0).target.id == "e40"
+    pool.targets["e40"].available = False
+    assert isinstance(pool.route("m").lease(0), Refusal)
+
+
+def test_what_engines_say_of_themselves():
+    spec = SimulatedSpec(prefill_tokens_per_s=1000, tokens_per_s=50, batch_penalty=0.1)
+    costs = costs_of(spec)
+    assert (costs.prefill_token_s, costs.step_s, costs.request_s) == (0.001, 0.02, 0.002)
+    assert cache_tokens(LlamaCppSpec(model="starter", slots=2, context_tokens=100)) == 200
+    assert cache_tokens(None) is None
+    assert costs_of(None) is costs_of(LlamaCppSpec(model="starter"))

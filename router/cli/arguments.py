@@ -24,6 +24,7 @@ then:
   nenya schema > nenya.schema.json   completion for your editor
   nenya keys create alice --config nenya.yaml
   nenya usage --by key,day --config nenya.yaml
+  nenya bench simulate TRACE         which policy serves your load best, without a GPU
 
 exit codes:
   0 it worked   1 it failed while it ran   2 usage or config   130 interrupted
@@ -96,6 +97,36 @@ examples:
   nenya usage --by model --key alice --format csv --database nenya.db > alice.csv
 
 Dates are UTC, and --until counts to its day's end. Costs are at the prices of the time.
+"""
+
+_BENCH = """\
+examples:
+  nenya bench simulate sessions            all policies on a made-up load
+  nenya bench simulate trace.jsonl         on a recorded one, at its recorded rate
+  nenya bench simulate --help              how to ask for more
+"""
+
+_SIMULATE = """\
+A load is a file or a made-up one:
+  trace.jsonl   Mooncake's format: timestamp (ms), input_length, output_length, hash_ids
+                (one id for each 512 tokens; equal ids are equal beginnings)
+  trace.csv     Azure's format: TIMESTAMP, ContextTokens, GeneratedTokens
+  poisson       unrelated requests; sessions: conversations that share a system prompt
+
+examples:
+  nenya bench simulate sessions --engines 4
+  nenya bench simulate trace.jsonl --rate 6 --seeds 5 --json result.json
+  nenya bench simulate trace.jsonl --capacity --policies round_robin,lmetric,expected_cost
+  nenya bench simulate trace.jsonl --speed 1,1,1,1,.4,.4,.4,.4 --gpu 80gb --slo ttft=2,tpot=0.04
+
+reading the table:
+  goodput   share of requests that met the objective of --slo
+  TTFT      time to the first token        TPOT   time for each token after it
+  cached    prompt tokens that were found in an engine's cache
+  ±         half a 95 % confidence interval over seeds
+
+The router in it is the server's own code; the engines are models, so trust the order of the policies
+more than the numbers. It says which idea wins, not what your GPU will do.
 """
 
 if TYPE_CHECKING:
@@ -231,6 +262,37 @@ def _database(action: argparse.ArgumentParser) -> None:
     where.add_argument("--database", metavar="PATH", help="the database itself")
 
 
+def _bench(commands: _Parsers) -> None:
+    one = _command(commands, "bench", "compare policies and plan capacity", _BENCH)
+    kinds = one.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    _simulate(_command(kinds, "simulate", "replay a load against models of engines", _SIMULATE))
+
+
+def _simulate(one: argparse.ArgumentParser) -> None:
+    one.prog = "nenya bench simulate"
+    one.set_defaults(module="router.cli.bench")
+    one.add_argument("load", metavar="LOAD", help="a trace's file, `poisson` or `sessions`")
+    one.add_argument("--engines", type=int, default=8, metavar="N", help="default: 8")
+    one.add_argument("--speed", metavar="A,B,...", help="each engine's; default: 1 for all")
+    one.add_argument("--gpu", choices=("80gb", "24gb"), default="80gb", help="default: 80gb")
+    one.add_argument("--policies", metavar="P,Q,...", help="default: all")
+    one.add_argument("--rate", type=float, metavar="R", help="requests a second")
+    one.add_argument(
+        "--faster", type=float, default=1.0, metavar="X", help="times the recorded rate; default: 1"
+    )
+    one.add_argument("--requests", type=int, metavar="N", help="only the first N")
+    one.add_argument("--seeds", type=int, default=3, metavar="N", help="runs each; default: 3")
+    one.add_argument(
+        "--slo", default="ttft=5,tpot=0.06", metavar="S", help="default: ttft=5,tpot=0.06 (seconds)"
+    )
+    one.add_argument(
+        "--capacity",
+        action="store_true",
+        help="search the highest rate at which 90 %% of requests meet the objective",
+    )
+    one.add_argument("--json", metavar="FILE", help="write everything there, too")
+
+
 _COMMANDS: tuple[Callable[[_Parsers], None], ...] = (
     _serve,
     _check,
@@ -238,4 +300,5 @@ _COMMANDS: tuple[Callable[[_Parsers], None], ...] = (
     _schema,
     _keys,
     _usage,
+    _bench,
 )

@@ -26,7 +26,16 @@ Expiry = Annotated[
     ),
 ]
 """A date is the last day on which a key is good."""
-Policy = Literal["round_robin", "weighted", "least_inflight"]
+Policy = Literal[
+    "round_robin",
+    "weighted",
+    "least_inflight",
+    "least_tokens",
+    "power_of_two",
+    "lmetric",
+    "cache_aware",
+    "expected_cost",
+]
 
 
 class _Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -161,7 +170,8 @@ class Model(_Part, frozen=True):
     aliases: list[str] = []
     context_tokens: Count | None = None
     max_completion_tokens: Count | None = None
-    policy: Policy = "least_inflight"
+    policy: Policy | None = None
+    """How one of several is chosen; None takes `expected_cost` where all are engines, else `least_inflight`."""
     owned_by: str = "nenya"
     price: Price | None = None
     """What it costs whoever asks; None is nothing."""

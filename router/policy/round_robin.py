@@ -6,19 +6,25 @@ of whoever is missing. Remembering when each was picked shares their load evenly
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from typing import ClassVar
 
+from router.load import Demand
 from router.policy import C
 
 
 class RoundRobin:
     """Least recently picked first; those never picked come first, in the order of the config."""
 
+    wants_facts: ClassVar[bool] = False
+    scores: ClassVar[bool] = False
+
     def __init__(self) -> None:
         self._turn = 0
         self._picked: dict[int, int] = {}
 
-    def pick(self, candidates: Sequence[C]) -> C:
+    def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
         """The candidate picked longest ago."""
         picked = self._picked
         chosen = min(candidates, key=lambda candidate: picked.get(candidate.order, 0))

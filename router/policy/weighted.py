@@ -5,18 +5,24 @@ Source: nginx, "Upstream: smooth weighted round-robin balancing" (commit 52327e0
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from typing import ClassVar
 
+from router.load import Demand
 from router.policy import C
 
 
 class Weighted:
     """Each pick raises everyone's credit by its weight; the richest is picked and pays the sum."""
 
+    wants_facts: ClassVar[bool] = False
+    scores: ClassVar[bool] = False
+
     def __init__(self) -> None:
         self._credit: dict[int, float] = {}
 
-    def pick(self, candidates: Sequence[C]) -> C:
+    def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
         """The candidate that is furthest behind its share."""
         credit = self._credit
         total = 0.0

@@ -67,6 +67,7 @@ def test_the_whole_shape() -> None:
                 aliases=["llama3.1", "llama3.1-8b"],
                 context_tokens=8192,
                 targets=[Target(engine="gpu0"), Target(provider="together", model=turbo)],
+                policy="least_inflight",
             )
         },
     )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.load import UNKNOWN, Costs, Demand, Load
+from router.policy.cache_aware import BUSIER_BY, CacheAware
+from router.policy.expected_cost import ExpectedCost
 from router.policy.least_inflight import LeastInflight
+from router.policy.least_tokens import LeastTokens
+from router.policy.lmetric import LMetric
+from router.policy.power_of_two import PowerOfTwo
 from router.policy.round_robin import RoundRobin
 from router.policy.weighted import Weighted
 
@@ -19,6 +26,15 @@ class Seat:
     order: int
     weight: float = 1
     inflight: int = 0
+    load: Load = field(init=False)
+
+    def __post_init__(self):
+        self.load = Load(self.order)
+        self.load.inflight = self.inflight
+
+
+def pick(policy, seats, demand=UNKNOWN, seed=0):
+    return policy.pick(seats, demand, 0.0, random.Random(seed))
 
 
 @pytest.fixture
@@ -28,20 +44,20 @@ def three():
 
 def test_round_robin_takes_everyone_in_turn(three):
     policy = RoundRobin()
-    assert [policy.pick(three).order for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    assert [pick(policy, three).order for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_round_robin_spreads_a_missing_members_share_evenly(three):
     policy = RoundRobin()
-    picks = Counter(policy.pick([three[0], three[2]]).order for _ in range(100))
+    picks = Counter(pick(policy, [three[0], three[2]]).order for _ in range(100))
     assert picks == {0: 50, 2: 50}
 
 
 def test_round_robin_gives_a_returning_member_one_turn_not_a_flood(three):
     policy = RoundRobin()
     for _ in range(50):
-        policy.pick(three[:2])
-    picks = [policy.pick(three).order for _ in range(4)]
+        pick(policy, three[:2])
+    picks = [pick(policy, three).order for _ in range(4)]
     assert picks.count(2) <= 2
     assert picks[0] == 2
 
@@ -49,30 +65,143 @@ def test_round_robin_gives_a_returning_member_one_turn_not_a_flood(three):
 def test_weighted_interleaves_as_nginx_does():
     seats = [Seat(0, 5), Seat(1, 1), Seat(2, 1)]
     policy = Weighted()
-    assert [policy.pick(seats).order for _ in range(7)] == [0, 0, 1, 0, 2, 0, 0]
+    assert [pick(policy, seats).order for _ in range(7)] == [0, 0, 1, 0, 2, 0, 0]
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6))
 def test_weighted_gives_each_exactly_its_share_in_a_full_turn(weights):
     seats = [Seat(i, w) for i, w in enumerate(weights)]
     policy = Weighted()
-    picks = Counter(policy.pick(seats).order for _ in range(sum(weights)))
+    picks = Counter(pick(policy, seats).order for _ in range(sum(weights)))
     assert [picks[i] for i in range(len(weights))] == weights
 
 
 def test_least_inflight_picks_the_emptiest_for_its_weight():
     seats = [Seat(0, 1, 3), Seat(1, 1, 2), Seat(2, 4, 6)]
-    assert LeastInflight().pick(seats).order == 2
+    assert pick(LeastInflight(), seats).order == 2
 
 
 def test_least_inflight_takes_turns_on_an_idle_pool(three):
     policy = LeastInflight()
-    assert [policy.pick(three).order for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+    assert [pick(policy, three).order for _ in range(6)] == [0, 1, 2, 0, 1, 2]
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 9)), min_size=1, max_size=8))
 def test_least_inflight_never_picks_a_busier_one(state):
     seats = [Seat(i, w, n) for i, (n, w) in enumerate(state)]
-    chosen = LeastInflight().pick(seats)
+    chosen = pick(LeastInflight(), seats)
     load = (chosen.inflight + 1) / chosen.weight
     assert all(load <= (seat.inflight + 1) / seat.weight for seat in seats)
+
+
+SCORING = [LeastInflight, LeastTokens, LMetric, CacheAware, ExpectedCost]
+EVERY = [RoundRobin, Weighted, PowerOfTwo, *SCORING]
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@given(
+    st.lists(st.tuples(st.integers(0, 90), st.integers(1, 9)), min_size=1, max_size=9),
+    st.integers(0, 10_000),
+    st.integers(0, 9),
+)
+def test_every_policy_picks_one_of_the_candidates(kind, state, tokens, holder):
+    seats = [Seat(i, w, n) for i, (n, w) in enumerate(state)]
+    demand = Demand(tokens, 100.0, {holder: tokens // 2})
+    assert pick(kind(), seats, demand) in seats
+
+
+@pytest.mark.parametrize("kind", SCORING)
+def test_on_an_idle_pool_they_take_turns(kind, three):
+    policy = kind()
+    demand = Demand(100, 100.0)
+    assert [pick(policy, three, demand).order for _ in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_power_of_two_picks_the_less_busy_of_its_two_and_never_the_busiest():
+    seats = [Seat(0, 1, 9), Seat(1, 1, 5), Seat(2, 1, 0)]
+    rng = random.Random(4)
+    policy = PowerOfTwo()
+    picks = Counter(policy.pick(seats, UNKNOWN, 0.0, rng).order for _ in range(900))
+    assert picks[0] == 0
+    assert 250 < picks[1] < 350, "only in the third of draws that leave the idlest out"
+
+
+def test_power_of_two_weighs_by_weight():
+    seats = [Seat(0, 1, 2), Seat(1, 4, 6)]
+    assert {pick(PowerOfTwo(), seats, seed=seed).order for seed in range(20)} == {1}
+
+
+def test_least_tokens_counts_tokens_not_requests():
+    few_long, many_short = Seat(0, 1, 1), Seat(1, 1, 5)
+    few_long.load.pending_tokens, many_short.load.pending_tokens = 50_000, 500
+    assert pick(LeastTokens(), [few_long, many_short], Demand(100)) is many_short
+
+
+def test_lmetric_is_a_product_with_the_queue_in_it():
+    holder, other = Seat(0, 1, 3), Seat(1, 1, 1)
+    demand = Demand(1000, 100.0, {0: 900})
+    assert pick(LMetric(), [holder, other], demand) is holder, "101 x 4 < 1001 x 2"
+    holder.load.pending_tokens = 1000
+    assert pick(LMetric(), [holder, other], demand) is other, "1101 x 4 > 1001 x 2"
+
+
+def test_cache_aware_follows_the_cache_but_not_into_a_crowd():
+    holder, other = Seat(0, 1, 30), Seat(1, 1, 0)
+    assert pick(CacheAware(), [holder, other], Demand(1000, 100.0, {0: 500})) is holder
+    assert pick(CacheAware(), [holder, other], Demand(1000, 100.0, {0: 200})) is other
+    holder.load.inflight = BUSIER_BY + 1
+    assert pick(CacheAware(), [holder, other], Demand(1000, 100.0, {0: 500})) is other
+
+
+def test_cache_aware_keeps_affinity_for_others_while_one_is_hot():
+    hot, holder, idle = Seat(0, 1, 500), Seat(1, 1, 4), Seat(2, 1, 0)
+    assert pick(CacheAware(), [hot, holder, idle], Demand(1000, 100.0, {1: 900})) is holder
+
+
+def expected(load, length, hit, output):
+    """The formula as the paper has it, term by term."""
+    a, b = load.costs.prefill_token_s, load.costs.attention_s
+    g, d = load.costs.request_s, load.costs.context_s
+    u, n, k = length - hit, load.inflight, load.context_tokens
+    w = a * u + b * (u * hit + u * u / 2)
+    own = load.pending_us / 1e6 + w + output * (g * n + d * k)
+    return (own + n * w + n * output * (g + d * length)) / load.rate.value
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 40), st.integers(0, 10**7), st.integers(0, 10**6), st.integers(0, 5000)
+        ),
+        min_size=2,
+        max_size=8,
+    )
+)
+def test_expected_cost_is_the_written_formula(state):
+    seats = [Seat(i, 1, n) for i, (n, _, _, _) in enumerate(state)]
+    for seat, (_, pending, context, _) in zip(seats, state, strict=True):
+        seat.load.pending_us, seat.load.context_tokens = pending, context
+    cached = {i: hit for i, (_, _, _, hit) in enumerate(state)}
+    chosen = pick(ExpectedCost(), seats, Demand(5000, 300.0, cached))
+    costs = [expected(seat.load, 5000, cached[seat.order], 300.0) for seat in seats]
+    assert costs[chosen.order] == pytest.approx(min(costs), rel=1e-9)
+
+
+def test_expected_cost_leaves_a_slow_engine_what_it_can_do():
+    seats = [Seat(0), Seat(1)]
+    for _ in range(20):
+        seats[1].load.rate.saw(0.4, 1.0)
+    assert seats[1].load.rate.value == pytest.approx(0.4)
+    assert {pick(ExpectedCost(), seats, Demand(5000, 300.0)).order for _ in range(3)} == {0}
+    seats[0].load.pending_us = 5_000_000
+    assert pick(ExpectedCost(), seats, Demand(5000, 300.0)).order == 1
+
+
+def test_expected_cost_minds_full_memory():
+    full, free = Seat(0), Seat(1)
+    for seat in (full, free):
+        seat.load = Load(seat.order, Costs(), capacity_tokens=20_000)
+    full.load.reserved_tokens = 19_000
+    assert pick(ExpectedCost(), [full, free], Demand(9000, 300.0, {0: 2000})) is free
+    full.load.reserved_tokens = 0
+    assert pick(ExpectedCost(), [full, free], Demand(9000, 300.0, {0: 2000})) is full

@@ -1,0 +1,99 @@
+"""What a decision costs: choosing among 8 and 1,000 targets, decoding a request, a lease and its settling.
+
+    python -m benchmarks.hot_path
+
+Microseconds on one core, the best of several rounds: noise only adds. ``pick`` is a choice by itself, ``lease``
+all that the pool does for a request: look-up of the prefix, admission, choice, bookkeeping and settling.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from typing import get_args
+
+from engines.specs import SimulatedSpec
+from router.config.schema import Config, Model, Policy, Target
+from router.facts import facts_of
+from router.load import Demand, Facts
+from router.policy.breaker import Verdict
+from router.pool import MANY, Refusal, Route, build
+from router.wire.chat import decode_chat
+
+ROUNDS = 5
+ROUND_S = 0.05
+"""Long enough that reading the clock doesn't show."""
+BLOCKS = tuple(range(125))
+"""A prompt of 8,000 tokens, in blocks of 64."""
+
+
+def main() -> int:
+    """Print the table."""
+    print(f"{'µs':24}{'pick 8':>10}{'lease 8':>10}{'pick 1000':>11}{'lease 1000':>12}")
+    for policy in get_args(Policy):
+        cells = [cost for count in (8, 1000) for cost in _choosing(policy, count)]
+        print(f"{policy:24}{cells[0]:10.1f}{cells[1]:10.1f}{cells[2]:11.1f}{cells[3]:12.1f}")
+    for name, body in (("1 KB", _body(1)), ("50 KB", _body(50))):
+        request = decode_chat(body)
+        print(f"{'decode, ' + name:24}{_best(lambda body=body: decode_chat(body)):10.1f}")  # type: ignore[misc]
+        print(f"{'facts, ' + name:24}{_best(lambda one=request: facts_of(one)):10.1f}")  # type: ignore[misc]
+    return 0
+
+
+def _choosing(policy: Policy, count: int) -> tuple[float, float]:
+    """Microseconds of the choice alone, and of a lease with its first token and its settling."""
+    route = _route(policy, count)
+    rng = random.Random(1)
+    for member in route.members:
+        member.load.inflight = rng.randrange(20)
+        member.load.pending_tokens = rng.randrange(20_000)
+        member.load.pending_us = rng.randrange(10**6)
+        member.load.context_tokens = rng.randrange(10**5)
+    shown = route.members
+    if count > MANY and route.policy.scores:
+        shown = tuple(route._sample([]))  # noqa: SLF001 - what the pool would show it
+    demand = Demand(8000, 200.0, {shown[1].load.slot: 2048, shown[2].load.slot: 64})
+    pick = _best(lambda: route.policy.pick(shown, demand, 0.0, rng))
+    facts = Facts(8000, BLOCKS) if route.wants_facts else None
+
+    def lease() -> None:
+        one = route.lease(0.0, (), facts)
+        assert not isinstance(one, Refusal)
+        one.first_token(1.0)
+        one.settle(Verdict.GOOD, 2.0, None, 200)
+
+    return pick, _best(lease)
+
+
+def _route(policy: Policy, count: int) -> Route:
+    names = [f"e{i}" for i in range(count)]
+    model = Model(targets=[Target(engine=name) for name in names], policy=policy)
+    config = Config(engines=dict.fromkeys(names, SimulatedSpec()), models={"m": model})
+    route = build(config, random.Random(1)).route("m")
+    assert route is not None
+    return route
+
+
+def _body(kilobytes: int) -> bytes:
+    message = {"role": "user", "content": "word " * (205 * kilobytes)}
+    return json.dumps({"model": "m", "messages": [message], "stream": True}).encode()
+
+
+def _best(act: Callable[[], object]) -> float:
+    """Microseconds of one call, in the best round."""
+    best = float("inf")
+    for _ in range(ROUNDS):
+        calls, start = 0, time.perf_counter()
+        while (spent := time.perf_counter() - start) < ROUND_S:
+            for _ in range(100):
+                act()
+            calls += 100
+        best = min(best, spent / calls)
+    return 1e6 * best
+
+
+if __name__ == "__main__":
+    sys.exit(main())

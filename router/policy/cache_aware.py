@@ -1,0 +1,68 @@
+"""Where most of the prompt lies already, unless that one is far busier than the idlest; else the least busy.
+
+SGLang's rule, but for its gate: there one hot worker switches affinity off for everybody, which throws the caches
+away just when they are needed. Here only a holder that is itself too busy is passed over.
+
+Source: SGLang's router, policy `cache_aware`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import ClassVar
+
+from router.load import Demand
+from router.policy import C
+
+MATCH_SHARE = 0.3
+"""SGLang's cache_threshold: below it a prefix is a common system prompt, and says nothing about where to go."""
+BUSIER_BY = 64
+"""SGLang's balance_abs_threshold, in requests."""
+BUSIER_TIMES = 1.5
+"""SGLang's balance_rel_threshold."""
+
+
+class CacheAware:
+    """The deepest holder, or the least in flight for its weight."""
+
+    wants_facts: ClassVar[bool] = True
+    scores: ClassVar[bool] = True
+
+    def __init__(self) -> None:
+        self._turn = 0
+        self._picked: dict[int, int] = {}
+
+    def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
+        """The holder of the longest beginning, where that is worth it."""
+        idlest = self._idlest(candidates)
+        chosen = idlest
+        if demand.cached:
+            chosen = self._holder(candidates, demand, idlest)
+        self._turn += 1
+        self._picked[chosen.order] = self._turn
+        return chosen
+
+    def _idlest(self, candidates: Sequence[C]) -> C:
+        picked = self._picked
+        chosen = candidates[0]
+        best = (float("inf"), 0)
+        for candidate in candidates:
+            busy = (candidate.load.inflight + 1) / candidate.weight
+            if busy <= best[0]:
+                rank = (busy, picked.get(candidate.order, 0))
+                if rank < best:
+                    best, chosen = rank, candidate
+        return chosen
+
+    @staticmethod
+    def _holder(candidates: Sequence[C], demand: Demand, idlest: C) -> C:
+        chosen, deepest = idlest, MATCH_SHARE * demand.input_tokens
+        least = idlest.load.inflight
+        for candidate in candidates:
+            tokens = demand.cached.get(candidate.load.slot, 0)
+            busy = candidate.load.inflight
+            too_busy = busy - least > BUSIER_BY and busy > BUSIER_TIMES * least
+            if tokens > deepest and not too_busy:
+                chosen, deepest = candidate, tokens
+        return chosen
