@@ -7,7 +7,7 @@ config and are never empty.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol, TypeVar
 
 from router.load import Demand, Load
@@ -30,6 +30,37 @@ class Candidate(Protocol):
 
 
 C = TypeVar("C", bound=Candidate)
+
+
+class Turns:
+    """Who was picked when. Equal scores, and on an idle pool all are equal, go to whoever was picked longest
+    ago, so that the first in the list doesn't get all the traffic of a quiet hour.
+    """
+
+    __slots__ = ("_picked", "_turn")
+
+    def __init__(self) -> None:
+        self._turn = 0
+        self._picked: dict[int, int] = {}
+
+    def last(self, candidate: Candidate) -> int:
+        """The turn in which ``candidate`` was picked last; 0 for never."""
+        return self._picked.get(candidate.order, 0)
+
+    def take(self, chosen: C) -> C:
+        """Note that ``chosen`` is picked now."""
+        self._turn += 1
+        self._picked[chosen.order] = self._turn
+        return chosen
+
+    def least(self, candidates: Sequence[C], score: Callable[[C], float]) -> C:
+        """The candidate with the smallest score; not noted yet."""
+        chosen, best = candidates[0], float("inf")
+        for candidate in candidates:
+            value = score(candidate)
+            if value < best or (value == best and self.last(candidate) < self.last(chosen)):
+                chosen, best = candidate, value
+        return chosen
 
 
 class Policy(Protocol):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from router.load import Demand
-from router.policy import C
+from router.policy import C, Turns
 
 MATCH_SHARE = 0.3
 """SGLang's cache_threshold: below it a prefix is a common system prompt, and says nothing about where to go."""
@@ -30,30 +30,15 @@ class CacheAware:
     scores: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self._turn = 0
-        self._picked: dict[int, int] = {}
+        self._turns = Turns()
 
     def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
         """The holder of the longest beginning, where that is worth it."""
-        idlest = self._idlest(candidates)
-        chosen = idlest
+        turns = self._turns
+        chosen = turns.least(candidates, lambda one: (one.load.inflight + 1) / one.weight)
         if demand.cached:
-            chosen = self._holder(candidates, demand, idlest)
-        self._turn += 1
-        self._picked[chosen.order] = self._turn
-        return chosen
-
-    def _idlest(self, candidates: Sequence[C]) -> C:
-        picked = self._picked
-        chosen = candidates[0]
-        best = (float("inf"), 0)
-        for candidate in candidates:
-            busy = (candidate.load.inflight + 1) / candidate.weight
-            if busy <= best[0]:
-                rank = (busy, picked.get(candidate.order, 0))
-                if rank < best:
-                    best, chosen = rank, candidate
-        return chosen
+            chosen = self._holder(candidates, demand, chosen)
+        return turns.take(chosen)
 
     @staticmethod
     def _holder(candidates: Sequence[C], demand: Demand, idlest: C) -> C:

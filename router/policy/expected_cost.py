@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from router.load import Costs, Demand, Load
-from router.policy import C
+from router.policy import C, Turns
 
 
 class ExpectedCost:
@@ -34,13 +34,12 @@ class ExpectedCost:
     scores: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self._turn = 0
-        self._picked: dict[int, int] = {}
+        self._turns = Turns()
 
     def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
         """The candidate with the smallest score."""
         length, output = demand.input_tokens, demand.output_tokens
-        hit_of, turn_of = demand.cached.get, self._picked.get
+        hit_of, last = demand.cached.get, self._turns.last
         need = length + output
         chosen, best, turn = candidates[0], float("inf"), 0
         known: Costs | None = None
@@ -50,9 +49,8 @@ class ExpectedCost:
             load = candidate.load
             costs, others = load.costs, load.inflight
             hit = hit_of(load.slot, 0)
-            if (
-                costs is not known or hit != known_hit
-            ):  # engines of a kind differ only in their caches
+            if costs is not known or hit != known_hit:
+                # Engines of a kind differ only in their caches.
                 known, known_hit, work = costs, hit, costs.prefill_s(length - hit, hit)
                 per_token = output * costs.context_s
                 per_request = work + 2 * output * costs.request_s + per_token * length
@@ -62,13 +60,9 @@ class ExpectedCost:
             if capacity is not None and load.reserved_tokens + need > capacity:
                 score += self._crowding(load, need, output)
             score /= load.rate.value * candidate.weight
-            if score < best:
-                chosen, best, turn = candidate, score, turn_of(candidate.order, 0)
-            elif score == best and turn_of(candidate.order, 0) < turn:
-                chosen, turn = candidate, turn_of(candidate.order, 0)
-        self._turn += 1
-        self._picked[chosen.order] = self._turn
-        return chosen
+            if score < best or (score == best and last(candidate) < turn):
+                chosen, best, turn = candidate, score, last(candidate)
+        return self._turns.take(chosen)
 
     @staticmethod
     def _crowding(load: Load, need: float, output: float) -> float:

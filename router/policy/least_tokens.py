@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from router.load import Demand
-from router.policy import C
+from router.policy import C, Turns
 
 
 class LeastTokens:
@@ -23,22 +23,14 @@ class LeastTokens:
     scores: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self._turn = 0
-        self._picked: dict[int, int] = {}
+        self._turns = Turns()
 
     def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
         """The candidate with the fewest tokens after this request would be added."""
-        picked = self._picked
-        chosen = candidates[0]
-        best = (float("inf"), 0)
-        new = demand.input_tokens
-        for candidate in candidates:
+        new, turns = demand.input_tokens, self._turns
+
+        def tokens(candidate: C) -> float:
             load = candidate.load
-            tokens = (load.pending_tokens + load.context_tokens + new) / candidate.weight
-            if tokens <= best[0]:
-                rank = (tokens, picked.get(candidate.order, 0))
-                if rank < best:
-                    best, chosen = rank, candidate
-        self._turn += 1
-        picked[chosen.order] = self._turn
-        return chosen
+            return (load.pending_tokens + load.context_tokens + new) / candidate.weight
+
+        return turns.take(turns.least(candidates, tokens))

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from router.load import Demand
-from router.policy import C
+from router.policy import C, Turns
 
 
 class LMetric:
@@ -26,25 +26,17 @@ class LMetric:
     scores: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self._turn = 0
-        self._picked: dict[int, int] = {}
+        self._turns = Turns()
 
     def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
         """The candidate with the smallest product; ties to whoever was picked longest ago."""
-        picked, cached = self._picked, demand.cached
-        tokens = (
-            demand.input_tokens + 1
-        )  # a prompt that is wholly cached still has a token to compute
-        chosen = candidates[0]
-        best = (float("inf"), 0)
-        for candidate in candidates:
+        cached, turns = demand.cached, self._turns
+        # A prompt that is wholly cached still has a token to compute.
+        tokens = demand.input_tokens + 1
+
+        def product(candidate: C) -> float:
             load = candidate.load
             work = load.pending_tokens + tokens - cached.get(load.slot, 0)
-            score = work * (load.inflight + 1) / candidate.weight
-            if score <= best[0]:
-                rank = (score, picked.get(candidate.order, 0))
-                if rank < best:
-                    best, chosen = rank, candidate
-        self._turn += 1
-        picked[chosen.order] = self._turn
-        return chosen
+            return work * (load.inflight + 1) / candidate.weight
+
+        return turns.take(turns.least(candidates, product))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from router.load import Demand
-from router.policy import C
+from router.policy import C, Turns
 
 
 class RoundRobin:
@@ -21,13 +21,8 @@ class RoundRobin:
     scores: ClassVar[bool] = False
 
     def __init__(self) -> None:
-        self._turn = 0
-        self._picked: dict[int, int] = {}
+        self._turns = Turns()
 
     def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
         """The candidate picked longest ago."""
-        picked = self._picked
-        chosen = min(candidates, key=lambda candidate: picked.get(candidate.order, 0))
-        self._turn += 1
-        picked[chosen.order] = self._turn
-        return chosen
+        return self._turns.take(min(candidates, key=self._turns.last))
