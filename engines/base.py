@@ -1,9 +1,9 @@
 """The contract of an engine: what it is asked, what it says while it works, and how it fails.
 
-An engine turns one chat request into events. It renders the prompt, samples, holds stop strings back, parses
-tool calls and counts tokens; it never writes OpenAI's JSON, which is the router's business. The parts of the
-request that only a chat template reads (messages, tools, schema) stay JSON bytes, checked by the caller
-against OpenAI's schema, so that the process in between never decodes them.
+An engine turns one request, a chat or a bare prompt, into events. It renders the prompt, samples, holds stop
+strings back, parses tool calls and counts tokens; it never writes OpenAI's JSON, which is the router's business.
+The parts of the request that only a chat template reads (messages, tools, schema) stay JSON bytes, checked by the
+caller against OpenAI's schema, so that the process in between never decodes them.
 
 Everything here is data or a protocol: importing it costs nothing but msgspec.
 """
@@ -31,7 +31,7 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
 
 
 class GenerateRequest(Struct, frozen=True, omit_defaults=True):
-    """One chat request. The bytes fields are JSON, in the shape of OpenAI's parameters of the same names."""
+    """One request. The bytes fields are JSON, in the shape of OpenAI's parameters of the same names."""
 
     messages: bytes
     sampling: Sampling = Sampling()

@@ -1,8 +1,9 @@
 """Which of a model's targets may serve a request at all, whatever their state. Pure.
 
-Engines answer chat requests and nothing else. A field that OpenAI doesn't know goes only to providers whose config
-lets it through (``extra_fields``): a request that has some is served by the targets that take all of them, and refused
-with OpenAI's 400 where there are none.
+Engines answer chat requests and completions of texts. What they can't do of the older endpoint goes to providers where
+the model has some, and is refused by name where it has none; embeddings are the providers' alone. A field that OpenAI
+doesn't know goes only to providers whose config lets it through (``extra_fields``): a request that has some is served
+by the targets that take all of them, and refused with OpenAI's 400 where there are none.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Collection
 from router.config.schema import Config
 from router.errors import ApiError, invalid_request
 from router.pool import Member, Route
-from router.wire.chat import unknown_fields
-from router.wire.operation import Operation
+from router.wire.chat import ChatRequest, unknown_fields
+from router.wire.legacy import CompletionRequest, beyond_engines
 from router.wire.request import Request
 from router.wire.violations import unknown_field
 
@@ -29,14 +30,14 @@ class Eligible:
     def narrow(self, route: Route, request: Request, body: bytes) -> Route:
         """``route`` with the members that may serve ``request``, decoded from ``body``. Raises ApiError: none may."""
         extra = unknown_fields(request, body)
-        chat = request.operation is Operation.CHAT
-        if chat and not extra:
+        beyond = _beyond_engines(route.name, request)
+        if beyond is None and not extra:
             return route
         members = route.members
-        if not chat:
+        if beyond is not None:
             members = tuple(one for one in members if one.target.kind == "provider")
             if not members:
-                raise _unavailable(route.name, request.operation)
+                raise beyond
         for name in extra:
             members = tuple(one for one in members if self._takes(one, name))
             if not members:
@@ -48,12 +49,10 @@ class Eligible:
         return member.target.kind == "provider" and field in taken
 
 
-def _unavailable(model: str, operation: Operation) -> ApiError:
-    if operation is Operation.COMPLETIONS:
-        message = (
-            "This is a chat model and not supported in the v1/completions endpoint. "
-            "Did you mean to use v1/chat/completions?"
-        )
-    else:
-        message = f"The model `{model}` does not support the v1/{operation.value} endpoint."
+def _beyond_engines(model: str, request: Request) -> ApiError | None:
+    if isinstance(request, ChatRequest):
+        return None
+    if isinstance(request, CompletionRequest):
+        return beyond_engines(request)
+    message = f"The model `{model}` does not support the v1/{request.operation.value} endpoint."
     return invalid_request(message, param="model", status=404)

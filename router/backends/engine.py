@@ -1,8 +1,6 @@
 """An engine as a backend: OpenAI's request becomes the engine's, the engine's events become OpenAI's bytes.
 
-What only the engine reads (messages, tools, schemas) goes through as the client's own bytes. What no engine here can
-do is refused by name, with a 400, before anything is sent; a parameter is ignored only where the answer is as right
-without it. IGNORED and REFUSED list them all.
+What becomes of each parameter is in `engine_request`.
 
 There is one way to read events, `Generation`: everything that has come, in one wait. A node's link offers it
 natively; an engine in this process is pumped into it by one task a request. A task a token, or a wait a token, would
@@ -16,15 +14,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
-import msgspec
-from msgspec import Raw, Struct
+from msgspec.structs import replace
 
-from engines.base import Delta, Engine, EngineError, Event, GenerateRequest, Sampling, Usage
+from engines.base import Delta, Engine, EngineError, Event, Finish, GenerateRequest, Usage
 from router.backends.base import Facts, Order
+from router.backends.engine_request import engine_requests
 from router.backends.mailbox import Mailbox
 from router.errors import ApiError, Fault, FaultKind, invalid_request
 from router.wire.chat import ChatRequest
@@ -34,44 +32,15 @@ from router.wire.completion import (
     CompletionBuilder,
     Identity,
     OutOfOrder,
+    Writer,
     new_id,
 )
-from router.wire.messages import Message, RefusalPart, TextPart
-from router.wire.options import CustomTool, NamedFunction
+from router.wire.legacy import CompletionRequest
+from router.wire.request import Request
+from router.wire.text_completion import ID_PREFIX, Form, text_writer
 
 MAX_WAITING_BYTES = 4 * 1024 * 1024
 """Events that nobody reads: some 60,000 tokens, or 1,500 with all the logprobs one can ask for."""
-
-IGNORED: Mapping[str, str] = MappingProxyType(
-    {
-        "user": "book-keeping at OpenAI's; nothing in the answer depends on it",
-        "metadata": "book-keeping",
-        "store": "book-keeping",
-        "safety_identifier": "book-keeping",
-        "prompt_cache_key": "prefixes are cached without being asked",
-        "prompt_cache_retention": "for as long as there is room",
-        "prompt_cache_options": "likewise",
-        "prediction": "makes an answer come sooner, not differently",
-        "reasoning_effort": "a wish; an answer without it still answers the question",
-        "verbosity": "a wish",
-    }
-)
-"""Parameters that an engine is not told of, and why the answer is right all the same."""
-
-REFUSED: Mapping[str, str] = MappingProxyType(
-    {
-        "audio": "This model answers with text only.",
-        "web_search_options": "This model does not search the web.",
-        "moderation": "This model does not moderate.",
-        "functions": "'functions' is deprecated; use 'tools' instead.",
-        "function_call": "'function_call' is deprecated; use 'tool_choice' instead.",
-    }
-)
-"""Parameters without which the client would get something else than it asked for, and what it is told.
-
-Likewise ``modalities`` beyond text, parts of messages that aren't text, tools that aren't functions. Every
-parameter that stands in neither table is honoured.
-"""
 
 _KINDS: Mapping[str, FaultKind] = MappingProxyType(
     {
@@ -123,15 +92,13 @@ class EngineBackend:
         Raises Fault. Cancelling it leaves nothing behind.
         """
         try:
-            chat = _chat(order)
-            request = generate_request(order)
+            requests = engine_requests(order)
         except ApiError as error:
             raise Fault(FaultKind.CLIENT_ERROR, error.error.message, answer=error) from error
         if asyncio.get_running_loop().time() >= order.deadline:
             raise Fault(FaultKind.DEADLINE, "The request's time was up before its turn came.")
-        answer = EngineAnswer(
-            self._begin(request), order, self._writer(order, chat), self._answers.discard
-        )
+        generation = self._begin_all(requests, order.request)
+        answer = EngineAnswer(generation, order, self._writer(order), self._answers.discard)
         self._answers.add(answer)
         try:
             await answer.wait_head()
@@ -145,28 +112,49 @@ class EngineBackend:
         for answer in tuple(self._answers):
             answer.close()
 
+    def _begin_all(self, requests: Sequence[GenerateRequest], request: Request) -> Generation:
+        try:
+            if len(requests) == 1:
+                return self._begin(requests[0])
+            return _InTurn(self._begin, requests)
+        except EngineError as error:
+            raise fault_of(error, _prompt_name(request)) from error
+
     def _begin(self, request: GenerateRequest) -> Generation:
         engine = self._engine
-        try:
-            if isinstance(engine, BatchingEngine):
-                return engine.begin(request)
-            return _Pumped(engine.generate(request))
-        except EngineError as error:
-            raise fault_of(error) from error
+        if isinstance(engine, BatchingEngine):
+            return engine.begin(request)
+        return _Pumped(engine.generate(request))
 
-    def _writer(self, order: Order, request: ChatRequest) -> ChunkEncoder | CompletionBuilder:
-        identity = Identity(
-            id=new_id(self._entropy(ID_BYTES)),
-            created=order.created,
-            model=request.model or order.model,
-            system_fingerprint=self._fingerprint,
-            service_tier="default" if request.service_tier is not None else None,
-        )
+    def _writer(self, order: Order) -> Writer:
+        request = order.request
+        usage = request.wants_usage
+        entropy = self._entropy(ID_BYTES)
+        if isinstance(request, CompletionRequest):
+            form = Form(
+                prompts=request.texts or (),
+                n=request.n or 1,
+                echo=bool(request.echo),
+                logprobs=request.logprobs is not None,
+            )
+            identity = self._identity(order, new_id(entropy, ID_PREFIX))
+            return text_writer(identity, form, stream=bool(request.stream), include_usage=usage)
+        assert isinstance(request, ChatRequest), "engine_requests refuses everything else"
+        tier = "default" if request.service_tier is not None else None
+        identity = self._identity(order, new_id(entropy), tier)
         n, logprobs = request.n or 1, bool(request.logprobs)
         if request.stream:
-            usage = request.wants_usage
             return ChunkEncoder(identity, n=n, include_usage=usage, logprobs=logprobs)
         return CompletionBuilder(identity, n=n, logprobs=logprobs)
+
+    def _identity(self, order: Order, answer_id: str, tier: str | None = None) -> Identity:
+        return Identity(
+            id=answer_id,
+            created=order.created,
+            model=order.request.model or order.model,
+            system_fingerprint=self._fingerprint,
+            service_tier=tier,
+        )
 
 
 class EngineAnswer:
@@ -180,7 +168,7 @@ class EngineAnswer:
         self,
         generation: Generation,
         order: Order,
-        writer: ChunkEncoder | CompletionBuilder,
+        writer: Writer,
         forget: Callable[[EngineAnswer], None],
     ) -> None:
         self._generation = generation
@@ -242,7 +230,7 @@ class EngineAnswer:
                 raise Fault(FaultKind.DEADLINE, "The request's time was up.") from error
             raise Fault(late, f"The engine was silent for {limit_s:g} s.") from error
         except EngineError as error:
-            raise fault_of(error) from error
+            raise fault_of(error, _prompt_name(self._order.request)) from error
         if not events:
             message = "The engine stopped before its answer was whole."
             raise Fault(FaultKind.ENGINE_ERROR, message)
@@ -297,6 +285,57 @@ class _Pumped:
         self._box.end(error)
 
 
+class _InTurn:
+    """A Generation of several prompts, one after another: their choices numbered through, their usage added up.
+
+    Not side by side: one client's list of a thousand prompts would fill every slot and the queue behind them.
+    """
+
+    __slots__ = ("_at", "_begin", "_current", "_requests", "_usage")
+
+    def __init__(
+        self,
+        begin: Callable[[GenerateRequest], Generation],
+        requests: Sequence[GenerateRequest],
+    ) -> None:
+        self._begin = begin
+        self._requests = requests
+        self._at = 0
+        self._usage = Usage(0, 0)
+        self._current = begin(requests[0])
+
+    async def take(self, until: float) -> list[Event]:
+        while True:
+            events = await self._current.take(until)
+            taken = [self._numbered(event) for event in events]
+            if not events or not isinstance(events[-1], Usage):
+                return taken
+            if self._at + 1 == len(self._requests):
+                return taken
+            self._at += 1
+            self._current.cancel()
+            self._current = self._begin(self._requests[self._at])
+            if len(taken) > 1:
+                return taken[:-1]
+
+    def cancel(self) -> None:
+        self._current.cancel()
+
+    def _numbered(self, event: Event) -> Event:
+        if isinstance(event, Delta | Finish):
+            n = self._requests[self._at].n
+            # What isn't this prompt's must not pass for another's.
+            known = 0 <= event.choice < n
+            return replace(event, choice=self._at * n + event.choice if known else -1)
+        total = self._usage
+        self._usage = Usage(
+            total.input_tokens + event.input_tokens,
+            total.output_tokens + event.output_tokens,
+            total.cached_input_tokens + event.cached_input_tokens,
+        )
+        return self._usage
+
+
 def weight(event: Event) -> int:
     """About the bytes that ``event`` holds in memory; objects cost some 64 each."""
     if not isinstance(event, Delta):
@@ -314,101 +353,18 @@ def unread() -> EngineError:
     return EngineError("internal", "more of the answer waits to be read than may be kept")
 
 
-def fault_of(error: EngineError) -> Fault:
-    """An engine's failure as the dispatcher understands it."""
+def fault_of(error: EngineError, prompt_name: str = "messages") -> Fault:
+    """An engine's failure as the dispatcher understands it. ``prompt_name``: the parameter that can be too long."""
     kind = _KINDS.get(error.kind)
     if kind is not None:
         return Fault(kind, error.message)
     if error.kind == "prompt_too_long":
         code = "context_length_exceeded"
-        answer = invalid_request(error.message, param="messages", code=code)
+        answer = invalid_request(error.message, param=prompt_name, code=code)
     else:
         answer = invalid_request(error.message)
     return Fault(FaultKind.CLIENT_ERROR, error.message, answer=answer)
 
 
-class _Spliced(Struct, frozen=True):
-    """The parts of a body that go to the engine as they came."""
-
-    messages: Raw
-    tools: Raw = Raw()
-    tool_choice: Raw = Raw()
-    response_format: Raw = Raw()
-
-
-_splice = msgspec.json.Decoder(_Spliced).decode
-_text = msgspec.json.Decoder(str).decode
-
-
-def generate_request(order: Order) -> GenerateRequest:
-    """The engine's form of a request. Raises ApiError for what no engine here can do, naming the parameter."""
-    request = _chat(order)
-    _refuse(request)
-    parts = _splice(order.body)
-    stop = [request.stop] if isinstance(request.stop, str) else request.stop or ()
-    return GenerateRequest(
-        messages=bytes(parts.messages),
-        sampling=Sampling(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            frequency_penalty=request.frequency_penalty,
-            presence_penalty=request.presence_penalty,
-            logit_bias=request.logit_bias,
-            seed=request.seed,
-        ),
-        max_tokens=request.output_limit,
-        n=request.n or 1,
-        stop=tuple(text for text in stop if text),
-        logprobs=bool(request.logprobs),
-        top_logprobs=request.top_logprobs or 0,
-        tools=_given(parts.tools) if request.tools else None,
-        tool_choice=_given(parts.tool_choice),
-        parallel_tool_calls=request.parallel_tool_calls,
-        response_format=_given(parts.response_format),
-    )
-
-
-def _chat(order: Order) -> ChatRequest:
-    if not isinstance(order.request, ChatRequest):
-        raise invalid_request("This model answers chat requests only.", param="model", status=404)
-    return order.request
-
-
-def _given(raw: Raw) -> bytes | None:
-    value = bytes(raw)
-    return None if value in {b"", b"null"} else value
-
-
-def _refuse(request: ChatRequest) -> None:
-    for name, why in REFUSED.items():
-        if getattr(request, name) is not None:
-            raise _unsupported(name, why)
-    if request.modalities is not None and set(request.modalities) - {"text"}:
-        raise _unsupported("modalities", "This model answers with text only.")
-    _refuse_parts(request.messages)
-    _refuse_tools(request)
-
-
-def _refuse_parts(messages: list[Message]) -> None:
-    for i, message in enumerate(messages):
-        if message.content is None or isinstance(message.content, str):
-            continue
-        for j, part in enumerate(message.content):
-            if not isinstance(part, TextPart | RefusalPart):
-                kind = part.__struct_config__.tag
-                text = f"Invalid content type. {kind} is only supported by certain models."
-                raise _unsupported(f"messages[{i}].content[{j}].type", text)
-
-
-def _refuse_tools(request: ChatRequest) -> None:
-    for i, tool in enumerate(request.tools or ()):
-        if isinstance(tool, CustomTool):
-            raise _unsupported(f"tools[{i}].type", "This model calls functions only.")
-    choice = request.tool_choice
-    if choice is not None and not isinstance(choice, str | NamedFunction):
-        message = "This model takes 'none', 'auto', 'required' or a function's name."
-        raise _unsupported("tool_choice.type", message)
-
-
-def _unsupported(param: str, message: str) -> ApiError:
-    return invalid_request(message, param=param, code="invalid_value")
+def _prompt_name(request: Request) -> str:
+    return "prompt" if isinstance(request, CompletionRequest) else "messages"

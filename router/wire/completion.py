@@ -16,7 +16,9 @@ Source: OpenAI's published API specification, CreateChatCompletionResponse and C
 from __future__ import annotations
 
 import base64
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import msgspec
 from msgspec import Struct
@@ -175,11 +177,11 @@ class _Error(Struct, frozen=True):
 _encode = msgspec.json.Encoder().encode
 
 
-def new_id(entropy: bytes) -> str:
+def new_id(entropy: bytes, prefix: str = "chatcmpl-") -> str:
     """An answer's id. Raises ValueError for fewer than ID_BYTES random bytes."""
     if len(entropy) < ID_BYTES:
         raise ValueError(f"{len(entropy)} random bytes are not enough for an id")
-    return "chatcmpl-" + base64.urlsafe_b64encode(entropy).rstrip(b"=").decode()
+    return prefix + base64.urlsafe_b64encode(entropy).rstrip(b"=").decode()
 
 
 def error_event(error: ApiError) -> bytes:
@@ -187,8 +189,8 @@ def error_event(error: ApiError) -> bytes:
     return b"data: " + _encode(_Error(error.error)) + b"\n\n"
 
 
-class _Course:
-    """How far an answer's choices have come."""
+class Course:
+    """How far an answer's choices have come. Every method raises OutOfOrder where it can't be."""
 
     __slots__ = ("_begun", "_calls", "_finished", "_over")
 
@@ -236,36 +238,23 @@ class _Course:
         self._over = True
 
 
-class ChunkEncoder:
-    """Writes a stream: a role chunk a choice, its deltas, its finish, at the end usage (if wanted) and [DONE]."""
+class Writer(Protocol):
+    """Turns an engine's events into an answer's bytes."""
 
-    __slots__ = (
-        "_content",
-        "_course",
-        "_delta",
-        "_envelope",
-        "_finish",
-        "_logprobs",
-        "_role",
-        "_tail",
-        "_usage",
-    )
+    def feed(self, events: Iterable[Event]) -> bytes:
+        """What is to be sent now that ``events`` have come; maybe nothing. Raises OutOfOrder."""
 
-    def __init__(
-        self, identity: Identity, *, n: int = 1, include_usage: bool = False, logprobs: bool = False
-    ) -> None:
-        self._course = _Course(n)
+
+class StreamWriter(ABC):
+    """What every stream has: one event after another, at the end usage (if wanted) and [DONE]."""
+
+    __slots__ = ("_course", "_end", "_envelope", "_usage")
+
+    def __init__(self, identity: Identity, kind: bytes, *, n: int, include_usage: bool) -> None:
+        self._course = Course(n)
         self._usage = include_usage
-        self._logprobs = logprobs
-        self._envelope = b"data: " + _head(identity, b"chat.completion.chunk") + b',"choices":['
-        end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
-        self._tail = b',"finish_reason":null}' + end
-        self._finish = b'"}' + end
-        self._delta = [self._envelope + b'{"index":%d,"delta":' % index for index in range(n)]
-        self._content = [delta + b'{"content":' for delta in self._delta]
-        self._role = (
-            b'{"role":"assistant","content":%b,"refusal":null},"logprobs":null' + self._tail
-        )
+        self._envelope = b"data: " + head(identity, kind) + b',"choices":['
+        self._end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
 
     def feed(self, events: Iterable[Event]) -> bytes:
         """Whole events of the stream, ``b""`` where nothing is to be said. Raises OutOfOrder."""
@@ -278,6 +267,39 @@ class ChunkEncoder:
             else:
                 self._write_end(event, pieces)
         return b"".join(pieces)
+
+    @abstractmethod
+    def _write_delta(self, event: Delta, pieces: list[bytes]) -> None:
+        """Add a delta's chunks to ``pieces``."""
+
+    @abstractmethod
+    def _write_finish(self, event: Finish, pieces: list[bytes]) -> None:
+        """Add a choice's last chunk to ``pieces``."""
+
+    def _write_end(self, event: Usage, pieces: list[bytes]) -> None:
+        self._course.end()
+        if self._usage:
+            pieces += (self._envelope, b'],"usage":', _encode(usage_of(event)), b"}\n\n")
+        pieces.append(DONE)
+
+
+class ChunkEncoder(StreamWriter):
+    """Writes a stream: a role chunk a choice, its deltas, its finish."""
+
+    __slots__ = ("_content", "_delta", "_finish", "_logprobs", "_role", "_tail")
+
+    def __init__(
+        self, identity: Identity, *, n: int = 1, include_usage: bool = False, logprobs: bool = False
+    ) -> None:
+        super().__init__(identity, b"chat.completion.chunk", n=n, include_usage=include_usage)
+        self._logprobs = logprobs
+        self._tail = b',"finish_reason":null}' + self._end
+        self._finish = b'"}' + self._end
+        self._delta = [self._envelope + b'{"index":%d,"delta":' % index for index in range(n)]
+        self._content = [delta + b'{"content":' for delta in self._delta]
+        self._role = (
+            b'{"role":"assistant","content":%b,"refusal":null},"logprobs":null' + self._tail
+        )
 
     def _write_delta(self, event: Delta, pieces: list[bytes]) -> None:
         choice = event.choice
@@ -320,14 +342,8 @@ class ChunkEncoder:
         reason = b'{},"logprobs":null,"finish_reason":"' + event.reason.encode()
         pieces += (self._delta[choice], reason, self._finish)
 
-    def _write_end(self, event: Usage, pieces: list[bytes]) -> None:
-        self._course.end()
-        if self._usage:
-            pieces += (self._envelope, b'],"usage":', _encode(_usage(event)), b"}\n\n")
-        pieces.append(DONE)
 
-
-class _Draft:
+class Draft:
     """One choice while it grows."""
 
     __slots__ = ("arguments", "calls", "logprobs", "reason", "reasoning", "text")
@@ -365,7 +381,7 @@ class _Draft:
         return b',"tool_calls":[%b]' % b",".join(calls)
 
 
-class CompletionBuilder:
+class WholeWriter(ABC):
     """Gathers an answer and writes it as one object once its usage has come."""
 
     __slots__ = ("_course", "_drafts", "_identity", "_logprobs")
@@ -373,8 +389,8 @@ class CompletionBuilder:
     def __init__(self, identity: Identity, *, n: int = 1, logprobs: bool = False) -> None:
         self._identity = identity
         self._logprobs = logprobs
-        self._course = _Course(n)
-        self._drafts = [_Draft() for _ in range(n)]
+        self._course = Course(n)
+        self._drafts = [Draft() for _ in range(n)]
 
     def feed(self, events: Iterable[Event]) -> bytes:
         """``b""`` until the usage comes, then the whole object. Raises OutOfOrder."""
@@ -389,6 +405,20 @@ class CompletionBuilder:
                 self._course.end()
                 return self._json(event)
         return b""
+
+    @abstractmethod
+    def _take(self, event: Delta) -> None:
+        """Add a delta to its choice's draft."""
+
+    @abstractmethod
+    def _json(self, usage: Usage) -> bytes:
+        """The answer."""
+
+
+class CompletionBuilder(WholeWriter):
+    """Gathers a chat completion."""
+
+    __slots__ = ()
 
     def _take(self, event: Delta) -> None:
         draft = self._drafts[event.choice]
@@ -406,11 +436,12 @@ class CompletionBuilder:
         choices = b",".join(
             draft.json(index, logprobs=self._logprobs) for index, draft in enumerate(self._drafts)
         )
-        head = _head(self._identity, b"chat.completion")
-        return head + b',"choices":[%b],"usage":%b}' % (choices, _encode(_usage(usage)))
+        start = head(self._identity, b"chat.completion")
+        return start + b',"choices":[%b],"usage":%b}' % (choices, _encode(usage_of(usage)))
 
 
-def _head(identity: Identity, kind: bytes) -> bytes:
+def head(identity: Identity, kind: bytes) -> bytes:
+    """How every object of one answer begins, its brace open. ``kind`` is what it calls itself."""
     tier = b',"service_tier":' + _encode(identity.service_tier) if identity.service_tier else b""
     return b'{"id":%b,"object":"%b","created":%d,"model":%b%b,"system_fingerprint":%b' % (
         _encode(identity.id),
@@ -438,7 +469,8 @@ def _logprobs(tokens: Sequence[TokenLogprob]) -> Logprobs:
     return Logprobs(content=content)
 
 
-def _usage(usage: Usage) -> CompletionUsage:
+def usage_of(usage: Usage) -> CompletionUsage:
+    """An engine's usage as OpenAI writes it."""
     return CompletionUsage(
         prompt_tokens=usage.input_tokens,
         completion_tokens=usage.output_tokens,

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar
 import msgspec
 from msgspec import Meta, Struct
 
-from router.errors import invalid_request
+from router.errors import ApiError, invalid_request
 from router.wire import rules, violations
 from router.wire.chat import (
     Choices,
@@ -79,6 +79,13 @@ class CompletionRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only
         several = isinstance(prompt, list) and not isinstance(prompt[0], int)
         return (self.n or 1) * (len(prompt) if several and prompt is not None else 1)
 
+    @property
+    def texts(self) -> tuple[str, ...] | None:
+        """The prompts; None where they are tokens, or none was given."""
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt or []
+        texts = tuple(prompt for prompt in prompts if isinstance(prompt, str))
+        return texts if texts and len(texts) == len(prompts) else None
+
 
 class LooseCompletionRequest(CompletionRequest, frozen=True, forbid_unknown_fields=False):
     """A request with fields of other dialects, which some provider takes."""
@@ -113,3 +120,37 @@ def _check(request: CompletionRequest, body: bytes) -> None:
     if request.stream and best_of > n:
         message = "You cannot stream results with 'best_of' greater than 'n'."
         raise invalid_request(message, param="best_of")
+
+
+def beyond_engines(request: CompletionRequest) -> ApiError | None:
+    """Why no engine here can serve ``request``, naming the parameter; None if one can."""
+    if request.suffix:
+        return _unsupported("suffix", "This model does not support suffix.")
+    if (request.best_of or 1) > (request.n or 1):
+        message = "This model makes no more choices than it returns: 'best_of' must be at most 'n'."
+        return _unsupported("best_of", message)
+    if request.echo and request.logprobs is not None:
+        message = (
+            "This model can't tell the prompt's logprobs: 'echo' and 'logprobs' exclude each other."
+        )
+        return _unsupported("logprobs", message)
+    if request.max_tokens == 0:
+        return violations.out_of_range("max_tokens", "integer", 1, "0", above=False)
+    return _beyond_in_prompt(request)
+
+
+def _beyond_in_prompt(request: CompletionRequest) -> ApiError | None:
+    if request.prompt is None:
+        return violations.missing("prompt")
+    texts = request.texts
+    if texts is None:
+        return _unsupported("prompt", "This model takes prompts as text, not as tokens.")
+    if "" in texts:
+        one = isinstance(request.prompt, str)
+        name = "prompt" if one else f"prompt[{texts.index('')}]"
+        return violations.empty(name, "string", 1)
+    return None
+
+
+def _unsupported(param: str, message: str) -> ApiError:
+    return invalid_request(message, param=param, code="invalid_value")

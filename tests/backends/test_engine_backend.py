@@ -8,7 +8,8 @@ import pytest
 
 from engines.base import Delta, EngineError, EngineInfo, Finish, GenerateRequest, Health, Usage
 from router.backends.base import Limits, Order
-from router.backends.engine import IGNORED, REFUSED, EngineBackend, fault_of, generate_request
+from router.backends.engine import EngineBackend, fault_of
+from router.backends.engine_request import IGNORED, REFUSED, engine_requests
 from router.errors import ApiError, Fault, FaultKind, api_error
 from router.wire import sse
 from router.wire.chat import ChatRequest, decode_chat
@@ -62,6 +63,11 @@ def order_of(body: bytes, deadline_s=10.0, first_token_s=5.0, idle_s=5.0):
         now = 0.0
     limits = Limits(1.0, first_token_s, idle_s)
     return Order(decode_chat(body), body, "there", "req", now + deadline_s, limits, 1700000000)
+
+
+def generate_request(order):
+    (request,) = engine_requests(order)
+    return request
 
 
 async def read_all(answer) -> bytes:

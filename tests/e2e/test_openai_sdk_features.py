@@ -211,6 +211,6 @@ async def test_the_sdk_raises_openais_errors_for_bad_histories():
             await client.chat.completions.create(
                 model="m", messages=[*QUESTION, {"role": "assistant", "tool_calls": [call]}]
             )
-        with pytest.raises(openai.NotFoundError, match="This is a chat model"):
-            await client.completions.create(model="m", prompt="a")
+        with pytest.raises(openai.NotFoundError, match="does not support the v1/embeddings"):
+            await client.embeddings.create(model="m", input="a")
     assert caught.value.param == "messages.[2].role"

@@ -103,27 +103,11 @@ async def test_what_is_no_embedding_is_an_error(answer):
     assert json.loads(got)["error"]["code"] == "malformed_answer"
 
 
-CHAT_MODEL = (
-    "This is a chat model and not supported in the v1/completions endpoint. "
-    "Did you mean to use v1/chat/completions?"
-)
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "message"),
-    [
-        ("completions", {"model": "m", "prompt": "a"}, CHAT_MODEL),
-        (
-            "embeddings",
-            {"model": "m", "input": "a"},
-            "The model `m` does not support the v1/embeddings endpoint.",
-        ),
-    ],
-)
-async def test_an_engine_answers_chat_alone(path, body, message):
+async def test_an_engine_makes_no_embeddings():
     async with site(ENGINE) as served:
-        code, got = await post(served, path, body)
+        code, got = await post(served, "embeddings", {"model": "m", "input": "a"})
     assert code == 404
+    message = "The model `m` does not support the v1/embeddings endpoint."
     error = {"message": message, "type": "invalid_request_error", "param": "model", "code": None}
     assert json.loads(got) == {"error": error}
 

@@ -24,6 +24,7 @@ from router.errors import (
 from router.wire import sse
 from router.wire.chat import unknown_model
 from router.wire.completion import ChunkEncoder, CompletionBuilder, Identity, error_event
+from router.wire.text_completion import Form, TextChunkEncoder, TextCompletionBuilder
 from router.wire.violations import missing, not_json, unknown_field
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "openai_answers.json").read_text())
@@ -108,6 +109,25 @@ def test_a_stream_chunk_by_chunk(answer, logprobs, usage):
         assert [one["finish_reason"] for one in of_choice[:-1]] == [None] * (len(of_choice) - 1)
         assert (of_choice[-1]["delta"], of_choice[-1]["logprobs"]) == ({}, None)
         assert of_choice[-1]["finish_reason"]
+
+
+@pytest.mark.parametrize("logprobs", [False, True])
+@pytest.mark.parametrize("answer", ["text", "two choices", "nothing"])
+def test_a_text_completion_whole_and_in_chunks(answer, logprobs):
+    n, events = ANSWERS[answer]
+    identity = Identity("cmpl-1", 1_700_000_000, "m", "fp_1")
+    form = Form(("Say:",), n=n, echo=True, logprobs=logprobs)
+    check = validator("CreateCompletionResponse")
+    body = json.loads(TextCompletionBuilder(identity, form).feed(events))
+    check.validate(body)
+    assert len(body["choices"]) == n
+    *sent, last = chunks(TextChunkEncoder(identity, form, include_usage=True).feed(events))
+    check.validate(last)
+    for chunk in sent:
+        # The schema is of whole answers; OpenAI sends null for both in all chunks but the last ones.
+        assert chunk.pop("usage") is None
+        chunk["choices"][0]["finish_reason"] = chunk["choices"][0]["finish_reason"] or "stop"
+        check.validate(chunk)
 
 
 def test_a_tool_calls_first_delta_names_it_and_the_others_do_not():
