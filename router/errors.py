@@ -125,15 +125,16 @@ class FaultKind(enum.Enum):
     REFUSED_CREDENTIALS = "credentials_refused"
     UNKNOWN_MODEL = "unknown_model"
     CLIENT_ERROR = "client_error"
+    CLIENT_SLOW = "client_too_slow"
     ENGINE_BUSY = "engine_busy"
     ENGINE_DIED = "engine_died"
     ENGINE_ERROR = "engine_error"
 
 
-BLAMELESS = frozenset({FaultKind.CLIENT_ERROR, FaultKind.DEADLINE})
-"""Kinds that say nothing about the target: the request was wrong, or its time was up."""
+BLAMELESS = frozenset({FaultKind.CLIENT_ERROR, FaultKind.CLIENT_SLOW, FaultKind.DEADLINE})
+"""Kinds that say nothing about the target: the request was wrong, nobody read its answer, or its time was up."""
 
-FINAL = frozenset({FaultKind.CLIENT_ERROR, FaultKind.DEADLINE})
+FINAL = BLAMELESS
 """Kinds that another target would not mend."""
 
 
@@ -175,6 +176,7 @@ _STATUS = {
     FaultKind.TIMEOUT_FIRST_BYTE: 504,
     FaultKind.TIMEOUT_IDLE: 504,
     FaultKind.DEADLINE: 504,
+    FaultKind.CLIENT_SLOW: 408,
     FaultKind.RATE_LIMITED: 429,
     FaultKind.ENGINE_BUSY: 503,
     FaultKind.ENGINE_DIED: 503,

@@ -270,7 +270,7 @@ class _Pumped:
             self._box.put(event, weight(event))
 
     def _overflow(self) -> None:
-        self._box.end(unread())
+        self._box.end(Unread())
         self._task.cancel()
 
     def _end(self, task: asyncio.Task[None]) -> None:
@@ -348,14 +348,16 @@ def weight(event: Event) -> int:
     return size
 
 
-def unread() -> EngineError:
-    """What a request gets whose events nobody reads."""
-    return EngineError("internal", "more of the answer waits to be read than may be kept")
+class Unread(EngineError):  # noqa: N818 - names the event
+    """Nobody reads the request's events, so it was ended; no fault of the engine."""
+
+    def __init__(self) -> None:
+        super().__init__("internal", "more of the answer waits to be read than may be kept")
 
 
 def fault_of(error: EngineError, prompt_name: str = "messages") -> Fault:
     """An engine's failure as the dispatcher understands it. ``prompt_name``: the parameter that can be too long."""
-    kind = _KINDS.get(error.kind)
+    kind = FaultKind.CLIENT_SLOW if isinstance(error, Unread) else _KINDS.get(error.kind)
     if kind is not None:
         return Fault(kind, error.message)
     if error.kind == "prompt_too_long":

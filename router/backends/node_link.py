@@ -39,7 +39,7 @@ from engines.protocol import (
     ToRouter,
     encode,
 )
-from router.backends.engine import MAX_WAITING_BYTES, unread, weight
+from router.backends.engine import MAX_WAITING_BYTES, Unread, weight
 from router.backends.mailbox import Mailbox
 
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
@@ -188,7 +188,7 @@ class NodeGeneration:
         self._box.end(error)
 
     def _overflow(self) -> None:
-        self._box.end(unread())
+        self._box.end(Unread())
         self.cancel()
 
 

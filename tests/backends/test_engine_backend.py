@@ -399,7 +399,7 @@ async def test_an_answer_that_nobody_reads_ends():
     await asyncio.sleep(0)
     assert engine.open == 0
     assert len(await answer.read()) > 1_000_000
-    assert (await fault_in(answer.read())).kind is FaultKind.ENGINE_ERROR
+    assert (await fault_in(answer.read())).kind is FaultKind.CLIENT_SLOW
 
 
 def test_a_clients_mistake_is_its_own():
