@@ -30,23 +30,31 @@ class Eligible:
     def narrow(self, route: Route, request: Request, body: bytes) -> Route:
         """``route`` with the members that may serve ``request``, decoded from ``body``. Raises ApiError: none may."""
         extra = unknown_fields(request, body)
-        beyond = _beyond_engines(route.name, request)
-        if beyond is None and not extra:
+        if isinstance(request, ChatRequest) and not extra:
             return route
-        members = route.members
-        if beyond is not None:
-            members = tuple(one for one in members if one.target.kind == "provider")
-            if not members:
-                raise beyond
+        members = _who_can(route, request)
         for name in extra:
             members = tuple(one for one in members if self._takes(one, name))
             if not members:
                 raise unknown_field(name)
-        return route.only(members)
+        return route if len(members) == len(route.members) else route.only(members)
 
     def _takes(self, member: Member, field: str) -> bool:
         taken: Collection[str] = self._taken.get(member.target.backend, ())
         return member.target.kind == "provider" and field in taken
+
+
+def _who_can(route: Route, request: Request) -> tuple[Member, ...]:
+    """The members that can serve such a request: providers any, engines what `beyond_engines` says. Raises ApiError."""
+    providers = tuple(one for one in route.members if one.target.kind == "provider")
+    if len(providers) == len(route.members):
+        return providers
+    beyond = _beyond_engines(route.name, request)
+    if beyond is None:
+        return route.members
+    if not providers:
+        raise beyond
+    return providers
 
 
 def _beyond_engines(model: str, request: Request) -> ApiError | None:

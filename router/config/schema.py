@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from engines.specs import EngineSpec
@@ -225,15 +224,3 @@ class Config(_Part, frozen=True):
     def asks_for_keys(self) -> bool:
         """Without a key nobody is served."""
         return bool(self.keys) or self.accounts.database is not None
-
-
-def describe(config: Config) -> bytes:
-    """The config as JSON without any secret, for logs and the admin port."""
-    tree = msgspec.to_builtins(config)
-    for key in tree["keys"]:
-        key["secret"] = "***"  # noqa: S105 - hides one
-    tree["accounts"]["pepper"] = "***" if tree["accounts"]["pepper"] else None
-    for provider in tree["providers"].values():
-        provider["api_key"] = "***" if provider["api_key"] else None
-        provider["headers"] = dict.fromkeys(provider["headers"], "***")
-    return msgspec.json.encode(tree)

@@ -23,6 +23,7 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from router.errors import ApiError
 from router.server.screening import malformed, too_large, too_slow
+from router.wire.completion import error_event
 from router.wire.sse import DONE
 
 if TYPE_CHECKING:
@@ -83,14 +84,6 @@ def error_bytes(error: ApiError, dates: Dates) -> bytes:
         f"{_status_line(error.status)}content-type: {JSON}\r\ncontent-length: {len(error.body)}\r\n"
         f"date: {dates.now()}\r\n{extra}connection: close\r\n\r\n"
     ).encode("latin-1") + error.body
-
-
-def _error_event(error: ApiError) -> bytes:
-    """The error in a stream; an upstream's own body only where it is one line, for a second one would end the event."""
-    body = error.body
-    if b"\n" in body or b"\r" in body:
-        body = ApiError(error.status, error.error).body
-    return b"data: " + body + b"\n\n"
 
 
 class Exchange:
@@ -237,7 +230,7 @@ class Exchange:
     def refuse(self, error: ApiError) -> None:
         """An error, whatever was written before it."""
         if self.streaming:
-            self.piece(_error_event(error))
+            self.piece(error_event(error))
             self.streaming = False
             self.connection.force_close()
         elif not self.started:

@@ -24,7 +24,7 @@ import msgspec
 from msgspec import Struct
 
 from engines.base import Delta, Event, Finish, TokenLogprob, ToolCallDelta, Usage
-from router.errors import ApiError, ErrorObject
+from router.errors import ApiError
 from router.wire.sse import DONE
 
 LOWEST_LOGPROB = -9999.0
@@ -170,10 +170,6 @@ class OutOfOrder(ValueError):  # noqa: N818 - names the event
     """Events that the engine's contract does not allow: the answer can't be trusted to be whole."""
 
 
-class _Error(Struct, frozen=True):
-    error: ErrorObject
-
-
 _encode = msgspec.json.Encoder().encode
 
 
@@ -185,8 +181,14 @@ def new_id(entropy: bytes, prefix: str = "chatcmpl-") -> str:
 
 
 def error_event(error: ApiError) -> bytes:
-    """The last event of a stream that went wrong after its first byte; SDKs raise what it says."""
-    return b"data: " + _encode(_Error(error.error)) + b"\n\n"
+    """The last event of a stream that went wrong after its first byte; SDKs raise what it says.
+
+    An upstream's own body stays only where it is one line, for a second one would end the event.
+    """
+    body = error.body
+    if b"\n" in body or b"\r" in body:
+        body = ApiError(error.status, error.error).body
+    return b"data: " + body + b"\n\n"
 
 
 class Course:
