@@ -51,6 +51,22 @@ RESTART_GUESS_S = 1.0
 """An engine that went down is usually back after one restart; a client that waits so long is well served."""
 
 
+class Fallbacks(msgspec.Struct, frozen=True):
+    """Other models' routes that may answer, in order, by what befell this one."""
+
+    failed: tuple[Route, ...] = ()
+    too_long: tuple[Route, ...] = ()
+    filtered: tuple[Route, ...] = ()
+
+    @property
+    def all(self) -> tuple[Route, ...]:
+        """Each of them, whatever it is for."""
+        return (*self.failed, *self.too_long, *self.filtered)
+
+
+NO_FALLBACKS = Fallbacks()
+
+
 class Member:
     """A target's place in one model's list."""
 
@@ -92,6 +108,7 @@ class Route:
         "_rng",
         "_shared",
         "_slots",
+        "fallbacks",
         "members",
         "model",
         "name",
@@ -113,6 +130,7 @@ class Route:
         self.members = members
         self.policy = policy
         self.outputs = MeanOutput()
+        self.fallbacks = NO_FALLBACKS
         self.wants_facts = policy.wants_facts and len(members) > 1
         """Whether ``lease`` is of use with facts; computing them costs more than most choices."""
         self._shared = shared
@@ -125,7 +143,18 @@ class Route:
         """The same route with some of its members; what it learns is learned here, too."""
         route = Route(self.name, self.model, members, self.policy, self._shared)
         route.outputs = self.outputs
+        route.fallbacks = self.fallbacks
         return route
+
+    @property
+    def has_fallbacks(self) -> bool:
+        """Whether another model may answer in its stead."""
+        return self.fallbacks is not NO_FALLBACKS
+
+    def providers(self) -> Route:
+        """The same route with its providers alone."""
+        chosen = tuple(one for one in self.members if one.target.kind == "provider")
+        return self if len(chosen) == len(self.members) else self.only(chosen)
 
     def lease(
         self, now: float, exclude: Collection[Target] = (), facts: Facts | None = None
@@ -242,7 +271,16 @@ def build(
         route = Route(name, model, tuple(members), POLICIES[policy_of(model)](), shared)
         for known_as in (name, name.lower(), *(alias.lower() for alias in model.aliases)):
             routes[known_as] = route
+    for name, model in config.models.items():
+        routes[name].fallbacks = _fallbacks(model, routes)
     return Pool(routes, targets, index)
+
+
+def _fallbacks(model: Model, routes: Mapping[str, Route]) -> Fallbacks:
+    listed = (model.fallback, model.context_fallback, model.content_filter_fallback)
+    if not any(listed):
+        return NO_FALLBACKS
+    return Fallbacks(*(tuple(routes[name.lower()] for name in names) for names in listed))
 
 
 def policy_of(model: Model) -> PolicyName:

@@ -174,6 +174,12 @@ class Model(_Part, frozen=True):
     owned_by: str = "nenya"
     price: Price | None = None
     """What it costs whoever asks; None is nothing."""
+    fallback: list[str] = []
+    """Models that answer in its stead, in this order, where it fails or keeps a request waiting; not theirs in turn."""
+    context_fallback: list[str] = []
+    """The same where it says that a request is longer than its context."""
+    content_filter_fallback: list[str] = []
+    """The same where its provider refuses a request for its content."""
 
 
 class Timeouts(_Part, frozen=True):
@@ -182,6 +188,8 @@ class Timeouts(_Part, frozen=True):
     total_s: Seconds = 600
     connect_s: Seconds = 5
     first_token_s: Seconds = 120
+    first_token_s_per_1k: Annotated[float, Meta(ge=0)] = 1
+    """More for a thousand tokens of prompt: five times what an 8 B model on a 24 GB card takes."""
     answer_s: Seconds = 300
     """For a whole answer of a provider, which shows nothing before it is written: 9,000 tokens at 30 a second."""
     idle_s: Seconds = 60
@@ -195,6 +203,10 @@ class Retry(_Part, frozen=True):
     """Attempts in all, the first included."""
     backoff_s: Seconds = 0.1
     """Before a target is tried again where no other is left; doubles each time, with full jitter."""
+    hedge_share: Annotated[float, Meta(ge=0, le=1)] = 0
+    """Of tokens that may be spent on asking a second provider when the first token is late; 0 never asks twice."""
+    fallback_wait_s: Annotated[float, Meta(ge=0)] = 1
+    """Longest wait for the model itself where a fallback could answer; a first token takes about as long."""
 
 
 class Health(_Part, frozen=True):

@@ -232,6 +232,11 @@ MODEL = [
      ["line 3: models.m.aliases[0]: `n` is already a name of `N`; case is ignored"]),
     ("models:\n  m: {targets: [{engine: e}]}\n  M: {targets: [{engine: e}]}",
      ["line 4: models.M: `M` is already a name of `m`; case is ignored"]),
+    ("models:\n  m: {targets: [{engine: e}], fallback: [n, mm]}\n  mn: {targets: [{engine: e}]}",
+     ["line 3: models.m.fallback[0]: there is no model `n`; did you mean `mn`?",
+      "line 3: models.m.fallback[1]: there is no model `mm`; did you mean `m`?"]),
+    ("models:\n  m: {targets: [{engine: e}], aliases: [n], context_fallback: [N]}",
+     ["line 3: models.m.context_fallback[0]: is this model itself"]),
 ]  # fmt: skip
 
 
