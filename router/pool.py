@@ -23,21 +23,23 @@ from router.policy.expected_cost import ExpectedCost
 from router.policy.least_inflight import LeastInflight
 from router.policy.least_tokens import LeastTokens
 from router.policy.lmetric import LMetric
+from router.policy.local_first import LocalFirst
 from router.policy.power_of_two import PowerOfTwo
 from router.policy.round_robin import RoundRobin
 from router.policy.weighted import Weighted
 from router.prefix import PrefixIndex, by_slot
 from router.target import Lease, Target
 
-POLICIES: Mapping[PolicyName, Callable[[], Policy]] = {
-    "round_robin": RoundRobin,
-    "weighted": Weighted,
-    "least_inflight": LeastInflight,
-    "least_tokens": LeastTokens,
-    "power_of_two": PowerOfTwo,
-    "lmetric": LMetric,
-    "cache_aware": CacheAware,
-    "expected_cost": ExpectedCost,
+POLICIES: Mapping[PolicyName, Callable[[Model], Policy]] = {
+    "round_robin": lambda _: RoundRobin(),
+    "weighted": lambda _: Weighted(),
+    "least_inflight": lambda _: LeastInflight(),
+    "least_tokens": lambda _: LeastTokens(),
+    "power_of_two": lambda _: PowerOfTwo(),
+    "lmetric": lambda _: LMetric(),
+    "cache_aware": lambda _: CacheAware(),
+    "expected_cost": lambda _: ExpectedCost(),
+    "local_first": lambda model: LocalFirst(ExpectedCost(), PowerOfTwo(), model.spill_s),
 }
 
 MANY = 32
@@ -70,12 +72,13 @@ NO_FALLBACKS = Fallbacks()
 class Member:
     """A target's place in one model's list."""
 
-    __slots__ = ("order", "target", "weight")
+    __slots__ = ("local", "order", "target", "weight")
 
     def __init__(self, target: Target, order: int, weight: float) -> None:
         self.target = target
         self.order = order
         self.weight = weight
+        self.local = target.kind == "engine"
 
     @property
     def load(self) -> Load:
@@ -268,7 +271,7 @@ def build(
                 load = _load(config.engines.get(listed.engine or ""), index)
                 targets[id_] = Target(id_, backend, there, kind=kind, breaker=breaker, load=load)
             members.append(Member(targets[id_], order, listed.weight))
-        route = Route(name, model, tuple(members), POLICIES[policy_of(model)](), shared)
+        route = Route(name, model, tuple(members), POLICIES[policy_of(model)](model), shared)
         for known_as in (name, name.lower(), *(alias.lower() for alias in model.aliases)):
             routes[known_as] = route
     for name, model in config.models.items():
@@ -289,13 +292,15 @@ def policy_of(model: Model) -> PolicyName:
     """
     if model.policy is not None:
         return model.policy
-    engines_only = all(listed.engine for listed in model.targets)
-    return "expected_cost" if engines_only and len(model.targets) > 1 else "least_inflight"
+    engines = sum(listed.engine is not None for listed in model.targets)
+    if engines < len(model.targets):
+        return "local_first" if engines else "least_inflight"
+    return "expected_cost" if engines > 1 else "least_inflight"
 
 
 def _load(spec: EngineSpec | None, index: PrefixIndex) -> Load:
     capacity = cache_tokens(spec)
-    return Load(index.add(capacity), costs_of(spec), capacity)
+    return Load(index.add(capacity), costs_of(spec), capacity, None if spec is None else spec.slots)
 
 
 def cache_tokens(spec: EngineSpec | None) -> int | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from router.errors import IllegalMove
 from router.load import NOTHING, Claim, Load, MeanOutput
 from router.policy.breaker import Breaker, Permit, Verdict
-from router.policy.patience import FirstTokens
 
 
 class Target:
@@ -20,7 +19,6 @@ class Target:
         "available",
         "backend",
         "breaker",
-        "first_tokens",
         "id",
         "kind",
         "load",
@@ -46,8 +44,6 @@ class Target:
         """``engine`` or ``provider``."""
         self.breaker = breaker
         self.load = load or Load()
-        self.first_tokens = FirstTokens()
-        """Of streams."""
         self.available = True
         """False while its engine's process is not up."""
         self.resting_until = 0.0

@@ -8,8 +8,8 @@ import pytest
 
 from router.errors import ApiError
 from router.events import AttemptDone, Hedge, RequestDone
+from router.load import FirstTokens
 from router.policy.hedge_budget import MOST_TOKENS, HedgeBudget
-from router.policy.patience import FEW, FirstTokens
 from tests.walks import Script, World, fault
 
 BODY = b" " * 4000
@@ -30,8 +30,8 @@ class Gated(Script):
 def hedging(a, b, *, share=1.0, late_s=0.4):
     """A world whose a/m has had first tokens within ``late_s``; a is asked first."""
     world = World(a, b, hedge_share=share)
-    for _ in range(FEW):
-        world.pool.targets["a/m"].first_tokens.saw(len(BODY) // 4, late_s)
+    for _ in range(FirstTokens.FEW):
+        world.pool.targets["a/m"].load.first_tokens.saw(len(BODY) // 4, late_s)
     world.dispatcher._hedges.earn(10_000)
     return world
 

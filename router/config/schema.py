@@ -34,6 +34,7 @@ Policy = Literal[
     "lmetric",
     "cache_aware",
     "expected_cost",
+    "local_first",
 ]
 
 
@@ -170,7 +171,11 @@ class Model(_Part, frozen=True):
     context_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     policy: Policy | None = None
-    """How one of several is chosen; None takes `expected_cost` where all are engines, else `least_inflight`."""
+    """How one of several is chosen; None takes `expected_cost` where all are engines, `local_first` where some are,
+    else `least_inflight`.
+    """
+    spill_s: Annotated[float, Meta(ge=0)] = 1
+    """Of `local_first`: how much later than a provider's an engine's first token may be. A reader notices a second."""
     owned_by: str = "nenya"
     price: Price | None = None
     """What it costs whoever asks; None is nothing."""

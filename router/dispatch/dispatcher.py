@@ -136,7 +136,7 @@ class Dispatcher:
     async def _hedged(self, walk: Walk, route: Route, lease: Lease, tried: set[Target]) -> Attempt:
         tokens = walk.call.prompt_tokens + route.outputs.value
         self._hedges.earn(tokens)
-        patience = lease.target.first_tokens.quantile(walk.call.prompt_tokens, HEDGE_QUANTILE)
+        patience = lease.target.load.first_tokens.quantile(walk.call.prompt_tokens, HEDGE_QUANTILE)
         if patience is None:
             return await self._send(walk, lease)
         rival: Target | None = None
@@ -191,7 +191,7 @@ class Dispatcher:
         now = self._clock.now()
         if walk.call.request.stream:
             lease.first_token(now)
-            lease.target.first_tokens.saw(walk.call.prompt_tokens, now - lease.since)
+            lease.target.load.first_tokens.saw(walk.call.prompt_tokens, now - lease.since)
         attempt.first_at = now
         return attempt
 
