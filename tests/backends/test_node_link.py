@@ -219,7 +219,7 @@ async def test_a_request_before_the_link_is_up():
 @pytest.mark.parametrize(
     ("greet", "kind", "words"),
     [
-        ((Ready(2, INFO),), "unsupported", "version 2 of the protocol, this router version 1"),
+        ((Ready(3, INFO),), "unsupported", "version 3 of the protocol, this router version 2"),
         ((Loading(), Failed(0, "internal", "no such file")), "internal", "no such file"),
     ],
 )
