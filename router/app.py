@@ -361,7 +361,7 @@ def _terms(config: Config, accounts: Accounts) -> Terms:
     clocks = config.timeouts
     limits = Limits(clocks.connect_s, clocks.first_token_s, clocks.idle_s)
     whole = Limits(clocks.connect_s, clocks.answer_s, clocks.idle_s)
-    return Terms(limits, whole, config.retry, accounts)
+    return Terms(limits, whole, config.retry, config.recovery, accounts)
 
 
 def _body(request: ChatRequest | Mapping[str, Any], *, stream: bool) -> bytes:

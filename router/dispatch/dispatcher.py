@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from router.backends.base import Answer, Backend, Order
 from router.clock import Clock
 from router.dispatch.call import Call, Terms
+from router.dispatch.recovery import Opened
 from router.dispatch.reply import Reply, answer_headers
 from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Walk
 from router.errors import ApiError, Fault, FaultKind, api_error, overloaded
@@ -73,11 +74,17 @@ class Dispatcher:
             raise api_error(fault) from fault
 
     async def _attempt(self, walk: Walk, lease: Lease) -> Reply:
-        """One attempt up to its first piece. Raises Fault; then, as on cancellation, the lease is settled."""
+        return Reply(walk, await self._begin(walk, lease, walk.call), self._begin)
+
+    async def _begin(self, walk: Walk, lease: Lease, call: Call) -> Opened:
+        """One attempt up to its first piece. Raises Fault; then, as on cancellation, the lease is settled.
+
+        ``call``: the walk's, or what is asked for in its place.
+        """
         attempt = walk.begin(lease)
         try:
             backend = self._backends[lease.target.backend]
-            answer = await backend.open(self._order(walk.call, lease.target))
+            answer = await backend.open(self._order(call, lease.target))
             attempt.answer = answer
             if answer.facts.first_token_at is not None:
                 lease.first_token(answer.facts.first_token_at)
@@ -85,10 +92,12 @@ class Dispatcher:
         except BaseException as error:
             attempt.end(error if isinstance(error, Fault) else None, Verdict.VOID)
             raise
-        walk.first_token_at = self._clock.now()
-        if walk.call.request.stream:
-            lease.first_token(walk.first_token_at)
-        return Reply(walk, attempt, answer, first)
+        now = self._clock.now()
+        if walk.first_token_at is None:
+            walk.first_token_at = now
+        if call.request.stream:
+            lease.first_token(now)
+        return Opened(attempt, answer, first)
 
     def _order(self, call: Call, target: Target) -> Order:
         shows_progress = call.request.stream or target.kind == "engine"
@@ -100,6 +109,7 @@ class Dispatcher:
             deadline=call.deadline,
             limits=self._terms.limits if shows_progress else self._terms.whole_limits,
             created=int(self._clock.wall()),
+            said=call.said,
         )
 
     async def _wait(self, walk: Walk, refusal: Refusal) -> None:

@@ -8,7 +8,7 @@ from router.backends.base import Answer, Facts
 from router.clock import Clock
 from router.dispatch.call import Call, Terms
 from router.errors import Fault, FaultKind
-from router.events import AttemptDone, Listener, RequestDone, TargetState
+from router.events import AttemptDone, Event, Listener, RequestDone, TargetState
 from router.policy.breaker import Verdict
 from router.target import Lease
 
@@ -21,6 +21,7 @@ class Walk:
     """One request, from its first attempt to its end."""
 
     __slots__ = (
+        "_burnt",
         "_emit",
         "_first_sent_at",
         "attempts",
@@ -38,6 +39,7 @@ class Walk:
         self.call = call
         self.terms = terms
         self.clock = clock
+        self._burnt: tuple[int | None, int | None] = (None, None)
         self.attempts = 0
         self.latest: Attempt | None = None
         """The one that was sent last, or whose answer the client gets."""
@@ -55,8 +57,21 @@ class Walk:
         self.attempts += 1
         if self._first_sent_at is None:
             self._first_sent_at = lease.since
-        self.latest = Attempt(lease, self.call.route.name, self.clock, self._emit)
+        self.latest = Attempt(lease, self)
         return self.latest
+
+    def say(self, event: Event) -> None:
+        """Tell the listeners."""
+        self._emit(event)
+
+    def burn(self, input_tokens: int | None, output_tokens: int | None) -> None:
+        """Targets took so many tokens that the client's answer has no part in."""
+        given, wrote = self._burnt
+        if input_tokens:
+            given = (given or 0) + input_tokens
+        if output_tokens:
+            wrote = (wrote or 0) + output_tokens
+        self._burnt = given, wrote
 
     def end(self, outcome: str, status: int) -> None:
         """The request is over, with the latest attempt's answer if there is one."""
@@ -86,6 +101,8 @@ class Walk:
                 overhead_s=self.overhead_s,
                 cost_usd=took.cost_usd,
                 tokens_estimated=took.estimated or None,
+                burnt_input_tokens=self._burnt[0],
+                burnt_output_tokens=self._burnt[1],
             )
         )
 
@@ -100,15 +117,15 @@ class Walk:
 class Attempt:
     """One lease on one target, and the answer that came of it."""
 
-    __slots__ = ("_clock", "_emit", "_model", "answer", "lease")
+    __slots__ = ("_walk", "answer", "lease", "used")
 
-    def __init__(self, lease: Lease, model: str, clock: Clock, emit: Listener) -> None:
+    def __init__(self, lease: Lease, walk: Walk) -> None:
         self.lease = lease
+        self.used = False
+        """The client gets of its answer; else what it took is burnt."""
         self.answer: Answer | None = None
         """None until its head is there."""
-        self._model = model
-        self._clock = clock
-        self._emit = emit
+        self._walk = walk
 
     @property
     def facts(self) -> Facts:
@@ -123,16 +140,19 @@ class Attempt:
         if self.answer is not None:
             self.answer.close()
         lease, target = self.lease, self.lease.target
-        now = self._clock.now()
+        walk = self._walk
+        now = walk.clock.now()
+        if not self.used:
+            walk.burn(self.facts.input_tokens, self.facts.output_tokens)
         retry_after_s = None
         if fault is not None:
             verdict = Verdict.BAD if fault.blames_target else Verdict.VOID
             if fault.kind is FaultKind.RATE_LIMITED:
                 verdict, retry_after_s = Verdict.VOID, fault.retry_after_s
         moved = lease.settle(verdict, now, retry_after_s, self.facts.output_tokens)
-        self._emit(
+        walk.say(
             AttemptDone(
-                model=self._model,
+                model=walk.call.route.name,
                 target=target.id,
                 provider=target.backend,
                 duration_s=now - lease.since,
@@ -141,4 +161,4 @@ class Attempt:
         )
         if moved:
             reason = fault.kind.value if fault is not None else verdict.value
-            self._emit(TargetState(target.id, target.state, reason))
+            walk.say(TargetState(target.id, target.state, reason))
