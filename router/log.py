@@ -18,7 +18,15 @@ from typing import Literal, TextIO
 
 import msgspec
 
-from router.events import AttemptDone, Event, LimitDecision, NodeState, RequestDone, TargetState
+from router.events import (
+    AttemptDone,
+    Event,
+    LimitDecision,
+    NodeState,
+    Recovery,
+    RequestDone,
+    TargetState,
+)
 
 Format = Literal["auto", "human", "json"]
 Value = str | int | float | bool | None
@@ -133,6 +141,8 @@ def _line(event: Event) -> tuple[int, str]:
         return (logging.INFO if event.status < 500 else logging.WARNING), "request"
     if isinstance(event, AttemptDone):
         return logging.WARNING, "attempt failed" if event.fault is not None else ""
+    if isinstance(event, Recovery):
+        return logging.WARNING, "recovery"
     if isinstance(event, TargetState):
         return logging.INFO, "target"
     if isinstance(event, NodeState):

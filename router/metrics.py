@@ -29,6 +29,7 @@ from router.events import (
     AttemptDone,
     Event,
     LimitDecision,
+    Recovery,
     RequestDone,
     Retry,
     TargetState,
@@ -146,6 +147,10 @@ class Metrics:
             "nenya_tokens", "Tokens; cached_input are part of input", ("model", "provider", "type"),
             registry=registry,
         )  # fmt: skip
+        self._burnt = Counter(
+            "nenya_burnt_tokens", "Tokens that targets took and no answer has a part in",
+            ("model", "provider", "type"), registry=registry,
+        )  # fmt: skip
         self._speed = Histogram(
             "nenya_output_tokens_per_second", "Tokens a second of a stream after its first",
             ("model", "provider"), buckets=SPEED_BUCKETS, registry=registry,
@@ -163,6 +168,11 @@ class Metrics:
         self._retries = Counter(
             "nenya_retries", "Attempts that failed and were followed by another", labels,
             registry=self._registry,
+        )  # fmt: skip
+
+        self._recoveries = Counter(
+            "nenya_recoveries", "Streams that broke after their first byte: what came of asking for the rest",
+            ("target", "outcome"), registry=self._registry,
         )  # fmt: skip
 
     def _make_accounts(self) -> None:
@@ -189,6 +199,8 @@ class Metrics:
             self._attempt(event)
         elif isinstance(event, Retry):
             self._retries.labels(self._target(event.target), event.reason.value).inc()
+        elif isinstance(event, Recovery):
+            self._recoveries.labels(self._target(event.target), event.outcome).inc()
         elif isinstance(event, TargetState) and event.state == "ejected":
             self._ejections.labels(self._target(event.target), _reason(event.reason)).inc()
         elif isinstance(event, LimitDecision):
@@ -218,6 +230,10 @@ class Metrics:
             series.output_tokens.inc(event.output_tokens)
         if event.cost_usd:
             series.cost_usd.inc(event.cost_usd)
+        if event.burnt_input_tokens or event.burnt_output_tokens:
+            labels = self._model(event.model), self._provider(event.provider)
+            self._burnt.labels(*labels, "input").inc(event.burnt_input_tokens or 0)
+            self._burnt.labels(*labels, "output").inc(event.burnt_output_tokens or 0)
         if event.streaming and event.first_token_s is not None:
             self._stream(event, event.first_token_s, series)
 
