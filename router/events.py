@@ -48,8 +48,8 @@ class RequestDone(msgspec.Struct, frozen=True):
     tokens_estimated: bool | None = None
     """True where the answer broke off before its usage was told, so that the tokens are a guess."""
     burnt_input_tokens: int | None = None
-    """Tokens that targets took besides, as far as they told: by attempts that failed, and by reading the prompt again to
-    go on with an answer. None is none."""
+    """Tokens that targets took besides, as far as they told: by attempts that failed, and by reading the prompt again
+    to go on with an answer. None is none."""
     burnt_output_tokens: int | None = None
 
 
@@ -107,5 +107,14 @@ class UsageLost(msgspec.Struct, frozen=True):
     key_id: str
 
 
-Event = AttemptDone | RequestDone | Recovery | Retry | TargetState | NodeState | LimitDecision | UsageLost
+Event = (
+    AttemptDone
+    | RequestDone
+    | Recovery
+    | Retry
+    | TargetState
+    | NodeState
+    | LimitDecision
+    | UsageLost
+)
 Listener = Callable[[Event], None]

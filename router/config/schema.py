@@ -146,7 +146,7 @@ class Provider(_Part, frozen=True, kw_only=True):
     extra_fields: list[Annotated[str, Meta(min_length=1)]] = []
     """Top-level fields of requests that aren't OpenAI's and are let through to this provider: ``[top_k, min_p]``."""
     continues: bool | Literal["auto"] = "auto"
-    """Whether it goes on from an assistant's unfinished message: exactly, not at all, or to be told from what it writes."""
+    """Whether it goes on from an assistant's unfinished message: exactly, never, or to be told from what it writes."""
     continue_form: Literal["continue_final_message", "prefix", "message"] | None = None
     """How it is asked to; None goes by base_url."""
     private_network: bool = False

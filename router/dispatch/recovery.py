@@ -65,7 +65,17 @@ def room(walk: Walk) -> int:
 class Rest:
     """The rest of an answer, by another target: an Answer."""
 
-    __slots__ = ("_burn", "_inner", "_parts", "_pieces", "_splicer", "_tally", "attempt", "facts", "headers")
+    __slots__ = (
+        "_burn",
+        "_inner",
+        "_parts",
+        "_pieces",
+        "_splicer",
+        "_tally",
+        "attempt",
+        "facts",
+        "headers",
+    )
 
     def __init__(self, walk: Walk, opened: Opened, parts: Parts) -> None:
         self.attempt: Attempt | None = opened.attempt
@@ -182,7 +192,7 @@ class Parts:
         return ending(self.said, reason, usage)
 
     def _trims(self, target: Target) -> bool:
-        """Whether it is not shown the white space at the text's end: templates drop it, and some providers refuse it."""
+        """Whether it isn't shown the white space at the text's end: templates drop it, some providers refuse it."""
         return self.said.nothing or (target.kind == "provider" and not self._older)
 
 
@@ -245,7 +255,12 @@ class Recovery:
         call = parts.call(walk.call, broken)
         facts = facts_of(call.request) if route.wants_facts else None
         lease = route.lease(now, tried | (everybody - able), facts)
-        if isinstance(lease, Refusal) and tried == {broken} and broken in able and broken.admits(now):
+        if (
+            isinstance(lease, Refusal)
+            and tried == {broken}
+            and broken in able
+            and broken.admits(now)
+        ):
             lease = route.lease(now, everybody - {broken}, facts)
         return None if isinstance(lease, Refusal) else lease
 

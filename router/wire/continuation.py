@@ -1,9 +1,9 @@
-"""A request for the rest of an answer: what may be gone on with, how much of the limits is left, and how it is asked for.
+"""A request for the rest of an answer: what may be gone on with, what is left of the limits, how it is asked for.
 
 Pure. Bodies are taken apart one level deep; what isn't changed stays as the client wrote it.
 
-Source: vLLM, SGLang and TGI (``continue_final_message``), Mistral and DeepSeek (``prefix``), Anthropic and OpenRouter (a
-last message of the assistant's): their documentation of chat completions.
+Source: vLLM, SGLang and TGI (``continue_final_message``), Mistral and DeepSeek (``prefix``), Anthropic and OpenRouter
+(a last message of the assistant's): their documentation of chat completions.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Said(Struct):
 
 
 def load(data: bytes) -> Chunk | None:
-    """A chunk's JSON; None where it is no object. Half a character (``\\ud83d`` alone) is let through."""
+    """A chunk's JSON; None where it is no object. Half a character (an escaped surrogate alone) is let through."""
     try:
         chunk = json.loads(data)
     except (ValueError, RecursionError):
@@ -77,7 +77,9 @@ def read(blobs: Iterable[bytes]) -> Said | None:
         chunk = load(data)
         if chunk is None:
             return None
-        if not said.identity or not said.role:  # some begin with a chunk that has no choice and no name
+        if (
+            not said.identity or not said.role
+        ):  # some begin with a chunk that has no choice and no name
             said.identity = {key: chunk[key] for key in IDENTITY if key in chunk}
         said.told = chunk.get("usage") or said.told
         for choice in chunk.get("choices") or ():

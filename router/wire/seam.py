@@ -8,7 +8,7 @@ nothing had been said. Where it is known to go on exactly, nothing is judged. El
 - a capital where no sentence can begin (``the quickSure``) is a second answer, too: models begin those with one.
 
 Everything else goes on. The text is held back only while it stands in what was said, word for word, or while it is
-only the white space that stood at the seam. docs/decisions says why these rules and what they miss.
+only marks or the white space that stood at the seam. docs/decisions says why these rules and what they miss.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LOOP = 64
 """Longer repetitions are looked at no further; shorter ones may be a text that repeats itself (``ha ha ha``)."""
 LEAST_RESTART = 16
 """Characters from the beginning that are no chance any more: two or three words."""
-_LEADS = "#*>"
+_LEADS = "#*> "
 """What Markdown puts before a line's first letter."""
 _CLOSERS = frozenset(".,;:!?…)]}")
 """Marks that a space follows."""
@@ -47,7 +47,7 @@ class Seam:
         """
         repeat = 0
         if self._shown and not self._exact:
-            if not ended and text in self._shown:
+            if not ended and (text in self._shown or not text.lstrip(_LEADS)):
                 return None
             repeat = self._repeat(text)
             if not repeat:

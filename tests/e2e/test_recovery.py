@@ -42,14 +42,22 @@ BREAKS = {
 }
 
 
-def writes(text=WHOLE, *, back=0, ident="chatcmpl-other", pieces=None, then=None, fault=None, **extra):
+def writes(
+    text=WHOLE, *, back=0, ident="chatcmpl-other", pieces=None, then=None, fault=None, **extra
+):
     """Goes on from the assistant's text, from ``back`` characters before its end (None: from the very beginning)."""
 
     async def answer(call):
         last = call.seen.json["messages"][-1]
         said = len(last["content"]) if last["role"] == "assistant" else 0
         rest = text[0 if back is None else max(0, said - back) :]
-        base = {"id": ident, "created": 5, "model": "other", "system_fingerprint": "fp_other", **extra}
+        base = {
+            "id": ident,
+            "created": 5,
+            "model": "other",
+            "system_fingerprint": "fp_other",
+            **extra,
+        }
         parts = [event({**chunk({"role": "assistant", "content": ""}), **base})]
         for at in range(0, len(rest), 5):
             parts.append(event({**chunk({"content": rest[at : at + 5]}), **base}))
@@ -58,7 +66,11 @@ def writes(text=WHOLE, *, back=0, ident="chatcmpl-other", pieces=None, then=None
             wants = (call.seen.json.get("stream_options") or {}).get("include_usage")
             if wants:
                 wrote = len(parts) - 2
-                usage = {"prompt_tokens": 10 + said // 5, "completion_tokens": wrote, "total_tokens": 0}
+                usage = {
+                    "prompt_tokens": 10 + said // 5,
+                    "completion_tokens": wrote,
+                    "total_tokens": 0,
+                }
                 parts.append(event({**chunk(None, usage=usage), **base}))
             parts.append(DONE)
         else:
@@ -87,7 +99,9 @@ async def ask(client, served, **fields):
                 text += piece
         except aiohttp.ClientPayloadError:
             pass
-    events = [one.removeprefix("data: ") for one in text.decode().split("\n\n") if one.startswith("d")]
+    events = [
+        one.removeprefix("data: ") for one in text.decode().split("\n\n") if one.startswith("d")
+    ]
     if events[-1] == "[DONE]":
         return [json.loads(one) for one in events[:-1]], None
     return [json.loads(one) for one in events[:-1]], json.loads(events[-1])["error"]["code"]
@@ -104,7 +118,15 @@ def outcomes(served):
 
 
 def assert_one_answer(chunks):
-    assert len({(one["id"], one["created"], one["model"], one.get("system_fingerprint")) for one in chunks}) == 1
+    assert (
+        len(
+            {
+                (one["id"], one["created"], one["model"], one.get("system_fingerprint"))
+                for one in chunks
+            }
+        )
+        == 1
+    )
     choices = [choice for one in chunks for choice in one["choices"]]
     assert [choice["delta"].get("role") for choice in choices].count("assistant") == 1
     assert [choice["finish_reason"] for choice in choices if choice["finish_reason"]] == ["stop"]
@@ -136,7 +158,10 @@ async def test_a_broken_stream_is_ended_by_another_target(client, how, back):
     assert outcomes(served) == [("b/up", "continued")]
     (done,) = served.done
     assert (done.outcome, done.attempts, done.target) == ("ok", 2, "b/up")
-    assert (done.input_tokens, done.output_tokens) == (told["prompt_tokens"], told["completion_tokens"])
+    assert (done.input_tokens, done.output_tokens) == (
+        told["prompt_tokens"],
+        told["completion_tokens"],
+    )
     assert done.burnt_input_tokens == 12
     assert inflight == 0
     assert 'nenya_recoveries_total{outcome="continued",target="b/up"} 1.0' in metrics
@@ -158,10 +183,16 @@ async def test_usage_is_that_of_one_answer(client):
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_however_the_network_cuts_it(client, seed):
-    whole = "Grüße 😀, “dear” reader.\n\nIt isn't over – 終わり 😀😀 at all.\n"
-    start = [event(chunk({"role": "assistant", "content": ""})), event(chunk({"content": whole[:9]}))]
-    broken = stream_of(start, pieces=at_random(seed, 7), then=lambda call: hang_up()(call))
-    async with Upstream(broken) as a, Upstream(writes(whole, back=None, pieces=at_random(seed, 9))) as b:
+    whole = "Grüße 😀, “dear” reader.\n\nIt isn't over, 終わり 😀😀 at all.\n"
+    start = [
+        event(chunk({"role": "assistant", "content": ""})),
+        event(chunk({"content": whole[:9]})),
+    ]
+    broken = stream_of(start, pieces=at_random(seed, 7), then=hang_up())
+    async with (
+        Upstream(broken) as a,
+        Upstream(writes(whole, back=None, pieces=at_random(seed, 9))) as b,
+    ):
         async with site(upstream_config(a.url, b.url)) as served:
             chunks, error = await ask(client, served)
     assert (text_of(chunks), error) == (whole, None)
@@ -176,7 +207,11 @@ async def test_however_the_network_cuts_it(client, seed):
     ],
 )
 async def test_who_does_not_go_on_is_passed_over_and_not_asked_again(client, second, outcome):
-    async with Upstream(cut(2), cut(2)) as a, Upstream(second, second) as b, Upstream(default=writes()) as c:
+    async with (
+        Upstream(cut(2), cut(2)) as a,
+        Upstream(second, second) as b,
+        Upstream(default=writes()) as c,
+    ):
         async with site(upstream_config(a.url, b.url, c.url)) as served:
             chunks, error = await ask(client, served)
             states = {one.target: one.state for one in served.router.stats().targets}
@@ -213,7 +248,7 @@ async def test_the_only_target_is_asked_once_more(client):
 
 
 async def test_a_rest_that_breaks_is_gone_on_with(client):
-    second = writes(then=3, fault=lambda call: hang_up()(call))
+    second = writes(then=3, fault=hang_up())
     async with Upstream(cut(2)) as a, Upstream(second) as b, Upstream(writes()) as c:
         async with site(upstream_config(a.url, b.url, c.url)) as served:
             chunks, error = await ask(client, served)
@@ -242,7 +277,11 @@ async def test_a_role_alone_is_begun_anew(client):
     assert b.requests[0].json["messages"] == BODY["messages"]
 
 
-CALL = {"tool_calls": [{"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}]}
+CALL = {
+    "tool_calls": [
+        {"index": 0, "id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}
+    ]
+}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +299,7 @@ async def test_what_nobody_can_go_on_with_is_an_error(client, fields):
     fields = dict(fields)
     delta = fields.pop("delta", {"content": "word0 "})
     start = [event(chunk({"role": "assistant", "content": ""})), event(chunk(delta))]
-    broken = stream_of(start, then=lambda call: hang_up()(call))
+    broken = stream_of(start, then=hang_up())
     async with Upstream(broken) as a, Upstream(writes()) as b:
         async with site(upstream_config(a.url, b.url)) as served:
             _, error = await ask(client, served, **fields)
@@ -293,7 +332,9 @@ async def test_limits_are_lower_by_what_was_written(client):
 async def test_a_stop_string_across_the_seam(client):
     async with Upstream(cut(2)) as a, Upstream(writes()) as b:
         async with site(upstream_config(a.url, b.url)) as served:
-            chunks, error = await ask(client, served, stop=["d1 word2"], stream_options={"include_usage": True})
+            chunks, error = await ask(
+                client, served, stop=["d1 word2"], stream_options={"include_usage": True}
+            )
     assert (text_of(chunks), error) == ("word0 word1 ", None)
     assert_one_answer(chunks[:-1])
     assert chunks[-1]["usage"]["completion_tokens"] >= 2
@@ -302,9 +343,17 @@ async def test_a_stop_string_across_the_seam(client):
 async def test_completions_go_on_from_the_longer_prompt(client):
     def older(text, finish=None):
         choice = {"text": text, "index": 0, "logprobs": None, "finish_reason": finish}
-        return event({"id": "cmpl-1", "object": "text_completion", "created": 1, "model": "up", "choices": [choice]})
+        return event(
+            {
+                "id": "cmpl-1",
+                "object": "text_completion",
+                "created": 1,
+                "model": "up",
+                "choices": [choice],
+            }
+        )
 
-    broken = stream_of([older(" one"), older(" two")], then=lambda call: hang_up()(call))
+    broken = stream_of([older(" one"), older(" two")], then=hang_up())
     rest = stream_of([older(" two"), older(" three"), older("", "stop"), DONE])
     async with Upstream(broken) as a, Upstream(rest) as b:
         async with site(upstream_config(a.url, b.url)) as served:
@@ -341,7 +390,9 @@ models:
 async def killed(client, served, name, **fields):
     """A stream whose engine ``name`` is killed after some text."""
     text = b""
-    async with client.post(f"{served.base_url}/chat/completions", json={**BODY, **fields}) as answer:
+    async with client.post(
+        f"{served.base_url}/chat/completions", json={**BODY, **fields}
+    ) as answer:
         while text.count(b'"content"') < 8:
             text += await answer.content.readuntil(b"\n\n")
         os.kill(served.router._nodes[name].pid, signal.SIGKILL)
@@ -363,9 +414,15 @@ async def test_another_engine_goes_on_exactly_where_one_was_killed(client):
 
 @needs_starter
 async def test_a_killed_llamacpp_is_gone_on_with_by_another(client):
-    engines = "".join(f"  {name}: {{kind: llamacpp, model: starter, threads: 1}}\n" for name in "st")
-    targets = "models: {m: {policy: round_robin, targets: [{engine: s}, {engine: t}]}, alone: {targets: [{engine: t}]}}\n"
-    asked = {"messages": [{"role": "user", "content": "Tell me a story about a bear."}], "temperature": 0}
+    engines = "".join(
+        f"  {name}: {{kind: llamacpp, model: starter, threads: 1}}\n" for name in "st"
+    )
+    pair = "{policy: round_robin, targets: [{engine: s}, {engine: t}]}"
+    targets = f"models: {{m: {pair}, alone: {{targets: [{{engine: t}}]}}}}\n"
+    asked = {
+        "messages": [{"role": "user", "content": "Tell me a story about a bear."}],
+        "temperature": 0,
+    }
     async with site(f"engines:\n{engines}{targets}") as served:
         whole, _ = await ask(client, served, model="alone", **asked)
         chunks = await killed(client, served, "s", **asked)

@@ -46,7 +46,10 @@ async def test_stop_strings_hold_in_the_rest(engine):
 
 
 async def test_a_constrained_answer_is_not_gone_on_with(engine):
-    for how in ({"response_format": format_of({"type": "object"})}, {"tools": TOOLS, "tool_choice": b'"required"'}):
+    for how in (
+        {"response_format": format_of({"type": "object"})},
+        {"tools": TOOLS, "tool_choice": b'"required"'},
+    ):
         with pytest.raises(EngineError) as error:
             await ask(engine, messages=begun(STORY, "{"), continue_final=True, **how)
         assert error.value.kind == "unsupported"
