@@ -364,6 +364,7 @@ def _terms(config: Config, accounts: Accounts, eligible: Eligible) -> Terms:
         limits,
         whole,
         config.retry,
+        config.recovery,
         accounts,
         prompt_s_per_1k=clocks.first_token_s_per_1k,
         narrow=eligible.narrow,

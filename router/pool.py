@@ -270,6 +270,8 @@ def build(
                 breaker = Breaker(config.health.failures, config.health.eject_s)
                 load = _load(config.engines.get(listed.engine or ""), index)
                 targets[id_] = Target(id_, backend, there, kind=kind, breaker=breaker, load=load)
+                if kind == "provider" and backend in config.providers:
+                    targets[id_].continues = config.providers[backend].continues
             members.append(Member(targets[id_], order, listed.weight))
         route = Route(name, model, tuple(members), POLICIES[policy_of(model)](model), shared)
         for known_as in (name, name.lower(), *(alias.lower() for alias in model.aliases)):

@@ -7,6 +7,8 @@ settled exactly once, so it can't drift, and nothing ever resets it. It is count
 
 from __future__ import annotations
 
+from typing import Literal
+
 from router.errors import IllegalMove
 from router.load import NOTHING, Claim, Load, MeanOutput
 from router.policy.breaker import Breaker, Permit, Verdict
@@ -19,10 +21,12 @@ class Target:
         "available",
         "backend",
         "breaker",
+        "continues",
         "id",
         "kind",
         "load",
         "model",
+        "not_continuing_until",
         "resting_until",
     )
 
@@ -48,6 +52,10 @@ class Target:
         """False while its engine's process is not up."""
         self.resting_until = 0.0
         """It asked to be left alone until then (429 with retry-after)."""
+        self.continues: bool | Literal["auto"] = kind == "engine" or "auto"
+        """Whether it goes on with an answer that has begun: exactly, never, or to be found out."""
+        self.not_continuing_until = 0.0
+        """It was found not to; asked again then, for a server may have been exchanged."""
 
     def admits(self, now: float) -> bool:
         """Whether a request should go there."""
@@ -56,6 +64,10 @@ class Target:
     def panics(self, now: float) -> bool:
         """Whether a request may go there when nobody admits: ejected or not, but up and not at rest."""
         return self.available and now >= self.resting_until
+
+    def may_continue(self, now: float) -> bool:
+        """Whether it may be asked to go on with an answer that has begun."""
+        return self.continues is not False and now >= self.not_continuing_until
 
     @property
     def state(self) -> str:

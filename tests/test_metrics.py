@@ -13,6 +13,7 @@ from router.events import (
     AttemptDone,
     LimitDecision,
     NodeState,
+    Recovery,
     RequestDone,
     Retry,
     TargetState,
@@ -227,7 +228,8 @@ def test_names_and_buckets():
         "gen_ai_server_time_per_output_token_seconds", "gen_ai_client_operation_duration_seconds", "nenya_requests",
         "nenya_tokens", "nenya_output_tokens_per_second", "nenya_overhead_seconds", "nenya_target_inflight_requests",
         "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_hedges", "nenya_fallbacks",
-            "nenya_build",            "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped",
+            "nenya_build", "nenya_recoveries", "nenya_burnt_tokens",
+            "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped",
     }  # fmt: skip
 
     def buckets(name: str) -> list[float]:
@@ -293,3 +295,14 @@ def test_an_event_costs_little():
             metrics(DONE)
         best = min(best, (time.perf_counter() - started) / 500)
     assert best < 100e-6
+
+
+def test_broken_streams_and_what_they_burnt():
+    metrics = make(TargetStats("t", "admitting", 1))
+    metrics(Recovery("t", "continued"))
+    metrics(Recovery("unknown", "failed"))
+    metrics(msgspec.structs.replace(DONE, burnt_input_tokens=12))
+    page = metrics.render()[1].decode()
+    assert 'nenya_recoveries_total{outcome="continued",target="t"} 1.0' in page
+    assert 'nenya_recoveries_total{outcome="failed",target="other"} 1.0' in page
+    assert 'type="input"} 12.0' in page

@@ -37,6 +37,9 @@ class Order(msgspec.Struct, frozen=True):
     limits: Limits
     created: int
     """Seconds since the epoch, for answers that are made here."""
+    said: str = ""
+    """How a chat's answer begins: what is asked for is what follows it. Limits in ``request`` and ``body`` are those of
+    the rest already."""
 
 
 class Facts:

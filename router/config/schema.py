@@ -146,6 +146,10 @@ class Provider(_Part, frozen=True, kw_only=True):
     """PEM file of an authority to trust beside the system's; certificates are always verified."""
     extra_fields: list[Annotated[str, Meta(min_length=1)]] = []
     """Top-level fields of requests that aren't OpenAI's and are let through to this provider: ``[top_k, min_p]``."""
+    continues: bool | Literal["auto"] = "auto"
+    """Whether it goes on from an assistant's unfinished message: exactly, never, or to be told from what it writes."""
+    continue_form: Literal["continue_final_message", "prefix", "message"] | None = None
+    """How it is asked to; None goes by base_url."""
     private_network: bool = False
     """Whether base_url's name may resolve to a private or loopback address; an address written out may always."""
 
@@ -214,6 +218,15 @@ class Retry(_Part, frozen=True):
     """Longest wait for the model itself where a fallback could answer; a first token takes about as long."""
 
 
+class Recovery(_Part, frozen=True):
+    """What happens to a stream that broke after its first byte."""
+
+    enabled: bool = True
+    """Whether another target writes the rest."""
+    keep_bytes: Count = 1024 * 1024
+    """Of a stream, to go on from; one that is longer is given up if it breaks. About 5,000 tokens."""
+
+
 class Health(_Part, frozen=True):
     """When a target is left alone."""
 
@@ -235,6 +248,7 @@ class Config(_Part, frozen=True):
     engines: dict[str, EngineSpec] = {}
     timeouts: Timeouts = Timeouts()
     retry: Retry = Retry()
+    recovery: Recovery = Recovery()
     health: Health = Health()
 
     @property
