@@ -27,6 +27,7 @@ from router.metrics import (
     STATES,
     Metrics,
 )
+from router.policy.quota import Gauge
 
 OPEN = "application/openmetrics-text; version=1.0.0"
 
@@ -35,6 +36,7 @@ class TargetStats(msgspec.Struct, frozen=True):
     target: str
     state: str
     inflight: int
+    quota: tuple[Gauge, ...] = ()
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -293,3 +295,25 @@ def test_an_event_costs_little():
             metrics(DONE)
         best = min(best, (time.perf_counter() - started) / 500)
     assert best < 100e-6
+
+
+def test_upstream_limits_are_gauges_of_each_target_and_resource():
+    gauge = Gauge("tokens_day", 1000, 400, 51.5)
+    seen = samples(
+        make(TargetStats("t", "admitting", 0, (gauge,)), TargetStats("u", "admitting", 0))
+    )
+    labels = frozenset({("target", "t"), ("resource", "tokens_day")})
+    found = {name: value for (name, where), value in seen.items() if "ratelimit" in name}
+    assert found == {
+        "nenya_upstream_ratelimit_limit": 1000,
+        "nenya_upstream_ratelimit_remaining": 400,
+        "nenya_upstream_ratelimit_reset_seconds": 51.5,
+    }
+    assert ("nenya_upstream_ratelimit_limit", labels) in seen
+
+
+def test_refusals_for_limits_are_counted_by_target():
+    metrics = make()
+    for fault in (FaultKind.RATE_LIMITED, FaultKind.RATE_LIMITED, FaultKind.CUT, None):
+        metrics(AttemptDone("m", "t", "p", 1.0, fault))
+    assert samples(metrics)["nenya_upstream_429_total", frozenset({("target", "t")})] == 2

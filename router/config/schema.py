@@ -15,6 +15,7 @@ from engines.specs import EngineSpec
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 Weight = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 Money = Annotated[float, Meta(ge=0, le=1_000_000)]
 """USD. A bound keeps sums within 64 bits of billionths."""
 Expiry = Annotated[
@@ -34,7 +35,10 @@ Policy = Literal[
     "lmetric",
     "cache_aware",
     "expected_cost",
+    "headroom",
 ]
+Counts = Literal["usage", "uncached", "max_tokens", "input"]
+"""How a provider counts a request against its limits of tokens; see `router.counting`."""
 
 
 class _Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -145,6 +149,8 @@ class Provider(_Part, frozen=True, kw_only=True):
     """PEM file of an authority to trust beside the system's; certificates are always verified."""
     extra_fields: list[Annotated[str, Meta(min_length=1)]] = []
     """Top-level fields of requests that aren't OpenAI's and are let through to this provider: ``[top_k, min_p]``."""
+    counts: Counts | None = None
+    """What its limits of tokens count; None goes by the host of base_url, else `usage`."""
     private_network: bool = False
     """Whether base_url's name may resolve to a private or loopback address; an address written out may always."""
 
@@ -160,6 +166,8 @@ class Target(_Part, frozen=True):
     model: str | None = None
     """The model's name there; None is the name it has here."""
     weight: Weight = 1
+    price: Price | None = None
+    """What it costs us there; the policy `headroom` looks at it."""
 
 
 class Model(_Part, frozen=True):
@@ -170,7 +178,11 @@ class Model(_Part, frozen=True):
     context_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     policy: Policy | None = None
-    """How one of several is chosen; None takes `expected_cost` where all are engines, else `least_inflight`."""
+    """How one of several is chosen; None takes `expected_cost` where all are engines, `headroom` where all are
+    providers, else `least_inflight`.
+    """
+    thrift: Share = 0.25
+    """How much `headroom` looks at prices: 0 not at all, 1 as much as at the load."""
     owned_by: str = "nenya"
     price: Price | None = None
     """What it costs whoever asks; None is nothing."""

@@ -13,7 +13,7 @@ from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Walk
 from router.errors import ApiError, Fault, FaultKind, api_error, overloaded
 from router.events import Listener
 from router.events import Retry as Retried
-from router.facts import facts_of
+from router.facts import facts_of, size_of
 from router.policy.breaker import Verdict
 from router.pool import Refusal
 from router.target import Lease, Target
@@ -53,7 +53,10 @@ class Dispatcher:
     async def _first_answer(self, walk: Walk) -> Reply:
         tried: set[Target] = set()
         route = walk.call.route
-        facts = facts_of(walk.call.request) if route.wants_facts else None
+        call = walk.call
+        facts = facts_of(call.request) if route.wants_facts else None
+        if facts is None and route.wants_size:
+            facts = size_of(call.request, len(call.body))
         while True:
             lease = route.lease(self._clock.now(), tried, facts)
             if isinstance(lease, Refusal):
@@ -79,6 +82,8 @@ class Dispatcher:
             backend = self._backends[lease.target.backend]
             answer = await backend.open(self._order(walk.call, lease.target))
             attempt.answer = answer
+            if answer.facts.readings:
+                lease.hear(answer.facts.readings, self._clock.now())
             if answer.facts.first_token_at is not None:
                 lease.first_token(answer.facts.first_token_at)
             first = await _first_piece(answer)
