@@ -41,6 +41,27 @@ class Charge(Struct, frozen=True):
     """While it is answered."""
 
 
+class Need:
+    """What a request is thought to take, whoever counts it."""
+
+    __slots__ = ("_charges", "input_tokens", "limit", "output_tokens")
+
+    def __init__(self, input_tokens: int, output_tokens: int, limit: int | None = None) -> None:
+        """``limit``: the longest answer it allows, if it says."""
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+        self.limit = limit
+        self._charges: dict[Counts, Charge] = {}
+
+    def charge(self, counts: Counts) -> Charge:
+        """The same to a provider that counts so."""
+        found = self._charges.get(counts)
+        if found is None:
+            found = charge(counts, self.input_tokens, self.output_tokens, self.limit)
+            self._charges[counts] = found
+        return found
+
+
 def counts_of(provider: Provider) -> Counts:
     """How that provider counts: what its config says, or what its host is known for."""
     if provider.counts is not None:

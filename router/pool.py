@@ -15,7 +15,7 @@ import msgspec
 from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
 from router.config.schema import Config, Model, Price
 from router.config.schema import Policy as PolicyName
-from router.counting import counts_of
+from router.counting import Need, counts_of
 from router.load import NOTHING, UNKNOWN, Costs, Demand, Facts, Load, MeanOutput
 from router.policy import Policy
 from router.policy.breaker import Breaker
@@ -51,6 +51,8 @@ SAMPLE = 16
 HOLDERS = 4
 """Members with the longest cached beginning that are shown besides: one for the cache, others where that is busy."""
 
+NO_NEED = Need(0, 0)
+"""Of a route without providers."""
 LEAST_EXPENSE = 1.0
 """Millionths of a dollar a request: what is free isn't infinitely cheaper than what is nearly free."""
 RESTART_GUESS_S = 1.0
@@ -175,19 +177,20 @@ class Route:
         shown: Sequence[Member] = self.members
         if len(shown) > MANY and self.policy.scores:
             shown = self._sample(depths)
-        ready: Sequence[Member]
+        need = NO_NEED
         ready = [m for m in shown if m.target.admits(now) and m.target not in exclude]
         if not ready:
             ready = self._whoever(now, exclude)
         if not ready:
             return self._refusal(now, exclude)
         if self._quotas:
-            fitting = self._fitting(ready, facts, now)
+            need = self._need(facts)
+            fitting = [m for m in ready if not m.target.wait_s(need, now)]
             if not fitting and len(shown) < len(self.members):
                 ready = self._whoever(now, exclude)
-                fitting = self._fitting(ready, facts, now)
+                fitting = [m for m in ready if not m.target.wait_s(need, now)]
             if not fitting:
-                return Refusal("quota", self._fits_at(ready, exclude, facts, now))
+                return Refusal("quota", self._fits_at(ready, exclude, need, now))
             ready = fitting
         demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
         alone = len(self.members) == 1
@@ -198,35 +201,21 @@ class Route:
             claim = member.load.claim(demand)
         quota, hold = target.quota, None
         if quota is not None and quota.counting:
-            hold = quota.reserve(*self._need(facts), now)
+            hold = quota.reserve(need, now)
         return target.lease(now, claim, self.outputs, hold)
 
-    def _need(self, facts: Facts | None) -> tuple[int, int, int | None]:
-        """Tokens of prompt and answer that a request is thought to take, and the longest answer it allows."""
+    def _need(self, facts: Facts | None) -> Need:
+        """What a request is thought to take of a provider's limits."""
         output = int(self.outputs.value)
         if facts is None:
-            return 0, output, None
+            return Need(0, output)
         limit = facts.output_limit
-        return facts.input_tokens, output if limit is None else min(output, limit), limit
-
-    def _fitting(
-        self, ready: Sequence[Member], facts: Facts | None, now: float
-    ) -> Sequence[Member]:
-        """Those whose provider's limits let the request through now, as far as they are known."""
-        for member in ready:
-            quota = member.target.quota
-            if quota is not None and quota.knows:
-                break
-        else:
-            return ready
-        need = self._need(facts)
-        return [one for one in ready if not one.target.wait_s(*need, now)]
+        return Need(facts.input_tokens, output if limit is None else min(output, limit), limit)
 
     def _fits_at(
-        self, ready: Sequence[Member], exclude: Collection[Target], facts: Facts | None, now: float
+        self, ready: Sequence[Member], exclude: Collection[Target], need: Need, now: float
     ) -> float:
         """When the first of those who are up lets the request through; ``ready`` are those who don't rest."""
-        need = self._need(facts)
         resting = [
             one
             for one in self.members
@@ -234,7 +223,7 @@ class Route:
             and one.target not in exclude
         ]  # fmt: skip
         return min(
-            max(one.target.resting_until, now + one.target.wait_s(*need, now))
+            max(one.target.resting_until, now + one.target.wait_s(need, now))
             for one in (*ready, *resting)
         )
 

@@ -7,6 +7,7 @@ settled exactly once, so it can't drift, and nothing ever resets it. It is count
 
 from __future__ import annotations
 
+from router.counting import Need
 from router.errors import IllegalMove
 from router.load import NOTHING, Claim, Load, MeanOutput
 from router.policy.breaker import Breaker, Permit, Verdict
@@ -63,12 +64,12 @@ class Target:
         """Whether a request may go there when nobody admits: ejected or not, but up and not at rest."""
         return self.available and now >= self.resting_until
 
-    def wait_s(self, input_tokens: int, output_tokens: int, limit: int | None, now: float) -> float:
+    def wait_s(self, need: Need, now: float) -> float:
         """How long until its provider's limits let a request through; see `Quota.wait_s`."""
         quota = self.quota
         if quota is None or not quota.knows:
             return 0.0
-        return quota.wait_s(input_tokens, output_tokens, limit, now)
+        return quota.wait_s(need, now)
 
     @property
     def state(self) -> str:

@@ -230,7 +230,8 @@ def test_names_and_buckets():
         "nenya_tokens", "nenya_output_tokens_per_second", "nenya_overhead_seconds", "nenya_target_inflight_requests",
         "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_build",
             "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped", "nenya_upstream_429",
-        "nenya_upstream_ratelimit_limit", "nenya_upstream_ratelimit_remaining", "nenya_upstream_ratelimit_reset_seconds",
+        "nenya_upstream_ratelimit_limit", "nenya_upstream_ratelimit_remaining",
+        "nenya_upstream_ratelimit_reset_seconds",
     }  # fmt: skip
 
     def buckets(name: str) -> list[float]:

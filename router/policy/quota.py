@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from msgspec import Struct
 
 from router.config.schema import Counts
-from router.counting import RESOURCES, Charge, charge
+from router.counting import RESOURCES, Charge, Need, charge
 from router.errors import IllegalMove
 from router.ratelimits import Reading, Spent
 
@@ -89,6 +89,8 @@ class Meter:
 
     def wait_s(self, units: float, now: float) -> float:
         """How long until ``units`` fit, or all there is where they are more than that."""
+        if units <= self.limit - self._level:
+            return 0.0  # It would fit even if nothing had drained.
         missing = min(units, self.limit) - (self.limit - self.level(now))
         if missing <= HAIR:
             return 0.0
@@ -212,14 +214,17 @@ class Quota:
 
     # Asking
 
-    def wait_s(self, input_tokens: int, output_tokens: int, limit: int | None, now: float) -> float:
+    def wait_s(self, need: Need, now: float) -> float:
         """How long until a request fits: 0 where it does, or where nothing is known."""
-        wait = max(0.0, self.closed_until - now)
+        wait = self.closed_until - now if now < self.closed_until else 0.0
         if self._meters:
-            needs = charge(self.counts, input_tokens, output_tokens, limit)
+            charge = need.charge(self.counts)
+            at_once, later = charge.at_once, charge.later
             for kind, meter in self._meters.values():
-                units: float = needs.at_once[kind] + needs.later[kind]
-                wait = max(wait, meter.wait_s(units * self._slack if kind else units, now))
+                units: float = at_once[kind] + later[kind]
+                late = meter.wait_s(units * self._slack if kind else units, now)
+                if late:
+                    wait = max(wait, late)
         return wait
 
     def headroom(self, now: float) -> float:
@@ -240,9 +245,7 @@ class Quota:
 
     # Sending
 
-    def reserve(
-        self, input_tokens: int, output_tokens: int, limit: int | None, now: float
-    ) -> Hold | None:
+    def reserve(self, need: Need, now: float) -> Hold | None:
         """Take what a request is thought to need, until it is settled; None where nobody counts."""
         if not self.counting:
             return None
@@ -250,9 +253,7 @@ class Quota:
             self._meters.clear()
             self.knows = False
         self._order += 1
-        hold = Hold(
-            charge(self.counts, input_tokens, output_tokens, limit), limit, self._order, now
-        )
+        hold = Hold(need.charge(self.counts), need.limit, self._order, now)
         self._open[hold] = None
         self._count(self._unknown, hold.charge.at_once, 1)
         self._count(self._later, hold.charge.later, 1)
