@@ -238,7 +238,7 @@ def test_the_command_prints_a_table_and_writes_json(mooncake, tmp_path, capsys):
     assert "goodput %" in told.out
     assert "seed 2" in told.err
     result = json.loads(out.read_text())
-    assert len(result["rows"]) == 8
+    assert len(result["rows"]) == 9
     assert result["speeds"] == [1.0, 0.5]
 
 
