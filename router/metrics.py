@@ -167,6 +167,10 @@ class Metrics:
         self._ejections = Counter(
             "nenya_target_ejections", "Times a target was ejected", labels, registry=self._registry
         )
+        self._refusals = Counter(
+            "nenya_upstream_429", "Attempts that a provider refused for its limits", ("target",),
+            registry=self._registry,
+        )  # fmt: skip
         self._retries = Counter(
             "nenya_retries", "Attempts that failed and were followed by another", labels,
             registry=self._registry,
@@ -262,6 +266,8 @@ class Metrics:
 
     def _attempt(self, event: AttemptDone) -> None:
         error = event.fault.value if event.fault is not None else ""
+        if event.fault is FaultKind.RATE_LIMITED:
+            self._refusals.labels(self._target(event.target)).inc()
         key = (event.model, event.target, event.provider, error)
         child = self._attempted.get(key)
         if child is None:
@@ -347,6 +353,26 @@ class _Page(Collector):
                 state.add_metric([one.target, name], float(one.state == name))
         yield inflight
         yield state
+        yield from self._limits()
+
+    def _limits(self) -> Iterator[Metric]:
+        labels = ["target", "resource"]
+        limit = GaugeMetricFamily(
+            "nenya_upstream_ratelimit_limit", "A limit that the provider sets us", labels=labels
+        )
+        remaining = GaugeMetricFamily(
+            "nenya_upstream_ratelimit_remaining", "What is thought to be left of it", labels=labels
+        )
+        reset = GaugeMetricFamily(
+            "nenya_upstream_ratelimit_reset_seconds", "Time until it is thought to be whole", labels=labels
+        )  # fmt: skip
+        for one in self._stats.targets:
+            for gauge in one.quota:
+                values = [one.target, gauge.resource]
+                limit.add_metric(values, gauge.limit)
+                remaining.add_metric(values, gauge.remaining)
+                reset.add_metric(values, gauge.reset_s)
+        yield from (limit, remaining, reset)
 
 
 def _outcome(code: str) -> str:

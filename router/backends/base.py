@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from router.ratelimits import Readings
 from router.wire.request import Request
 
 
@@ -51,6 +52,7 @@ class Facts:
         "first_token_at",
         "input_tokens",
         "output_tokens",
+        "readings",
     )
 
     def __init__(self) -> None:
@@ -61,6 +63,8 @@ class Facts:
         self.input_tokens: int | None = None
         self.cached_input_tokens: int | None = None
         self.output_tokens: int | None = None
+        self.readings: Readings = ()
+        """What the response's head told of the provider's limits; there from the start."""
 
 
 class Answer(Protocol):

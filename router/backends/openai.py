@@ -27,7 +27,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from router.backends.base import Answer, Facts, Order
-from router.backends.http import refusal
+from router.backends.http import limits, refusal
 from router.backends.http.connection import Connection, Exchange
 from router.backends.http.dial import Dialer, Origin, origin_of
 from router.backends.http.pool import Pool
@@ -206,9 +206,13 @@ class OpenAIBackend:
 
     async def _refused(self, exchange: Exchange, order: Order) -> Fault:
         body = await _error_body(exchange, order)
-        return refusal.of_status(
-            exchange.status, exchange.headers, body, wall=time.time(), secrets=self._secrets
+        wall = time.time()
+        fault = refusal.of_status(
+            exchange.status, exchange.headers, body, wall=wall, secrets=self._secrets
         )
+        if exchange.limits:
+            fault.readings = limits.read(exchange.limits, wall)
+        return fault
 
     async def _no_stream(self, exchange: Exchange, order: Order) -> Fault:
         body = await _error_body(exchange, order)
@@ -241,6 +245,8 @@ class StreamAnswer:
         self._idle_s = order.limits.idle_s
         self._over = False
         self.facts = Facts()
+        if exchange.limits:
+            self.facts.readings = limits.read(exchange.limits, time.time())
         self.headers: Mapping[str, str] = exchange.headers
 
     async def read(self) -> bytes:
@@ -319,6 +325,8 @@ class WholeAnswer:
         self._idle_s = order.limits.idle_s
         self._over = False
         self.facts = Facts()
+        if exchange.limits:
+            self.facts.readings = limits.read(exchange.limits, time.time())
         self.headers: Mapping[str, str] = exchange.headers
 
     async def read(self) -> bytes:

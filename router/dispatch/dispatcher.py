@@ -14,7 +14,7 @@ from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
 from router.errors import ApiError, Fault, FaultKind, api_error, overloaded
 from router.events import Fallback, Hedge, Listener
 from router.events import Retry as Retried
-from router.facts import facts_of
+from router.facts import facts_of, size_of
 from router.policy.breaker import Verdict
 from router.policy.hedge_budget import HedgeBudget
 from router.pool import Refusal, Route
@@ -104,7 +104,10 @@ class Dispatcher:
     async def _of(self, walk: Walk, route: Route, *, may_turn: bool = False) -> Attempt:
         """From one model. ``may_turn``: a fallback could answer, so nobody waits for long. Raises ApiError."""
         tried: set[Target] = set()
-        facts = facts_of(walk.call.request) if route.wants_facts else None
+        call = walk.sent
+        facts = facts_of(call.request) if route.wants_facts else None
+        if facts is None and route.wants_size:
+            facts = size_of(call.request, len(call.body))
         while True:
             lease = route.lease(self._clock.now(), tried, facts)
             if isinstance(lease, Refusal):
@@ -141,7 +144,7 @@ class Dispatcher:
 
         def second() -> Sending | None:
             nonlocal rival
-            other = self._rival(route, tried | {lease.target}, tokens)
+            other = self._rival(route, walk.sent, tried | {lease.target}, tokens)
             if other is None:
                 return None
             rival = other.target
@@ -160,18 +163,17 @@ class Dispatcher:
             self._emit(Hedge(rival.id, "won" if won.lease.target is rival else "lost"))
         return won
 
-    def _rival(self, route: Route, exclude: set[Target], tokens: float) -> Lease | None:
+    def _rival(self, route: Route, call: Call, exclude: set[Target], tokens: float) -> Lease | None:
         """Another provider's lease, where one is free for the asking and the budget allows."""
         providers = route.providers()
-        if not providers.members:
+        if not providers.members or not self._hedges.spend(tokens):
             return None
-        lease = providers.lease(self._clock.now(), exclude)
+        facts = size_of(call.request, len(call.body))
+        lease = providers.lease(self._clock.now(), exclude, facts)
         if isinstance(lease, Refusal):
+            self._hedges.refund(tokens)
             return None
-        if self._hedges.spend(tokens):
-            return lease
-        lease.settle(Verdict.VOID, self._clock.now())
-        return None
+        return lease
 
     async def _send(self, walk: Walk, lease: Lease, call: Call) -> Attempt:
         """One attempt up to its first piece. Raises Fault; then, as on cancellation, the lease is settled.
@@ -183,6 +185,8 @@ class Dispatcher:
             backend = self._backends[lease.target.backend]
             answer = await backend.open(self._order(call, lease.target))
             attempt.answer = answer
+            if answer.facts.readings:
+                lease.hear(answer.facts.readings, self._clock.now())
             if answer.facts.first_token_at is not None:
                 lease.first_token(answer.facts.first_token_at)
             attempt.first = await _first_piece(answer)

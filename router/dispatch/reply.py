@@ -10,18 +10,11 @@ from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
 from router.errors import Fault, api_error
 from router.policy.breaker import Verdict
 
-LIMIT_HEADERS = "x-ratelimit-"
-
 
 def answer_headers(theirs: Mapping[str, str], charge: Charge | None) -> Mapping[str, str]:
-    """An answer's headers: of limits only the client's own, never those that an upstream sets us."""
+    """An answer's headers, with the client's own limits."""
     ours = charge.headers if charge is not None else {}
-    if ours or any(name.startswith(LIMIT_HEADERS) for name in theirs):
-        kept = (
-            (name, value) for name, value in theirs.items() if not name.startswith(LIMIT_HEADERS)
-        )
-        return {**dict(kept), **ours}
-    return theirs
+    return {**theirs, **ours} if ours else theirs
 
 
 class Reply:

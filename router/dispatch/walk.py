@@ -13,6 +13,7 @@ from router.errors import Fault, FaultKind
 from router.events import AttemptDone, Event, Listener, RequestDone, TargetState
 from router.policy.breaker import Verdict
 from router.pool import Route
+from router.ratelimits import NOTHING_SPENT, Spent
 from router.target import Lease
 
 CLIENT_GONE = "client_gone"
@@ -179,7 +180,9 @@ class Attempt:
             verdict = Verdict.BAD if fault.blames_target else Verdict.VOID
             if fault.kind is FaultKind.RATE_LIMITED:
                 verdict, retry_after_s = Verdict.VOID, fault.retry_after_s
-        moved = lease.settle(verdict, now, retry_after_s, self.facts.output_tokens)
+                lease.refused(fault.readings, now, fault.retry_after_s)
+        facts = self.facts
+        moved = lease.settle(verdict, now, retry_after_s, facts.output_tokens, _spent(facts, fault))
         walk.say(
             AttemptDone(
                 model=walk.call.route.name,
@@ -192,3 +195,16 @@ class Attempt:
         if moved:
             reason = fault.kind.value if fault is not None else verdict.value
             walk.say(TargetState(target.id, target.state, reason))
+
+
+UNCOUNTED = frozenset({FaultKind.RATE_LIMITED, FaultKind.CONNECT, FaultKind.TIMEOUT_CONNECT})
+"""Kinds after which the provider has counted nothing."""
+
+
+def _spent(facts: Facts, fault: Fault | None) -> Spent | None:
+    """What an attempt took of its provider's limits; None where nobody said."""
+    if fault is not None and fault.kind in UNCOUNTED:
+        return NOTHING_SPENT
+    if facts.input_tokens is None or facts.output_tokens is None:
+        return None
+    return Spent(facts.input_tokens, facts.output_tokens, facts.cached_input_tokens or 0)
