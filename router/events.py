@@ -56,6 +56,19 @@ class Retry(msgspec.Struct, frozen=True):
     reason: FaultKind
 
 
+class Queued(msgspec.Struct, frozen=True):
+    """A request that could not be sent at once is in line no more, or never was."""
+
+    model: str
+    priority: int
+    outcome: str
+    """``served``; ``gone``: its client left; ``expired``: it waited too long; ``displaced`` by a higher priority;
+    ``closed``: the router shut down; ``full``: there was no room; ``shed``: refused before that; ``hopeless``: whoever
+    rests does so for too long.
+    """
+    wait_s: float
+
+
 class TargetState(msgspec.Struct, frozen=True):
     """A target moved to another state of health."""
 
@@ -91,5 +104,7 @@ class UsageLost(msgspec.Struct, frozen=True):
     key_id: str
 
 
-Event = AttemptDone | RequestDone | Retry | TargetState | NodeState | LimitDecision | UsageLost
+Event = (
+    AttemptDone | RequestDone | Retry | Queued | TargetState | NodeState | LimitDecision | UsageLost
+)
 Listener = Callable[[Event], None]

@@ -7,9 +7,12 @@ settled exactly once, so it can't drift, and nothing ever resets it. It is count
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from router.errors import IllegalMove
 from router.load import NOTHING, Claim, Load, MeanOutput
 from router.policy.breaker import Breaker, Permit, Verdict
+from router.policy.concurrency import Concurrency
 
 
 class Target:
@@ -19,10 +22,12 @@ class Target:
         "available",
         "backend",
         "breaker",
+        "concurrency",
         "id",
         "kind",
         "load",
         "model",
+        "on_free",
         "resting_until",
     )
 
@@ -44,18 +49,35 @@ class Target:
         """``engine`` or ``provider``."""
         self.breaker = breaker
         self.load = load or Load()
+        self.concurrency = Concurrency()
         self.available = True
         """False while its engine's process is not up."""
         self.resting_until = 0.0
         """It asked to be left alone until then (429 with retry-after)."""
+        self.on_free: Callable[[Target, float], None] | None = None
+        """Hears of `freed`; set while somebody waits for this target."""
+
+    @property
+    def full(self) -> bool:
+        """It has as many requests in flight as it may have."""
+        return self.load.inflight >= self.concurrency.limit
 
     def admits(self, now: float) -> bool:
         """Whether a request should go there."""
+        return self.load.inflight < self.concurrency.limit and self.serves(now)
+
+    def serves(self, now: float) -> bool:
+        """Whether it takes requests at all, be there room for one more or not."""
         return self.available and now >= self.resting_until and self.breaker.admits(now)
 
     def panics(self, now: float) -> bool:
-        """Whether a request may go there when nobody admits: ejected or not, but up and not at rest."""
-        return self.available and now >= self.resting_until
+        """Whether a request may go there when nobody serves: ejected or not, but up, not at rest and not full."""
+        return self.available and now >= self.resting_until and not self.full
+
+    def freed(self, now: float) -> None:
+        """It may be able to take a request more; whoever waits for it hears."""
+        if self.on_free is not None:
+            self.on_free(self, now)
 
     @property
     def state(self) -> str:
@@ -69,7 +91,10 @@ class Target:
 
     def lease(self, now: float, claim: Claim = NOTHING, outputs: MeanOutput | None = None) -> Lease:
         """Send a request there: counted until the lease is settled. ``outputs`` hears how long the answer was."""
-        return Lease(self, self.breaker.enter(), now, claim, outputs)
+        lease = Lease(self, self.breaker.enter(), now, claim, outputs)
+        if self.concurrency.learned:
+            self.concurrency.entered(self.load.inflight, now)
+        return lease
 
     def __repr__(self) -> str:
         return f"Target({self.id}, {self.state}, inflight={self.inflight})"
@@ -118,15 +143,20 @@ class Lease:
         now: float,
         retry_after_s: float | None = None,
         output_tokens: int | None = None,
+        overloaded: bool = False,  # noqa: FBT001, FBT002 - beside the verdict, which is about health
     ) -> bool:
         """Give the target back and say how it went; true where its health moved to another state.
 
-        Raises IllegalMove the second time.
+        ``overloaded``: it refused the request because it has too many. Raises IllegalMove the second time.
         """
         if self._settled:
             raise IllegalMove(f"lease of {self.target.id}", "settled", "settle")
         self._settled = True
         target = self.target
+        if overloaded:
+            target.concurrency.overloaded(self.since, target.load.inflight, now)
+        elif verdict is Verdict.GOOD and target.concurrency.learned:
+            target.concurrency.succeeded(self.since, target.load.inflight, now)
         target.load.remove(self._claim, begun=self._begun)
         if output_tokens is not None and self._outputs is not None and verdict is Verdict.GOOD:
             self._outputs.saw(output_tokens)

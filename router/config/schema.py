@@ -14,6 +14,7 @@ from engines.specs import EngineSpec
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 Weight = Annotated[float, Meta(gt=0)]
 Money = Annotated[float, Meta(ge=0, le=1_000_000)]
 """USD. A bound keeps sums within 64 bits of billionths."""
@@ -96,6 +97,8 @@ class Rates(_Part, frozen=True):
 class Tier(Rates, frozen=True):
     """Limits that keys share by name; each key has them for itself, on each model."""
 
+    priority: Priority = 0
+    """Among those who wait for a target: higher first. Below 0 is sheddable: refused before the line is full."""
     models: dict[str, Rates] = {}
     """For these models, instead of the tier's own limits, all four."""
 
@@ -160,6 +163,17 @@ class Target(_Part, frozen=True):
     model: str | None = None
     """The model's name there; None is the name it has here."""
     weight: Weight = 1
+    max_inflight: Count | None = None
+    """Requests at once; more wait in line. None is unlimited until it says that it is overloaded."""
+
+
+class Queue(_Part, frozen=True):
+    """The line of those who wait for a model: for room, for a rest to end, for another attempt."""
+
+    max: Count = 1024
+    """Envoy's default for pending requests."""
+    max_wait_s: Seconds = 60
+    """Providers count by the minute: within it a limit has room again."""
 
 
 class Model(_Part, frozen=True):
@@ -174,6 +188,8 @@ class Model(_Part, frozen=True):
     owned_by: str = "nenya"
     price: Price | None = None
     """What it costs whoever asks; None is nothing."""
+    queue: Queue | None = None
+    """Instead of the config's, both knobs."""
 
 
 class Timeouts(_Part, frozen=True):
@@ -218,6 +234,7 @@ class Config(_Part, frozen=True):
     engines: dict[str, EngineSpec] = {}
     timeouts: Timeouts = Timeouts()
     retry: Retry = Retry()
+    queue: Queue = Queue()
     health: Health = Health()
 
     @property

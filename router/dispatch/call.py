@@ -24,6 +24,8 @@ class Call(msgspec.Struct, frozen=True):
     deadline: float
     charge: Charge | None = None
     """Its claim on its key's limits and budget, if anybody counts; settled with the walk's end."""
+    priority: int = 0
+    """Its key's, for the line: higher first, below 0 is sheddable."""
 
 
 class Terms(msgspec.Struct, frozen=True):

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from router.backends.base import Answer, Backend, Order
 from router.clock import Clock
+from router.dispatch.admission import Admission
 from router.dispatch.call import Call, Terms
 from router.dispatch.reply import Reply, answer_headers
 from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Walk
-from router.errors import ApiError, Fault, FaultKind, api_error, overloaded
+from router.errors import ApiError, Fault, FaultKind, api_error
 from router.events import Listener
 from router.events import Retry as Retried
 from router.facts import facts_of
@@ -34,8 +35,8 @@ class Dispatcher:
         self._backends = backends
         self._terms = terms
         self._clock = clock
-        self._rng = rng
         self._emit = emit
+        self._admission = Admission(terms.retry, clock=clock, rng=rng, emit=emit)
 
     async def open(self, call: Call) -> Reply:
         """The answer's first piece, in hand. Raises ApiError when no attempt gave one."""
@@ -50,16 +51,18 @@ class Dispatcher:
             walk.end(CLIENT_GONE, CLIENT_GONE_STATUS)
             raise
 
+    def stop_waiting(self) -> None:
+        """Whoever waits in line, now or later, hears that the server shuts down; what runs goes on."""
+        self._admission.close()
+
     async def _first_answer(self, walk: Walk) -> Reply:
         tried: set[Target] = set()
         route = walk.call.route
         facts = facts_of(walk.call.request) if route.wants_facts else None
         while True:
-            lease = route.lease(self._clock.now(), tried, facts)
+            lease = self._admission.lease(walk, route, tried, facts)
             if isinstance(lease, Refusal):
-                await self._wait(walk, lease)
-                tried.clear()
-                continue
+                lease = await self._admission.wait(walk, route, tried, facts, lease)
             try:
                 return await self._attempt(walk, lease)
             except Fault as fault:
@@ -101,34 +104,6 @@ class Dispatcher:
             limits=self._terms.limits if shows_progress else self._terms.whole_limits,
             created=int(self._clock.wall()),
         )
-
-    async def _wait(self, walk: Walk, refusal: Refusal) -> None:
-        """Wait until somebody may take the request: as long as targets asked for, and before any is tried
-        again, exponentially longer with full jitter. Raises ApiError where nobody is up or the wait would outlast
-        the deadline.
-
-        Source: AWS Architecture Blog, "Exponential Backoff And Jitter".
-        """
-        now = self._clock.now()
-        fault = walk.last_fault
-        wait = max(0.0, refusal.retry_at - now)
-        if refusal.reason == "unavailable":
-            raise api_error(fault) if fault is not None else self._nobody_up(walk, wait)
-        if walk.attempts:
-            retry = self._terms.retry
-            wait = max(wait, self._rng.random() * retry.backoff_s * 2 ** (walk.attempts - 1))
-        if fault is not None and fault.retry_after_s is not None:
-            wait = max(wait, fault.retry_after_s)
-        if now + wait >= walk.call.deadline:
-            message = "All targets of this model asked to be left alone for a while."
-            raise api_error(fault or Fault(FaultKind.RATE_LIMITED, message, retry_after_s=wait))
-        await self._clock.sleep(wait)
-
-    def _nobody_up(self, walk: Walk, wait: float) -> ApiError:
-        message = (
-            f"The model `{walk.call.route.name}` has no target that is up. Try again in a moment."
-        )
-        return overloaded(message, "model_unavailable", wait)
 
 
 async def _first_piece(answer: Answer) -> bytes:

@@ -30,6 +30,7 @@ class Walk:
         "last_fault",
         "latest",
         "terms",
+        "waited_s",
     )
 
     def __init__(self, call: Call, terms: Terms, clock: Clock, emit: Listener) -> None:
@@ -43,12 +44,14 @@ class Walk:
         """The one that was sent last, or whose answer the client gets."""
         self.last_fault: Fault | None = None
         self.first_token_at: float | None = None
+        self.waited_s = 0.0
+        """In line, before the first attempt."""
 
     @property
     def overhead_s(self) -> float | None:
         """What the router itself took before the first attempt; None while there was none."""
         sent = self._first_sent_at
-        return None if sent is None else sent - self.call.received_at
+        return None if sent is None else sent - self.call.received_at - self.waited_s
 
     def begin(self, lease: Lease) -> Attempt:
         """An attempt is about to be sent."""
@@ -129,7 +132,8 @@ class Attempt:
             verdict = Verdict.BAD if fault.blames_target else Verdict.VOID
             if fault.kind is FaultKind.RATE_LIMITED:
                 verdict, retry_after_s = Verdict.VOID, fault.retry_after_s
-        moved = lease.settle(verdict, now, retry_after_s, self.facts.output_tokens)
+        overloads = fault is not None and fault.overloads
+        moved = lease.settle(verdict, now, retry_after_s, self.facts.output_tokens, overloads)
         self._emit(
             AttemptDone(
                 model=self._model,
@@ -142,3 +146,4 @@ class Attempt:
         if moved:
             reason = fault.kind.value if fault is not None else verdict.value
             self._emit(TargetState(target.id, target.state, reason))
+        target.freed(now)
