@@ -8,8 +8,8 @@ Priorities are strict, without aging: whoever sets them means that the higher on
 starves in silence all the same, as a wait ends after the line's ``max_wait_s`` with an error that says when to
 come back.
 
-Joining, leaving and finding the first or the last cost O(log n): heaps, in which those who left stay until they come up or
-are the most.
+Joining, leaving and finding the first or the last cost O(log n): heaps, in which those who left stay until they come
+up or are the most.
 """
 
 from __future__ import annotations

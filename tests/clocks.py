@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 
@@ -47,6 +48,15 @@ class ManualClock:
         if timer is not None:
             self.advance(max(0.0, timer.when - self._now))
         return timer is not None
+
+    async def run(self, coroutine):
+        """Its result, with time passing whenever nothing happens without."""
+        task = asyncio.ensure_future(coroutine)
+        while not task.done():
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert task.done() or self.advance_to_timer(), "it waits for nothing"
+        return await task
 
     def call_at(self, when, call):
         timer = Timer(when, call)

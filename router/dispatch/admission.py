@@ -8,7 +8,8 @@ was served.
 A request whose attempts failed waits for targets that it hasn't tried at once, and for those that it has after
 exponentially longer pauses with full jitter.
 
-Source: AWS Architecture Blog, "Exponential Backoff And Jitter"; `router.line` and `router.policy.shedding` for who waits.
+Source: AWS Architecture Blog, "Exponential Backoff And Jitter"; `router.line` and `router.policy.shedding` for who
+waits.
 """
 
 from __future__ import annotations
