@@ -180,10 +180,11 @@ class Admission:
             turn.future.set_result(lease)
             self._say(turn, "served")
         due_at = self._turns.due_at
-        if due_at < self._timer_at:
+        if due_at != self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer, self._timer_at = self._clock.call_at(due_at, self._due), due_at
+            self._timer_at = due_at
+            self._timer = self._clock.call_at(due_at, self._due) if due_at < NEVER else None
 
     # Out of it.
 

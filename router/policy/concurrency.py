@@ -60,7 +60,7 @@ class Concurrency:
 
     def overloaded(self, since: float, inflight: int, now: float) -> None:
         """It refused a request sent at ``since``, with ``inflight`` requests under way, this one included."""
-        if self.learned and since < self._cut_at:
+        if self.learned and since <= self._cut_at:
             self._refused += 1
             self.limit = max(1.0, min(self.limit, self._peak - self._refused))
         else:
@@ -79,7 +79,7 @@ class Concurrency:
             self._perhaps_forget(now)
             return
         self._used_at = now
-        if since < self._cut_at:
+        if since <= self._cut_at:
             return
         self.limit = min(self._most, self.limit + self._step / self.limit)
         self._round -= 1
