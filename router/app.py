@@ -88,11 +88,21 @@ class TargetStats(msgspec.Struct, frozen=True):
     """Its provider's limits, as far as they are known."""
 
 
+class LineStats(msgspec.Struct, frozen=True):
+    """How many wait for a model, of one priority, now."""
+
+    model: str
+    priority: int
+    waiting: int
+
+
 class Stats(msgspec.Struct, frozen=True):
     """The router's state, now."""
 
     inflight: int
     targets: tuple[TargetStats, ...]
+    lines: tuple[LineStats, ...] = ()
+    """Of priorities that somebody ever waited with."""
 
 
 class Router:
@@ -149,8 +159,13 @@ class Router:
         """Return when every engine can take requests. Raises EngineError of one that can't load."""
         await asyncio.gather(*(node.wait_ready() for node in self._nodes.values()))
 
+    def stop_waiting(self) -> None:
+        """The router is about to close: requests that wait in line for a target, or would have to, get a 503 now."""
+        self._dispatcher.stop_waiting()
+
     async def close(self, drain_s: float = 0.0) -> None:
         """Stop: running answers get ``drain_s`` to end, nodes are stopped, connections closed."""
+        self.stop_waiting()
         deadline = self._clock.now() + drain_s
         while self.inflight and self._clock.now() < deadline:
             await self._clock.sleep(DRAIN_POLL_S)
@@ -217,6 +232,7 @@ class Router:
         route = self._route(request.model or "", key_id)
         route = self._eligible.narrow(route, request, body)
         now = self._clock.now()
+        concerned = self.accounts.concerns(key_id)
         call = Call(
             request=request,
             body=body,
@@ -226,8 +242,9 @@ class Router:
             received_at=now if received_at is None else received_at,
             deadline=now + self.config.timeouts.total_s,
             charge=self.accounts.admit(Asked(key_id, route.name, request_size(request, body)))
-            if self.accounts.concerns(key_id)
+            if concerned
             else None,
+            priority=self.accounts.priority(key_id) if concerned else 0,
         )
         return await self._dispatcher.open(call)
 
@@ -261,9 +278,9 @@ class Router:
         )
 
     def ready(self) -> bool:
-        """At least one target can take requests now."""
+        """At least one target takes requests now, be it at once or in turn."""
         now = self._clock.now()
-        return any(target.admits(now) for target in self.pool.targets.values())
+        return any(target.serves(now) for target in self.pool.targets.values())
 
     @property
     def inflight(self) -> int:
@@ -271,7 +288,7 @@ class Router:
         return sum(target.inflight for target in self.pool.targets.values())
 
     def stats(self) -> Stats:
-        """A snapshot of every target."""
+        """A snapshot of every target and every line."""
         listed: dict[str, list[str]] = {id_: [] for id_ in self.pool.targets}
         for name in self.config.models:
             for member in self.pool.routes[name].members:
@@ -288,7 +305,12 @@ class Router:
             )
             for t in self.pool.targets.values()
         )
-        return Stats(sum(t.inflight for t in targets), targets)
+        lines = tuple(
+            LineStats(name, priority, waiting)
+            for name in self.config.models
+            for priority, waiting in self.pool.routes[name].line.counts.items()
+        )
+        return Stats(sum(t.inflight for t in targets), targets, lines)
 
     def listen(self, listener: Listener) -> None:
         """Have ``listener`` called with every event from now on, where it happens; it must be quick."""
@@ -340,7 +362,9 @@ class Router:
                 target.available = available
                 if not available:
                     self.pool.forget_cache(target)
+                    target.concurrency.forget()
                 self._emit(TargetState(target.id, target.state, reason))
+                target.freed(self._clock.now())
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:

@@ -90,6 +90,19 @@ class Fallback(msgspec.Struct, frozen=True):
     """The code of the error that the client would have got."""
 
 
+class Queued(msgspec.Struct, frozen=True):
+    """A request that could not be sent at once is in line no more, or never was."""
+
+    model: str
+    priority: int
+    outcome: str
+    """``served``; ``gone``: its client left; ``expired``: it waited too long; ``displaced`` by a higher priority;
+    ``closed``: the router shut down; ``full``: there was no room; ``shed``: refused before that; ``hopeless``: whoever
+    rests does so for too long.
+    """
+    wait_s: float
+
+
 class TargetState(msgspec.Struct, frozen=True):
     """A target moved to another state of health."""
 
@@ -132,6 +145,7 @@ Event = (
     | Retry
     | Hedge
     | Fallback
+    | Queued
     | TargetState
     | NodeState
     | LimitDecision

@@ -31,6 +31,7 @@ from router.events import (
     Fallback,
     Hedge,
     LimitDecision,
+    Queued,
     Recovery,
     RequestDone,
     Retry,
@@ -72,11 +73,13 @@ OVERHEAD_BUCKETS = (
 STATES = ("admitting", "ejected", "probing", "unavailable")
 OUTCOMES = frozenset({
     "ok", "client_gone", "rate_limit_exceeded", "model_unavailable", "model_not_found", "context_length_exceeded",
-    "invalid_value", "invalid_request_error", "insufficient_quota", "shutting_down", "internal_error",
+    "invalid_value", "invalid_request_error", "insufficient_quota", "overloaded", "shutting_down", "internal_error",
     *(kind.value for kind in FaultKind),
 })  # fmt: skip
 """What a request may end with by name; upstreams send codes of their own, and those are ``other``."""
 
+TURNED_AWAY = frozenset({"full", "shed", "hopeless"})
+"""Outcomes of requests that never stood in line."""
 
 MAX_CACHED = 10_000
 """Label sets found without a look-up; the codes that upstreams invent must not fill memory."""
@@ -116,6 +119,7 @@ class Metrics:
         self._decided: dict[tuple[str, str, str], Counter] = {}
         self._make_requests()
         self._make_targets()
+        self._make_lines()
         self._make_accounts()
         info = Info("nenya_build", "Version of Nenya", registry=self._registry)
         info.info({"version": _version()})
@@ -189,6 +193,17 @@ class Metrics:
             ("target", "outcome"), registry=self._registry,
         )  # fmt: skip
 
+    def _make_lines(self) -> None:
+        registry = self._registry
+        self._waits = Histogram(
+            "nenya_queue_wait_seconds", "Time in line for a target, however it ended",
+            ("model", "priority"), buckets=FIRST_TOKEN_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._queue_refusals = Counter(
+            "nenya_queue_refusals", "Requests that the line didn't take, or that left it with an error",
+            ("model", "reason"), registry=registry,
+        )  # fmt: skip
+
     def _make_accounts(self) -> None:
         registry = self._registry
         self._cost = Counter(
@@ -213,19 +228,32 @@ class Metrics:
             self._attempt(event)
         elif isinstance(event, Retry):
             self._retries.labels(self._target(event.target), event.reason.value).inc()
-        elif isinstance(event, Hedge):
-            self._hedges.labels(self._target(event.target), event.outcome).inc()
-        elif isinstance(event, Fallback):
-            names = (self._model(event.model), self._model(event.to), _outcome(event.reason))
-            self._fallbacks.labels(*names).inc()
-        elif isinstance(event, Recovery):
-            self._recoveries.labels(self._target(event.target), event.outcome).inc()
+        elif isinstance(event, Queued):
+            self._queued(event)
         elif isinstance(event, TargetState) and event.state == "ejected":
             self._ejections.labels(self._target(event.target), _reason(event.reason)).inc()
         elif isinstance(event, LimitDecision):
             self._decision(event)
         elif isinstance(event, UsageLost):
             self._usage_lost.inc()
+        else:
+            self._mended(event)
+
+    def _mended(self, event: Event) -> None:
+        if isinstance(event, Hedge):
+            self._hedges.labels(self._target(event.target), event.outcome).inc()
+        elif isinstance(event, Fallback):
+            names = (self._model(event.model), self._model(event.to), _outcome(event.reason))
+            self._fallbacks.labels(*names).inc()
+        elif isinstance(event, Recovery):
+            self._recoveries.labels(self._target(event.target), event.outcome).inc()
+
+    def _queued(self, event: Queued) -> None:
+        model = self._model(event.model)
+        if event.outcome not in TURNED_AWAY:
+            self._waits.labels(model, str(event.priority)).observe(event.wait_s)
+        if event.outcome not in {"served", "gone"}:
+            self._queue_refusals.labels(model, event.outcome).inc()
 
     def _decision(self, event: LimitDecision) -> None:
         key = (event.scope, event.resource, event.outcome)
@@ -347,12 +375,18 @@ class _Page(Collector):
         state = GaugeMetricFamily(
             "nenya_target_state", "1 for the state a target is in", labels=["target", "state"]
         )
+        depth = GaugeMetricFamily(
+            "nenya_queue_depth", "Requests that wait for a target", labels=["model", "priority"]
+        )
+        for line in self._stats.lines:
+            depth.add_metric([line.model, str(line.priority)], line.waiting)
         for one in self._stats.targets:
             inflight.add_metric([one.target], one.inflight)
             for name in STATES:
                 state.add_metric([one.target, name], float(one.state == name))
         yield inflight
         yield state
+        yield depth
         yield from self._limits()
 
     def _limits(self) -> Iterator[Metric]:

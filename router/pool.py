@@ -7,15 +7,17 @@ retry-after) gets it, panic or not.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
 from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
-from router.config.schema import Config, Model, Price
+from router.config.schema import Config, Model, Price, Queue
 from router.config.schema import Policy as PolicyName
 from router.counting import Need, counts_of
+from router.line import Line
 from router.load import NOTHING, UNKNOWN, Costs, Demand, Facts, Load, MeanOutput
 from router.policy import Policy
 from router.policy.breaker import Breaker
@@ -121,11 +123,11 @@ class Refusal(msgspec.Struct, frozen=True):
     """Nobody can take the request."""
 
     reason: str
-    """``all_tried``; ``resting``: those left asked to be left alone; ``quota``: their limits don't let the request
-    through yet; ``unavailable``: no process is up.
+    """``all_tried``; ``resting``: those left asked to be left alone; ``full``: some of those left have as many as
+    they may have; ``quota``: their limits don't let the request through yet; ``unavailable``: no process is up.
     """
     retry_at: float
-    """When somebody may, in monotonic seconds."""
+    """When somebody may, in monotonic seconds; infinite where only an answer's end can tell."""
 
 
 class Shared(msgspec.Struct, frozen=True):
@@ -133,6 +135,7 @@ class Shared(msgspec.Struct, frozen=True):
 
     index: PrefixIndex
     rng: random.Random
+    queue: Queue = Queue()
 
 
 class Route:
@@ -147,6 +150,7 @@ class Route:
         "_sized",
         "_slots",
         "fallbacks",
+        "line",
         "members",
         "model",
         "name",
@@ -169,6 +173,9 @@ class Route:
         self.policy = policy
         self.outputs = MeanOutput()
         self.fallbacks = NO_FALLBACKS
+        queue = model.queue or shared.queue
+        self.line = Line(queue.max, queue.max_wait_s)
+        """Those who wait for the model."""
         self.wants_facts = policy.wants_facts and len(members) > 1
         """Whether ``lease`` is of use with facts; computing them costs more than most choices."""
         self._quotas = [one.target.quota for one in members if one.target.quota is not None]
@@ -184,6 +191,7 @@ class Route:
         route = Route(self.name, self.model, members, self.policy, self._shared)
         route.outputs = self.outputs
         route.fallbacks = self.fallbacks
+        route.line = self.line
         return route
 
     @property
@@ -260,10 +268,12 @@ class Route:
         )
 
     def _whoever(self, now: float, exclude: Collection[Target]) -> list[Member]:
-        """Those who admit, of all; where nobody does, those who serve in a panic."""
+        """Those who admit, of all; where nobody even serves, those who do in a panic."""
         left = [member for member in self.members if member.target not in exclude]
         ready = [member for member in left if member.target.admits(now)]
-        return ready or [member for member in left if member.target.panics(now)]
+        if ready or any(member.target.serves(now) for member in left):
+            return ready
+        return [member for member in left if member.target.panics(now)]
 
     def _demand(
         self, facts: Facts, depths: list[tuple[int, int]], ready: Sequence[Member]
@@ -298,10 +308,15 @@ class Route:
         up = [member.target for member in self.members if member.target.available]
         if not up:
             return Refusal("unavailable", now + RESTART_GUESS_S)
-        resting = [target.resting_until for target in up if target not in exclude]
-        if resting:
-            return Refusal("resting", min(resting))
-        return Refusal("all_tried", now)
+        left = [target for target in up if target not in exclude]
+        if not left:
+            return Refusal("all_tried", now)
+        waits = (
+            one.resting_until if one.resting_until > now else one.breaker.until for one in left
+        )
+        retry_at = min((wait for wait in waits if wait > now), default=math.inf)
+        full = any(one.full and now >= one.resting_until for one in left)
+        return Refusal("full" if full else "resting", retry_at)
 
 
 class Pool:
@@ -335,7 +350,8 @@ def build(
     other blocks than the router's own.
     """
     index = PrefixIndex() if block_tokens is None else PrefixIndex(block_tokens)
-    shared = Shared(index, rng or random.Random(0))  # noqa: S311 - balancing, no secrets
+    rng = rng or random.Random(0)  # noqa: S311 - balancing, no secrets
+    shared = Shared(index, rng, config.queue)
     targets: dict[str, Target] = {}
     routes: dict[str, Route] = {}
     for name, model in config.models.items():
@@ -356,6 +372,7 @@ def build(
                 if provider is not None:
                     targets[id_].continues = provider.continues
             target = targets[id_]
+            target.concurrency.cap(listed.max_inflight)
             members.append(Member(target, order, listed.weight, listed.price, model.thrift))
         route = Route(name, model, tuple(members), POLICIES[policy_of(model)](model), shared)
         for known_as in (name, name.lower(), *(alias.lower() for alias in model.aliases)):

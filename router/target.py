@@ -7,12 +7,14 @@ settled exactly once, so it can't drift, and nothing ever resets it. It is count
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from router.counting import Need
 from router.errors import IllegalMove
 from router.load import NOTHING, Claim, Load, MeanOutput
 from router.policy.breaker import Breaker, Permit, Verdict
+from router.policy.concurrency import Concurrency
 from router.policy.quota import Hold, Quota
 from router.ratelimits import Readings, Spent
 
@@ -24,12 +26,14 @@ class Target:
         "available",
         "backend",
         "breaker",
+        "concurrency",
         "continues",
         "id",
         "kind",
         "load",
         "model",
         "not_continuing_until",
+        "on_free",
         "quota",
         "resting_until",
     )
@@ -55,6 +59,7 @@ class Target:
         self.load = load or Load()
         self.quota = quota
         """What its provider lets us do; None of an engine."""
+        self.concurrency = Concurrency()
         self.available = True
         """False while its engine's process is not up."""
         self.resting_until = 0.0
@@ -63,14 +68,30 @@ class Target:
         """Whether it goes on with an answer that has begun: exactly, never, or to be found out."""
         self.not_continuing_until = 0.0
         """It was found not to; asked again then, for a server may have been exchanged."""
+        self.on_free: Callable[[Target, float], None] | None = None
+        """Hears of `freed`; set while somebody waits for this target."""
+
+    @property
+    def full(self) -> bool:
+        """It has as many requests in flight as it may have."""
+        return self.load.inflight >= self.concurrency.limit
 
     def admits(self, now: float) -> bool:
         """Whether a request should go there."""
+        return self.load.inflight < self.concurrency.limit and self.serves(now)
+
+    def serves(self, now: float) -> bool:
+        """Whether it takes requests at all, be there room for one more or not."""
         return self.available and now >= self.resting_until and self.breaker.admits(now)
 
     def panics(self, now: float) -> bool:
-        """Whether a request may go there when nobody admits: ejected or not, but up and not at rest."""
-        return self.available and now >= self.resting_until
+        """Whether a request may go there when nobody serves: ejected or not, but up, not at rest and not full."""
+        return self.available and now >= self.resting_until and not self.full
+
+    def freed(self, now: float) -> None:
+        """It may be able to take a request more; whoever waits for it hears."""
+        if self.on_free is not None:
+            self.on_free(self, now)
 
     def may_continue(self, now: float) -> bool:
         """Whether it may be asked to go on with an answer that has begun."""
@@ -103,7 +124,10 @@ class Target:
         """Send a request there: counted until the lease is settled. ``outputs`` hears how long the answer was; ``hold``
         is what the request takes of the quota.
         """
-        return Lease(self, self.breaker.enter(), now, claim, outputs, hold)
+        lease = Lease(self, self.breaker.enter(), now, claim, outputs, hold)
+        if self.concurrency.learned:
+            self.concurrency.entered(self.load.inflight, now)
+        return lease
 
     def __repr__(self) -> str:
         return f"Target({self.id}, {self.state}, inflight={self.inflight})"
@@ -172,16 +196,21 @@ class Lease:
         retry_after_s: float | None = None,
         output_tokens: int | None = None,
         spent: Spent | None = None,
+        overloaded: bool = False,  # noqa: FBT001, FBT002 - beside the verdict, which is about health
     ) -> bool:
         """Give the target back and say how it went; true where its health moved to another state. ``spent``: what the
         provider counted, where that is known.
 
-        Raises IllegalMove the second time.
+        ``overloaded``: it refused the request because it has too many. Raises IllegalMove the second time.
         """
         if self._settled:
             raise IllegalMove(f"lease of {self.target.id}", "settled", "settle")
         self._settled = True
         target = self.target
+        if overloaded:
+            target.concurrency.overloaded(self.since, target.load.inflight, now)
+        elif verdict is Verdict.GOOD and target.concurrency.learned:
+            target.concurrency.succeeded(self.since, target.load.inflight, now)
         target.load.remove(self._claim, begun=self._begun)
         if self._hold is not None and target.quota is not None:
             target.quota.settle(self._hold, spent, now)

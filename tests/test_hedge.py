@@ -93,7 +93,7 @@ async def test_a_fault_of_one_is_mended_by_the_other_and_of_both_is_retried():
         await asyncio.sleep(0)
     slow.gate.set()
     with pytest.raises(ApiError):  # three attempts in all: a, b, and one more
-        await read(await asking)
+        await world.clock.run(asking)
     world.assert_balanced()
     assert world.seen(Hedge)[0] == Hedge("b/m", "failed")
 

@@ -8,11 +8,13 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
+from router.app import LineStats
 from router.errors import FaultKind
 from router.events import (
     AttemptDone,
     LimitDecision,
     NodeState,
+    Queued,
     Recovery,
     RequestDone,
     Retry,
@@ -42,6 +44,7 @@ class TargetStats(msgspec.Struct, frozen=True):
 
 class Stats(msgspec.Struct, frozen=True):
     targets: tuple[TargetStats, ...]
+    lines: tuple[LineStats, ...] = ()
 
 
 DONE = RequestDone(
@@ -234,6 +237,7 @@ def test_names_and_buckets():
             "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped",
             "nenya_upstream_429", "nenya_upstream_ratelimit_limit",
             "nenya_upstream_ratelimit_remaining", "nenya_upstream_ratelimit_reset_seconds",
+        "nenya_queue_depth", "nenya_queue_refusals", "nenya_queue_wait_seconds",
     }  # fmt: skip
 
     def buckets(name: str) -> list[float]:
@@ -332,3 +336,25 @@ def test_refusals_for_limits_are_counted_by_target():
     for fault in (FaultKind.RATE_LIMITED, FaultKind.RATE_LIMITED, FaultKind.CUT, None):
         metrics(AttemptDone("m", "t", "p", 1.0, fault))
     assert samples(metrics)["nenya_upstream_429_total", frozenset({("target", "t")})] == 2
+
+
+def test_lines_their_waits_and_whom_they_refused():
+    lines = (LineStats("m", 0, 3), LineStats("m", -1, 0))
+    metrics = Metrics(lambda: Stats((), lines), models=["m"], targets={})
+    for outcome in ("served", "gone", "expired", "full", "shed", "displaced"):
+        metrics(Queued("m", -1, outcome, 2.0))
+    metrics(Queued("who knows", 0, "full", 0.0))
+    assert value(metrics, "nenya_queue_depth", model="m", priority="0") == 3
+    assert value(metrics, "nenya_queue_depth", model="m", priority="-1") == 0
+    assert value(metrics, "nenya_queue_wait_seconds_count", model="m", priority="-1") == 4
+    assert value(metrics, "nenya_queue_wait_seconds_sum", model="m", priority="-1") == 8
+    found = samples(metrics)
+    refused = {
+        (dict(labels)["model"], dict(labels)["reason"]): count
+        for (name, labels), count in found.items()
+        if name == "nenya_queue_refusals_total"
+    }
+    assert refused == {
+        ("m", "expired"): 1, ("m", "full"): 1, ("m", "shed"): 1, ("m", "displaced"): 1,
+        ("other", "full"): 1,
+    }  # fmt: skip

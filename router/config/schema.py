@@ -14,6 +14,7 @@ from engines.specs import EngineSpec
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 Weight = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Money = Annotated[float, Meta(ge=0, le=1_000_000)]
@@ -101,6 +102,8 @@ class Rates(_Part, frozen=True):
 class Tier(Rates, frozen=True):
     """Limits that keys share by name; each key has them for itself, on each model."""
 
+    priority: Priority = 0
+    """Among those who wait for a target: higher first. Below 0 is sheddable: refused before the line is full."""
     models: dict[str, Rates] = {}
     """For these models, instead of the tier's own limits, all four."""
 
@@ -173,6 +176,17 @@ class Target(_Part, frozen=True):
     weight: Weight = 1
     price: Price | None = None
     """What it costs us there; the policy `headroom` looks at it."""
+    max_inflight: Count | None = None
+    """Requests at once; more wait in line. None is unlimited until it says that it is overloaded."""
+
+
+class Queue(_Part, frozen=True):
+    """The line of those who wait for a model: for room, for a rest to end, for another attempt."""
+
+    max: Count = 1024
+    """Envoy's default for pending requests."""
+    max_wait_s: Seconds = 60
+    """Providers count by the minute: within it a limit has room again."""
 
 
 class Model(_Part, frozen=True):
@@ -199,6 +213,8 @@ class Model(_Part, frozen=True):
     """The same where it says that a request is longer than its context."""
     content_filter_fallback: list[str] = []
     """The same where its provider refuses a request for its content."""
+    queue: Queue | None = None
+    """Instead of the config's, both knobs."""
 
 
 class Timeouts(_Part, frozen=True):
@@ -259,6 +275,7 @@ class Config(_Part, frozen=True):
     timeouts: Timeouts = Timeouts()
     retry: Retry = Retry()
     recovery: Recovery = Recovery()
+    queue: Queue = Queue()
     health: Health = Health()
 
     @property

@@ -29,6 +29,8 @@ class Call(msgspec.Struct, frozen=True):
     """How a chat's answer has begun, where only its rest is asked for."""
     charge: Charge | None = None
     """Its claim on its key's limits and budget, if anybody counts; settled with the walk's end."""
+    priority: int = 0
+    """Its key's, for the line: higher first, below 0 is sheddable."""
 
     @property
     def prompt_tokens(self) -> int:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 from router.backends.base import Answer, Backend, Order
 from router.clock import Clock
+from router.dispatch.admission import Admission
 from router.dispatch.call import Call, Terms
 from router.dispatch.hedge import Sending, sooner
 from router.dispatch.reply import Reply, answer_headers
 from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
-from router.errors import ApiError, Fault, FaultKind, api_error, overloaded
+from router.errors import ApiError, Fault, FaultKind, api_error
 from router.events import Fallback, Hedge, Listener
 from router.events import Retry as Retried
 from router.facts import facts_of, size_of
@@ -39,9 +40,9 @@ class Dispatcher:
         self._backends = backends
         self._terms = terms
         self._clock = clock
-        self._rng = rng
         self._emit = emit
         self._hedges = HedgeBudget(terms.retry.hedge_share)
+        self._admission = Admission(terms.retry, clock=clock, rng=rng, emit=emit)
 
     async def open(self, call: Call) -> Reply:
         """The answer's first piece, in hand. Raises ApiError when no attempt gave one."""
@@ -56,6 +57,10 @@ class Dispatcher:
             walk.end(CLIENT_GONE, CLIENT_GONE_STATUS)
             raise
         return Reply(walk, attempt, self._send)
+
+    def stop_waiting(self) -> None:
+        """Whoever waits in line, now or later, hears that the server shuts down; what runs goes on."""
+        self._admission.close()
 
     # Who answers: the model, or a fallback
 
@@ -109,11 +114,11 @@ class Dispatcher:
         if facts is None and route.wants_size:
             facts = size_of(call.request, len(call.body))
         while True:
-            lease = route.lease(self._clock.now(), tried, facts)
+            lease = self._admission.lease(walk, route, tried, facts)
             if isinstance(lease, Refusal):
-                await self._wait(walk, lease, may_turn=may_turn)
-                tried.clear()
-                continue
+                lease = await self._admission.wait(
+                    walk, route, tried, facts, lease, may_turn=may_turn
+                )
             try:
                 return await self._attempt(walk, route, lease, tried)
             except Fault as fault:
@@ -214,36 +219,6 @@ class Dispatcher:
             created=int(self._clock.wall()),
             said=call.said,
         )
-
-    # Nobody to send it to
-
-    async def _wait(self, walk: Walk, refusal: Refusal, *, may_turn: bool) -> None:
-        """Wait until somebody may take the request: as long as targets asked for, and before any is tried
-        again, exponentially longer with full jitter. Raises ApiError where nobody is up, or the wait would outlast
-        the deadline or what one waits for where a fallback could answer (``may_turn``).
-
-        Source: AWS Architecture Blog, "Exponential Backoff And Jitter".
-        """
-        now = self._clock.now()
-        retry = self._terms.retry
-        fault = walk.last_fault
-        wait = max(0.0, refusal.retry_at - now)
-        if refusal.reason == "unavailable":
-            raise api_error(fault) if fault is not None else self._nobody_up(walk, wait)
-        if walk.tries:
-            wait = max(wait, self._rng.random() * retry.backoff_s * 2 ** (walk.tries - 1))
-        if fault is not None and fault.retry_after_s is not None:
-            wait = max(wait, fault.retry_after_s)
-        if now + wait >= walk.call.deadline or (may_turn and wait > retry.fallback_wait_s):
-            message = "All targets of this model asked to be left alone for a while."
-            raise api_error(fault or Fault(FaultKind.RATE_LIMITED, message, retry_after_s=wait))
-        await self._clock.sleep(wait)
-
-    def _nobody_up(self, walk: Walk, wait: float) -> ApiError:
-        message = (
-            f"The model `{walk.call.route.name}` has no target that is up. Try again in a moment."
-        )
-        return overloaded(message, "model_unavailable", wait)
 
 
 async def _first_piece(answer: Answer) -> bytes:

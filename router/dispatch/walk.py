@@ -38,6 +38,7 @@ class Walk:
         "sent",
         "terms",
         "tries",
+        "waited_s",
     )
 
     def __init__(self, call: Call, terms: Terms, clock: Clock, emit: Listener) -> None:
@@ -59,12 +60,14 @@ class Walk:
         self.last_fault: Fault | None = None
         self.first_at: float | None = None
         """When the client's answer began."""
+        self.waited_s = 0.0
+        """In line, before the first attempt."""
 
     @property
     def overhead_s(self) -> float | None:
         """What the router itself took before the first attempt; None while there was none."""
         sent = self._first_sent_at
-        return None if sent is None else sent - self.call.received_at
+        return None if sent is None else sent - self.call.received_at - self.waited_s
 
     @property
     def is_final(self) -> bool:
@@ -180,9 +183,12 @@ class Attempt:
             verdict = Verdict.BAD if fault.blames_target else Verdict.VOID
             if fault.kind is FaultKind.RATE_LIMITED:
                 verdict, retry_after_s = Verdict.VOID, fault.retry_after_s
-                lease.refused(fault.readings, now, fault.retry_after_s)
+                if fault.readings or retry_after_s is not None:
+                    lease.refused(fault.readings, now, retry_after_s)
         facts = self.facts
-        moved = lease.settle(verdict, now, retry_after_s, facts.output_tokens, _spent(facts, fault))
+        overloads = fault is not None and fault.overloads
+        spent = _spent(facts, fault)
+        moved = lease.settle(verdict, now, retry_after_s, facts.output_tokens, spent, overloads)
         walk.say(
             AttemptDone(
                 model=walk.call.route.name,
@@ -195,6 +201,7 @@ class Attempt:
         if moved:
             reason = fault.kind.value if fault is not None else verdict.value
             walk.say(TargetState(target.id, target.state, reason))
+        target.freed(now)
 
 
 UNCOUNTED = frozenset({FaultKind.RATE_LIMITED, FaultKind.CONNECT, FaultKind.TIMEOUT_CONNECT})

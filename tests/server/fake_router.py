@@ -66,6 +66,7 @@ class FakeRouter:
         self.replies: list[FakeReply] = []
         self.opened: list[tuple[str, str]] = []
         self.is_ready = True
+        self.waiting_stopped = False
         self.extra_fields: frozenset[str] = frozenset()
         self.cancelled = asyncio.Event()
         self.script: list[Piece] = [ANSWER]
@@ -105,6 +106,9 @@ class FakeRouter:
 
     def ready(self) -> bool:
         return self.is_ready
+
+    def stop_waiting(self) -> None:
+        self.waiting_stopped = True
 
     def stats(self) -> Stats:
         return Stats(0, (TargetStats("fake/m", ("m",), "fake", "admitting", 0),))
