@@ -48,14 +48,12 @@ class Place:
 class Lane:
     """Those of a line who wait for the same targets."""
 
-    __slots__ = ("_heap", "due_at", "line", "targets", "waiting")
+    __slots__ = ("_heap", "line", "targets", "waiting")
 
     def __init__(self, line: Line, targets: frozenset[Target]) -> None:
         self.line = line
         self.targets = targets
         self.waiting = 0
-        self.due_at = float("inf")
-        """When a target may take its first again without anybody saying so."""
         self._heap = _Heap(lambda place: place.lane is self, lambda place: place.key)
 
     def head(self) -> Place | None:

@@ -77,8 +77,13 @@ class Target:
         return self.load.inflight >= self.concurrency.limit
 
     def admits(self, now: float) -> bool:
-        """Whether a request should go there."""
-        return self.load.inflight < self.concurrency.limit and self.serves(now)
+        """Whether a request should go there: it `serves` and isn't `full`, asked in one call."""
+        return (
+            self.available
+            and self.load.inflight < self.concurrency.limit
+            and now >= self.resting_until
+            and self.breaker.admits(now)
+        )
 
     def serves(self, now: float) -> bool:
         """Whether it takes requests at all, be there room for one more or not."""

@@ -46,27 +46,31 @@ Served = tuple[Waiting, Lease]
 class Turns:
     """The lines of one pool. ``now`` is monotonic seconds."""
 
-    __slots__ = ("_due", "_on_free", "_wanted")
+    __slots__ = ("_due", "_on_free", "_wanted", "_why")
 
     def __init__(self, on_free: Callable[[Target, float], None]) -> None:
         """``on_free`` is set on targets that somebody waits for, and calls `freed`."""
         self._on_free = on_free
         self._wanted: dict[Target, dict[Lane, None]] = {}
-        self._due: set[Lane] = set()
-        """Lanes whose ``due_at`` is a moment."""
+        self._why: dict[Lane, Refusal] = {}
+        """What lanes were refused with when they were last tried."""
+        self._due: dict[Lane, float] = {}
+        """When that changes without anybody saying so, where it does."""
 
     @property
     def due_at(self) -> float:
         """When `due` has something to do; infinite if never."""
-        return min((lane.due_at for lane in self._due), default=float("inf"))
+        return min(self._due.values(), default=float("inf"))
 
-    def goes_before(
+    def ahead(
         self, route: Route, tried: set[Target], priority: int, arrived_at: float
-    ) -> bool:
-        """Nobody who waits for the same targets comes before a request that came at ``arrived_at``."""
+    ) -> Refusal | None:
+        """Why those wait who wait for the same targets, if any of them comes before a request of ``arrived_at``."""
         lane = route.line.lanes.get(_targets(route, tried))
         head = lane.head() if lane is not None else None
-        return head is None or head.key[:2] > (-priority, arrived_at)
+        if lane is None or head is None or head.key[:2] > (-priority, arrived_at):
+            return None
+        return self._why.get(lane) or Refusal("full", float("inf"))
 
     def stand(self, place: Waiting, now: float) -> list[Served]:
         """Let a place of the line wait for all targets that it hasn't tried; who is served now, perhaps itself."""
@@ -94,12 +98,18 @@ class Turns:
 
     def due(self, now: float) -> list[Served]:
         """The time has come that refusals told: those who are served now."""
-        return self._pass([lane for lane in self._due if lane.due_at <= now], now)
+        return self._pass((), now)
 
     def _pass(
         self, lanes: Iterable[Lane], now: float, target: Target | None = None
     ) -> list[Served]:
-        """Serve the heads of ``lanes`` in order until none can be; with ``target``, until that is full."""
+        """Serve the heads of ``lanes`` in order until none can be; with ``target``, until that is full.
+
+        Lanes whose time has come take part: what they wait for is free now, too.
+        """
+        due = [lane for lane, at in self._due.items() if at <= now]
+        if due:
+            lanes, target = {*lanes, *due}, None
         heads = [(head.key, lane) for lane in lanes if (head := lane.head()) is not None]
         heapify(heads)
         served: list[Served] = []
@@ -113,7 +123,7 @@ class Turns:
             else:
                 lease = place.route.lease(now, place.tried, place.facts)
                 if isinstance(lease, Refusal):
-                    self._put_off(lane, lease.retry_at, now)
+                    self._put_off(lane, lease, now)
                     heappop(heads)
                     continue
                 self._step_out(place)
@@ -126,13 +136,13 @@ class Turns:
                 heapreplace(heads, (head.key, lane))
         return served
 
-    def _put_off(self, lane: Lane, until: float, now: float) -> None:
-        """Try the lane again at ``until``, if that is a moment to come; room may come before."""
-        lane.due_at = until
-        if now < until < float("inf"):
-            self._due.add(lane)
+    def _put_off(self, lane: Lane, why: Refusal, now: float) -> None:
+        """Try the lane again when the refusal says, if that is a moment to come; room may come before."""
+        self._why[lane] = why
+        if why.reason != "unavailable" and now < why.retry_at < float("inf"):
+            self._due[lane] = why.retry_at
         else:
-            self._due.discard(lane)
+            self._due.pop(lane, None)
 
     def _step_out(self, place: Waiting) -> list[Lane]:
         """Take ``place`` out of its lane; the lane, if it alone may have kept those behind it waiting."""
@@ -143,7 +153,8 @@ class Turns:
         lane.remove(place)
         if not lane.waiting:
             del lane.line.lanes[lane.targets]
-            self._due.discard(lane)
+            self._why.pop(lane, None)
+            self._due.pop(lane, None)
             for target in lane.targets:
                 self._unwant(target, lane)
             return []

@@ -23,7 +23,6 @@ class ManualClock:
     def __init__(self, now: float = 1000.0, wall: float = 1_700_000_000.0) -> None:
         self._now = now
         self._wall = wall
-        self.slept: list[float] = []
         self._timers: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count()
 
@@ -78,5 +77,4 @@ class ManualClock:
         self._now = now
 
     async def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
         self.advance(seconds)

@@ -447,3 +447,19 @@ async def test_what_was_reserved_is_settled_where_the_line_refuses():
         site.gate.let()
         await quiet()
     await site.router.close()
+
+
+@pytest.mark.parametrize(
+    ("fault", "overloads"),
+    [
+        (overload(), True),
+        (overload(retry_after_s=3), False),
+        (overload(FaultKind.ENGINE_BUSY), True),
+        (overload(FaultKind.TIMEOUT_CONNECT), True),
+        (overload(FaultKind.SERVER_ERROR, status=503), True),
+        (overload(FaultKind.SERVER_ERROR, status=500), False),
+        (overload(FaultKind.CONNECT), False),
+    ],
+)
+def test_what_an_overload_looks_like(fault, overloads):
+    assert fault.overloads is overloads

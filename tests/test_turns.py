@@ -36,16 +36,20 @@ class Lines(RuleBasedStateMachine):
             await quiet()
 
         self.loop.run_until_complete(go())
-        after = set(self.turns())
-        served = [one for one in before if one.future.done() and self.was_served(one)]
-        for one in served:
-            for other in after & before.keys():
-                same = before[other] is before[one] and other.lane is before[one]
-                assert not same or other.key > one.key, "overtaken in its own lane"
+        stayed = [one for one in self.turns() if one in before and one.lane is before[one]]
+        for one in before:
+            target = self.given(one)
+            for other in stayed:
+                wanted = other.lane is not None and target in other.lane.targets
+                assert not wanted or other.key > one.key, "overtaken"
 
     @staticmethod
-    def was_served(turn):
-        return not turn.future.cancelled() and turn.future.exception() is None
+    def given(turn):
+        """The target that a wait ended with, if it did."""
+        future = turn.future
+        if not future.done() or future.cancelled() or future.exception() is not None:
+            return None
+        return future.result().target
 
     def held(self):
         return [(gate, at) for gate in self.world.gates.values() for at in range(len(gate.held))]

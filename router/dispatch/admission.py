@@ -62,8 +62,9 @@ class Admission:
             if now >= self._turns.due_at:
                 self._give(self._turns.due(now))
             call = walk.call
-            if not self._turns.goes_before(route, tried, call.priority, call.received_at):
-                return Refusal("full", NEVER)
+            ahead = self._turns.ahead(route, tried, call.priority, call.received_at)
+            if ahead is not None:
+                return ahead
         return route.lease(now, tried, facts)
 
     async def wait(

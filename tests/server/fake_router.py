@@ -66,7 +66,6 @@ class FakeRouter:
         self.replies: list[FakeReply] = []
         self.opened: list[tuple[str, str]] = []
         self.is_ready = True
-        self.waiting_stopped = False
         self.extra_fields: frozenset[str] = frozenset()
         self.cancelled = asyncio.Event()
         self.script: list[Piece] = [ANSWER]
@@ -108,7 +107,7 @@ class FakeRouter:
         return self.is_ready
 
     def stop_waiting(self) -> None:
-        self.waiting_stopped = True
+        pass
 
     def stats(self) -> Stats:
         return Stats(0, (TargetStats("fake/m", ("m",), "fake", "admitting", 0),))
