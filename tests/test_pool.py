@@ -214,7 +214,7 @@ def test_a_full_target_is_left_out_and_all_full_is_a_refusal_until_an_answer_end
 
 def test_full_beside_one_at_rest_says_when_the_rest_ends():
     listed = [Target(provider="a", model="m", max_inflight=1), Target(provider="b", model="m")]
-    route = build(config(big=Model(targets=listed))).route("big")
+    route = build(config(big=Model(targets=listed, policy="round_robin"))).route("big")
     route.lease(0)
     route.members[1].target.resting_until = 7.0
     assert route.lease(0) == Refusal("full", 7.0)
