@@ -31,6 +31,9 @@ one chunk; the others are for what some providers add, such as Azure the verdict
 _NO_ERROR = frozenset({b"", b"null", b"false", b"{}", b'""'})
 """Values of an ``error`` key that clients take for none, as the SDKs do."""
 
+_NO_DATA = (b":", b"event:", b"id:", b"retry:")
+"""How the lines of an event begin that says nothing to a client; a line that begins otherwise is a torn one."""
+
 _NO_CHOICES = (b'"choices":[]', b'"choices": []')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 
@@ -140,11 +143,10 @@ class Relay:
         rest = self._splitter.flush()
         data = sse.data_of(rest.strip(b"\n")) if rest else None
         blob = self._pass(rest) if data is not None and _whole(data.strip()) else b""
-        return blob + self._close(cut)
+        return blob if self.done or self.fault is not None else blob + self._close(cut)
 
     def _close(self, cut: Fault | None) -> bytes:
-        if self.done or self.fault is not None:
-            return b""
+        """No more is read. Whoever has seen every finish_reason has the whole answer, whatever came after it."""
         if self.finished:
             self.done = True
             return sse.DONE
@@ -165,14 +167,13 @@ class Relay:
     def _pass(self, blob: bytes) -> bytes:
         ended = blob.endswith(sse.DONE)
         events = blob[: -len(sse.DONE)] if ended else blob
+        wrong: Fault | None = None
         if (events and not _plain(events)) or (ended and not events and not self.started):
-            events, ended = self._sort(blob)
+            events, ended, wrong = self._sort(blob)
         if events:
             events = self._note_data(events) if sse.has_data(events) else events
-        if ended:
-            self.heard = True
-            return events + self._close(None)
-        return events
+        self.heard = self.heard or ended
+        return events + self._close(wrong) if ended or wrong is not None else events
 
     def _note_data(self, events: bytes) -> bytes:
         self.heard = self.started = True
@@ -190,8 +191,8 @@ class Relay:
                 if choice.finish_reason is not None:
                     self._finished.add(choice.index)
 
-    def _sort(self, blob: bytes) -> tuple[bytes, bool]:
-        """The good events of a blob that isn't plain, and whether [DONE] ended them; sets `fault` at a bad one."""
+    def _sort(self, blob: bytes) -> tuple[bytes, bool, Fault | None]:
+        """The good events of a blob that isn't plain, whether [DONE] ended them, and what was wrong with the next."""
         good: list[bytes] = []
         started = self.started
         for event in sse.split(blob):
@@ -199,23 +200,22 @@ class Relay:
             text = data.strip() if data is not None else None
             if text == b"[DONE]":
                 if started:
-                    return _joined(good), True
-                self.fault = Fault(FaultKind.MALFORMED, "the provider's stream has no answer in it")
-                break
-            self.fault = self._wrong(event, text, started=started)
-            if self.fault is not None:
-                break
+                    return _joined(good), True, None
+                empty = Fault(FaultKind.MALFORMED, "the provider's stream has no answer in it")
+                return _joined(good), False, empty
+            wrong = self._wrong(event, text, started=started)
+            if wrong is not None:
+                return _joined(good), False, wrong
             if text or (text is None and started):
                 good.append(event.strip(b"\n"))
             started = started or bool(text)
-        return _joined(good), False
+        return _joined(good), False, None
 
     def _wrong(self, event: bytes, text: bytes | None, *, started: bool) -> Fault | None:
         if text is None:
-            bare = event.strip()
-            if not bare.startswith(b"{"):
-                return None  # A comment, a retry or an id alone.
-            text = bare
+            text = event.strip()
+            if all(line.startswith(_NO_DATA) for line in text.split(b"\n")):
+                return None
             proper = False
         else:
             proper = not text or _whole(text)

@@ -131,6 +131,7 @@ def test_odd_but_good_events(pieces: up.Segments) -> None:
         b'data: {"choices":[{"del\n\n', b"data: <html>\n\n", b"data: null\n\n", b'data: ["x"]\n\n',
         b"{broken\n\n", b'data: {"a":1}{\n\n', b'data: {"choices":[{"delta":{"content":"x"}\n\n',
         b'data: {"choices":[{"delta":{"content":"x}"}}}\n\n', b"data: {choices}\n\n",
+        b"dat\n\n", b"data\n\n", b"id: 3\nda\n\n", b'ata: {"choices":[]}\n\n',
     ],
 )  # fmt: skip
 def test_a_malformed_chunk_is_never_passed_on(pieces: up.Segments, bad: bytes) -> None:
@@ -192,6 +193,15 @@ def test_a_finish_is_seen_however_it_is_spaced_and_whatever_comes_behind(
     verdicts = up.event(up.chunk({}, content_filter_offsets={"start": 0})) * 40
     data = b"".join(up.events(2, finish=None, done=False)) + finish + verdicts + up.DONE
     assert relayed(data, pieces)[:2] == (data, None)
+
+
+@pytest.mark.parametrize("pieces", SEGMENTS)
+@pytest.mark.parametrize("bad", [b"data: [DO\n\n", b"data: " + up.error_body() + b"\n\n"])
+def test_what_goes_wrong_behind_the_finish_costs_nobody_the_answer(
+    pieces: up.Segments, bad: bytes
+) -> None:
+    data = b"".join(up.events(2, done=False))
+    assert relayed(data + bad, pieces)[:2] == (data + up.DONE, None)
 
 
 @pytest.mark.parametrize("missing", [1, 2])
