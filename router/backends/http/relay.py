@@ -31,8 +31,8 @@ one chunk; the others are for what some providers add, such as Azure the verdict
 _NO_ERROR = frozenset({b"", b"null", b"false", b"{}", b'""'})
 """Values of an ``error`` key that clients take for none, as the SDKs do."""
 
-_NO_DATA = (b":", b"event:", b"id:", b"retry:")
-"""How the lines of an event begin that says nothing to a client; a line that begins otherwise is a torn one."""
+_FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:")
+"""How the lines of an event begin; clients would pass over one that begins otherwise, but it is a torn one."""
 
 _NO_CHOICES = (b'"choices":[]', b'"choices": []')
 _FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
@@ -212,13 +212,13 @@ class Relay:
         return _joined(good), False, None
 
     def _wrong(self, event: bytes, text: bytes | None, *, started: bool) -> Fault | None:
+        proper = all(line.startswith(_FIELDS) for line in event.strip(b"\n").split(b"\n"))
         if text is None:
-            text = event.strip()
-            if all(line.startswith(_NO_DATA) for line in text.split(b"\n")):
+            if proper:
                 return None
-            proper = False
-        else:
-            proper = not text or _whole(text)
+            text = event.strip()
+        elif text:
+            proper = proper and _whole(text)
         is_error = event.startswith(b"event: error") or b"\nevent: error" in event
         if is_error or b'"error"' in text:
             fault = self._error_in(text, always=is_error, started=started)
