@@ -38,7 +38,7 @@ from router.clock import Clock, SystemClock
 from router.config.schema import Config, Price
 from router.dispatch import Call, Dispatcher, Reply, Terms
 from router.eligible import Eligible
-from router.errors import ApiError, ErrorObject, invalid_request
+from router.errors import invalid_request
 from router.events import Event, Listener, TargetState
 from router.pool import Route
 from router.wire import sse
@@ -123,7 +123,7 @@ class Router:
         self._backends = self._make_backends()
         self._dispatcher = Dispatcher(
             self._backends,
-            _terms(config, self.accounts),
+            _terms(config, self.accounts, self._eligible),
             clock=self._clock,
             rng=self._rng,
             emit=self._emit,
@@ -213,7 +213,6 @@ class Router:
         """
         route = self._route(request.model or "", key_id)
         route = self._eligible.narrow(route, request, body)
-        _check_limit(request, route.model.max_completion_tokens)
         now = self._clock.now()
         call = Call(
             request=request,
@@ -357,11 +356,18 @@ def _pricing(price: Price | None) -> Pricing | msgspec.UnsetType:
     return Pricing(*one)
 
 
-def _terms(config: Config, accounts: Accounts) -> Terms:
+def _terms(config: Config, accounts: Accounts, eligible: Eligible) -> Terms:
     clocks = config.timeouts
     limits = Limits(clocks.connect_s, clocks.first_token_s, clocks.idle_s)
     whole = Limits(clocks.connect_s, clocks.answer_s, clocks.idle_s)
-    return Terms(limits, whole, config.retry, accounts)
+    return Terms(
+        limits,
+        whole,
+        config.retry,
+        accounts,
+        prompt_s_per_1k=clocks.first_token_s_per_1k,
+        narrow=eligible.narrow,
+    )
 
 
 def _body(request: ChatRequest | Mapping[str, Any], *, stream: bool) -> bytes:
@@ -374,16 +380,3 @@ def _body(request: ChatRequest | Mapping[str, Any], *, stream: bool) -> bytes:
         return msgspec.json.encode(request)
     except (TypeError, ValueError) as error:
         raise invalid_request(f"The request can't be written as JSON: {error}") from error
-
-
-def _check_limit(request: Request, cap: int | None) -> None:
-    """A model's own cap on what it writes."""
-    asked = request.output_limit
-    if cap is None or asked is None or asked <= cap:
-        return
-    param = request.output_limit_name
-    message = (
-        f"{param} is too large: {asked}. This model supports at most {cap} completion tokens, "
-        f"whereas you provided {asked}."
-    )
-    raise ApiError(400, ErrorObject(message, "invalid_request_error", param, "invalid_value"))

@@ -125,17 +125,22 @@ class FaultKind(enum.Enum):
     REFUSED_CREDENTIALS = "credentials_refused"
     UNKNOWN_MODEL = "unknown_model"
     CLIENT_ERROR = "client_error"
+    CONTEXT_LENGTH = "context_length_exceeded"
+    CONTENT_FILTER = "content_filter"
     CLIENT_SLOW = "client_too_slow"
     ENGINE_BUSY = "engine_busy"
     ENGINE_DIED = "engine_died"
     ENGINE_ERROR = "engine_error"
 
 
-BLAMELESS = frozenset({FaultKind.CLIENT_ERROR, FaultKind.CLIENT_SLOW, FaultKind.DEADLINE})
+BLAMELESS = frozenset({
+    FaultKind.CLIENT_ERROR, FaultKind.CONTEXT_LENGTH, FaultKind.CONTENT_FILTER, FaultKind.CLIENT_SLOW,
+    FaultKind.DEADLINE,
+})  # fmt: skip
 """Kinds that say nothing about the target: the request was wrong, nobody read its answer, or its time was up."""
 
 FINAL = BLAMELESS
-"""Kinds that another target would not mend."""
+"""Kinds that another target of the same model would not mend."""
 
 
 class Fault(NenyaError):  # noqa: N818 - the domain's word

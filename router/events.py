@@ -56,6 +56,24 @@ class Retry(msgspec.Struct, frozen=True):
     reason: FaultKind
 
 
+class Hedge(msgspec.Struct, frozen=True):
+    """A request was sent to a second target, because the first kept silent for unusually long."""
+
+    target: str
+    """The second."""
+    outcome: str
+    """``won``, ``lost``, or ``failed`` where neither answered."""
+
+
+class Fallback(msgspec.Struct, frozen=True):
+    """A model could not answer, and another is asked."""
+
+    model: str
+    to: str
+    reason: str
+    """The code of the error that the client would have got."""
+
+
 class TargetState(msgspec.Struct, frozen=True):
     """A target moved to another state of health."""
 
@@ -91,5 +109,15 @@ class UsageLost(msgspec.Struct, frozen=True):
     key_id: str
 
 
-Event = AttemptDone | RequestDone | Retry | TargetState | NodeState | LimitDecision | UsageLost
+Event = (
+    AttemptDone
+    | RequestDone
+    | Retry
+    | Hedge
+    | Fallback
+    | TargetState
+    | NodeState
+    | LimitDecision
+    | UsageLost
+)
 Listener = Callable[[Event], None]

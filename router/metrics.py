@@ -28,6 +28,8 @@ from router.errors import FaultKind
 from router.events import (
     AttemptDone,
     Event,
+    Fallback,
+    Hedge,
     LimitDecision,
     RequestDone,
     Retry,
@@ -165,6 +167,15 @@ class Metrics:
             registry=self._registry,
         )  # fmt: skip
 
+        self._hedges = Counter(
+            "nenya_hedges", "Requests sent to a second target because the first was late",
+            ("target", "outcome"), registry=self._registry,
+        )  # fmt: skip
+        self._fallbacks = Counter(
+            "nenya_fallbacks", "Requests that another model was asked to answer", ("model", "to", "reason"),
+            registry=self._registry,
+        )  # fmt: skip
+
     def _make_accounts(self) -> None:
         registry = self._registry
         self._cost = Counter(
@@ -189,6 +200,11 @@ class Metrics:
             self._attempt(event)
         elif isinstance(event, Retry):
             self._retries.labels(self._target(event.target), event.reason.value).inc()
+        elif isinstance(event, Hedge):
+            self._hedges.labels(self._target(event.target), event.outcome).inc()
+        elif isinstance(event, Fallback):
+            names = (self._model(event.model), self._model(event.to), _outcome(event.reason))
+            self._fallbacks.labels(*names).inc()
         elif isinstance(event, TargetState) and event.state == "ejected":
             self._ejections.labels(self._target(event.target), _reason(event.reason)).inc()
         elif isinstance(event, LimitDecision):

@@ -23,21 +23,23 @@ from router.policy.expected_cost import ExpectedCost
 from router.policy.least_inflight import LeastInflight
 from router.policy.least_tokens import LeastTokens
 from router.policy.lmetric import LMetric
+from router.policy.local_first import LocalFirst
 from router.policy.power_of_two import PowerOfTwo
 from router.policy.round_robin import RoundRobin
 from router.policy.weighted import Weighted
 from router.prefix import PrefixIndex, by_slot
 from router.target import Lease, Target
 
-POLICIES: Mapping[PolicyName, Callable[[], Policy]] = {
-    "round_robin": RoundRobin,
-    "weighted": Weighted,
-    "least_inflight": LeastInflight,
-    "least_tokens": LeastTokens,
-    "power_of_two": PowerOfTwo,
-    "lmetric": LMetric,
-    "cache_aware": CacheAware,
-    "expected_cost": ExpectedCost,
+POLICIES: Mapping[PolicyName, Callable[[Model], Policy]] = {
+    "round_robin": lambda _: RoundRobin(),
+    "weighted": lambda _: Weighted(),
+    "least_inflight": lambda _: LeastInflight(),
+    "least_tokens": lambda _: LeastTokens(),
+    "power_of_two": lambda _: PowerOfTwo(),
+    "lmetric": lambda _: LMetric(),
+    "cache_aware": lambda _: CacheAware(),
+    "expected_cost": lambda _: ExpectedCost(),
+    "local_first": lambda model: LocalFirst(ExpectedCost(), PowerOfTwo(), model.spill_s),
 }
 
 MANY = 32
@@ -51,15 +53,32 @@ RESTART_GUESS_S = 1.0
 """An engine that went down is usually back after one restart; a client that waits so long is well served."""
 
 
+class Fallbacks(msgspec.Struct, frozen=True):
+    """Other models' routes that may answer, in order, by what befell this one."""
+
+    failed: tuple[Route, ...] = ()
+    too_long: tuple[Route, ...] = ()
+    filtered: tuple[Route, ...] = ()
+
+    @property
+    def all(self) -> tuple[Route, ...]:
+        """Each of them, whatever it is for."""
+        return (*self.failed, *self.too_long, *self.filtered)
+
+
+NO_FALLBACKS = Fallbacks()
+
+
 class Member:
     """A target's place in one model's list."""
 
-    __slots__ = ("order", "target", "weight")
+    __slots__ = ("local", "order", "target", "weight")
 
     def __init__(self, target: Target, order: int, weight: float) -> None:
         self.target = target
         self.order = order
         self.weight = weight
+        self.local = target.kind == "engine"
 
     @property
     def load(self) -> Load:
@@ -92,6 +111,7 @@ class Route:
         "_rng",
         "_shared",
         "_slots",
+        "fallbacks",
         "members",
         "model",
         "name",
@@ -113,6 +133,7 @@ class Route:
         self.members = members
         self.policy = policy
         self.outputs = MeanOutput()
+        self.fallbacks = NO_FALLBACKS
         self.wants_facts = policy.wants_facts and len(members) > 1
         """Whether ``lease`` is of use with facts; computing them costs more than most choices."""
         self._shared = shared
@@ -125,7 +146,18 @@ class Route:
         """The same route with some of its members; what it learns is learned here, too."""
         route = Route(self.name, self.model, members, self.policy, self._shared)
         route.outputs = self.outputs
+        route.fallbacks = self.fallbacks
         return route
+
+    @property
+    def has_fallbacks(self) -> bool:
+        """Whether another model may answer in its stead."""
+        return self.fallbacks is not NO_FALLBACKS
+
+    def providers(self) -> Route:
+        """The same route with its providers alone."""
+        chosen = tuple(one for one in self.members if one.target.kind == "provider")
+        return self if len(chosen) == len(self.members) else self.only(chosen)
 
     def lease(
         self, now: float, exclude: Collection[Target] = (), facts: Facts | None = None
@@ -239,10 +271,19 @@ def build(
                 load = _load(config.engines.get(listed.engine or ""), index)
                 targets[id_] = Target(id_, backend, there, kind=kind, breaker=breaker, load=load)
             members.append(Member(targets[id_], order, listed.weight))
-        route = Route(name, model, tuple(members), POLICIES[policy_of(model)](), shared)
+        route = Route(name, model, tuple(members), POLICIES[policy_of(model)](model), shared)
         for known_as in (name, name.lower(), *(alias.lower() for alias in model.aliases)):
             routes[known_as] = route
+    for name, model in config.models.items():
+        routes[name].fallbacks = _fallbacks(model, routes)
     return Pool(routes, targets, index)
+
+
+def _fallbacks(model: Model, routes: Mapping[str, Route]) -> Fallbacks:
+    listed = (model.fallback, model.context_fallback, model.content_filter_fallback)
+    if not any(listed):
+        return NO_FALLBACKS
+    return Fallbacks(*(tuple(routes[name.lower()] for name in names) for names in listed))
 
 
 def policy_of(model: Model) -> PolicyName:
@@ -251,13 +292,15 @@ def policy_of(model: Model) -> PolicyName:
     """
     if model.policy is not None:
         return model.policy
-    engines_only = all(listed.engine for listed in model.targets)
-    return "expected_cost" if engines_only and len(model.targets) > 1 else "least_inflight"
+    engines = sum(listed.engine is not None for listed in model.targets)
+    if engines < len(model.targets):
+        return "local_first" if engines else "least_inflight"
+    return "expected_cost" if engines > 1 else "least_inflight"
 
 
 def _load(spec: EngineSpec | None, index: PrefixIndex) -> Load:
     capacity = cache_tokens(spec)
-    return Load(index.add(capacity), costs_of(spec), capacity)
+    return Load(index.add(capacity), costs_of(spec), capacity, None if spec is None else spec.slots)
 
 
 def cache_tokens(spec: EngineSpec | None) -> int | None:

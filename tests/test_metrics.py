@@ -226,8 +226,8 @@ def test_names_and_buckets():
         "gen_ai_server_request_duration_seconds", "gen_ai_server_time_to_first_token_seconds",
         "gen_ai_server_time_per_output_token_seconds", "gen_ai_client_operation_duration_seconds", "nenya_requests",
         "nenya_tokens", "nenya_output_tokens_per_second", "nenya_overhead_seconds", "nenya_target_inflight_requests",
-        "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_build",
-            "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped",
+        "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_hedges", "nenya_fallbacks",
+            "nenya_build",            "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped",
     }  # fmt: skip
 
     def buckets(name: str) -> list[float]:

@@ -122,7 +122,7 @@ def test_several_engines_are_weighed_by_cost_and_all_else_by_requests():
     engine, provider = Target(engine="e"), Target(provider="p")
     assert policy_of(Model(targets=[engine, engine])) == "expected_cost"
     assert policy_of(Model(targets=[engine])) == "least_inflight"
-    assert policy_of(Model(targets=[engine, provider])) == "least_inflight"
+    assert policy_of(Model(targets=[engine, provider])) == "local_first"
     assert policy_of(Model(targets=[engine, engine], policy="lmetric")) == "lmetric"
 
 

@@ -34,6 +34,7 @@ Policy = Literal[
     "lmetric",
     "cache_aware",
     "expected_cost",
+    "local_first",
 ]
 
 
@@ -170,10 +171,20 @@ class Model(_Part, frozen=True):
     context_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     policy: Policy | None = None
-    """How one of several is chosen; None takes `expected_cost` where all are engines, else `least_inflight`."""
+    """How one of several is chosen; None takes `expected_cost` where all are engines, `local_first` where some are,
+    else `least_inflight`.
+    """
+    spill_s: Annotated[float, Meta(ge=0)] = 1
+    """Of `local_first`: how much later than a provider's an engine's first token may be. A reader notices a second."""
     owned_by: str = "nenya"
     price: Price | None = None
     """What it costs whoever asks; None is nothing."""
+    fallback: list[str] = []
+    """Models that answer in its stead, in this order, where it fails or keeps a request waiting; not theirs in turn."""
+    context_fallback: list[str] = []
+    """The same where it says that a request is longer than its context."""
+    content_filter_fallback: list[str] = []
+    """The same where its provider refuses a request for its content."""
 
 
 class Timeouts(_Part, frozen=True):
@@ -182,6 +193,8 @@ class Timeouts(_Part, frozen=True):
     total_s: Seconds = 600
     connect_s: Seconds = 5
     first_token_s: Seconds = 120
+    first_token_s_per_1k: Annotated[float, Meta(ge=0)] = 1
+    """More for a thousand tokens of prompt: five times what an 8 B model on a 24 GB card takes."""
     answer_s: Seconds = 300
     """For a whole answer of a provider, which shows nothing before it is written: 9,000 tokens at 30 a second."""
     idle_s: Seconds = 60
@@ -195,6 +208,10 @@ class Retry(_Part, frozen=True):
     """Attempts in all, the first included."""
     backoff_s: Seconds = 0.1
     """Before a target is tried again where no other is left; doubles each time, with full jitter."""
+    hedge_share: Annotated[float, Meta(ge=0, le=1)] = 0
+    """Of tokens that may be spent on asking a second provider when the first token is late; 0 never asks twice."""
+    fallback_wait_s: Annotated[float, Meta(ge=0)] = 1
+    """Longest wait for the model itself where a fallback could answer; a first token takes about as long."""
 
 
 class Health(_Part, frozen=True):

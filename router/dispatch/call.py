@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
+from msgspec.structs import replace
 
 from router.accounts.accounts import Accounts
 from router.accounts.charge import Charge
@@ -25,6 +28,19 @@ class Call(msgspec.Struct, frozen=True):
     charge: Charge | None = None
     """Its claim on its key's limits and budget, if anybody counts; settled with the walk's end."""
 
+    @property
+    def prompt_tokens(self) -> int:
+        """About how long the prompt is, told at a glance: in English four bytes of JSON are a token."""
+        return len(self.body) >> 2
+
+
+SHORT_PROMPT_TOKENS = 1000
+"""Below that a prompt's length changes nothing that a limit of seconds would notice."""
+
+
+def _as_it_is(route: Route, _request: Request, _body: bytes) -> Route:
+    return route
+
 
 class Terms(msgspec.Struct, frozen=True):
     """The rules of every walk."""
@@ -35,3 +51,14 @@ class Terms(msgspec.Struct, frozen=True):
     retry: Retry
     accounts: Accounts | None = None
     """Settles charges; None where there are none."""
+    prompt_s_per_1k: float = 0.0
+    """What a thousand tokens of prompt add to the limit on the first token."""
+    narrow: Callable[[Route, Request, bytes], Route] = _as_it_is
+    """A fallback's route with the members that may serve the request. Raises ApiError: none may."""
+
+    def scaled(self, limits: Limits, prompt_tokens: int) -> Limits:
+        """``limits`` with the time that a prompt of that length may take besides."""
+        if prompt_tokens < SHORT_PROMPT_TOKENS or not self.prompt_s_per_1k:
+            return limits
+        longer = limits.first_token_s + self.prompt_s_per_1k * prompt_tokens / 1000
+        return replace(limits, first_token_s=longer)

@@ -1,22 +1,29 @@
-"""The way to an answer's first piece: lease, attempt, retry; the only loop with ``await`` between decisions."""
+"""The way to an answer's first piece: lease, attempt, retry, fall back; the only loop with ``await`` between steps."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
 
+from msgspec.structs import replace
+
 from router.backends.base import Answer, Backend, Order
 from router.clock import Clock
 from router.dispatch.call import Call, Terms
+from router.dispatch.hedge import Sending, sooner
 from router.dispatch.reply import Reply, answer_headers
-from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Walk
+from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
 from router.errors import ApiError, Fault, FaultKind, api_error, overloaded
-from router.events import Listener
+from router.events import Fallback, Hedge, Listener
 from router.events import Retry as Retried
 from router.facts import facts_of
 from router.policy.breaker import Verdict
-from router.pool import Refusal
+from router.policy.hedge_budget import HedgeBudget
+from router.pool import Refusal, Route
 from router.target import Lease, Target
+
+HEDGE_QUANTILE = 0.95
+"""Of first tokens at the target: one request in twenty is slower, which is what the budget is made for."""
 
 
 class Dispatcher:
@@ -36,12 +43,13 @@ class Dispatcher:
         self._clock = clock
         self._rng = rng
         self._emit = emit
+        self._hedges = HedgeBudget(terms.retry.hedge_share)
 
     async def open(self, call: Call) -> Reply:
         """The answer's first piece, in hand. Raises ApiError when no attempt gave one."""
         walk = Walk(call, self._terms, self._clock, self._emit)
         try:
-            return await self._first_answer(walk)
+            attempt = await self._first_answer(walk)
         except ApiError as error:
             walk.end(error.error.code or error.error.type, error.status)
             error.headers = answer_headers(error.headers, call.charge)
@@ -49,19 +57,64 @@ class Dispatcher:
         except BaseException:
             walk.end(CLIENT_GONE, CLIENT_GONE_STATUS)
             raise
+        return Reply(walk, attempt)
 
-    async def _first_answer(self, walk: Walk) -> Reply:
-        tried: set[Target] = set()
+    # Who answers: the model, or a fallback
+
+    async def _first_answer(self, walk: Walk) -> Attempt:
+        """From the model that was asked for, or else from one of its fallbacks. Raises ApiError: the model's own,
+        unless a fallback found the request itself wrong.
+        """
         route = walk.call.route
+        if not route.has_fallbacks:
+            return await self._of(walk, route)
+        left = {one.name: one for one in route.fallbacks.all}
+        first: ApiError | None = None
+        while True:
+            try:
+                return await self._of(walk, route, may_turn=bool(left))
+            except ApiError as error:
+                first = first or error
+                turned = self._instead(walk, left)
+                if turned is None:
+                    raise error if walk.is_final else first from None
+                self._emit(Fallback(walk.call.route.name, turned.name, error.error.code or ""))
+                route = turned
+
+    def _instead(self, walk: Walk, left: dict[str, Route]) -> Route | None:
+        """The next fallback that can serve the request after what befell it; taken from ``left``."""
+        call, fault = walk.call, walk.last_fault
+        fallbacks = call.route.fallbacks
+        options = fallbacks.failed
+        if fault is not None and fault.kind is FaultKind.CONTEXT_LENGTH:
+            options = fallbacks.too_long
+        elif fault is not None and fault.kind is FaultKind.CONTENT_FILTER:
+            options = fallbacks.filtered
+        elif walk.is_final:
+            return None
+        for option in options:
+            if left.pop(option.name, None) is None:
+                continue
+            try:
+                route = self._terms.narrow(option, call.request, call.body)
+            except ApiError:
+                continue
+            walk.turn_to(replace(call.request, model=option.name))
+            return route
+        return None
+
+    async def _of(self, walk: Walk, route: Route, *, may_turn: bool = False) -> Attempt:
+        """From one model. ``may_turn``: a fallback could answer, so nobody waits for long. Raises ApiError."""
+        tried: set[Target] = set()
         facts = facts_of(walk.call.request) if route.wants_facts else None
         while True:
             lease = route.lease(self._clock.now(), tried, facts)
             if isinstance(lease, Refusal):
-                await self._wait(walk, lease)
+                await self._wait(walk, lease, may_turn=may_turn)
                 tried.clear()
                 continue
             try:
-                return await self._attempt(walk, lease)
+                return await self._attempt(walk, route, lease, tried)
             except Fault as fault:
                 self._retry_or_raise(walk, fault)
                 tried.add(lease.target)
@@ -69,57 +122,113 @@ class Dispatcher:
 
     def _retry_or_raise(self, walk: Walk, fault: Fault) -> None:
         walk.last_fault = fault
-        if not fault.retryable or walk.attempts >= self._terms.retry.attempts:
+        if not fault.retryable or walk.tries >= self._terms.retry.attempts:
             raise api_error(fault) from fault
 
-    async def _attempt(self, walk: Walk, lease: Lease) -> Reply:
+    # One attempt
+
+    async def _attempt(self, walk: Walk, route: Route, lease: Lease, tried: set[Target]) -> Attempt:
+        """One attempt up to its first piece, or the sooner of two. Raises Fault; then all leases are settled."""
+        if self._hedges.on and lease.target.kind == "provider" and walk.call.request.stream:
+            return await self._hedged(walk, route, lease, tried)
+        return await self._send(walk, lease)
+
+    async def _hedged(self, walk: Walk, route: Route, lease: Lease, tried: set[Target]) -> Attempt:
+        tokens = walk.call.prompt_tokens + route.outputs.value
+        self._hedges.earn(tokens)
+        patience = lease.target.load.first_tokens.quantile(walk.call.prompt_tokens, HEDGE_QUANTILE)
+        if patience is None:
+            return await self._send(walk, lease)
+        rival: Target | None = None
+
+        def second() -> Sending | None:
+            nonlocal rival
+            other = self._rival(route, tried | {lease.target}, tokens)
+            if other is None:
+                return None
+            rival = other.target
+            tried.add(rival)
+            return self._send(walk, other)
+
+        try:
+            won = await sooner(
+                self._send(walk, lease), second, patience_s=patience, clock=self._clock
+            )
+        except Fault:
+            if rival is not None:
+                self._emit(Hedge(rival.id, "failed"))
+            raise
+        if rival is not None:
+            self._emit(Hedge(rival.id, "won" if won.lease.target is rival else "lost"))
+        return won
+
+    def _rival(self, route: Route, exclude: set[Target], tokens: float) -> Lease | None:
+        """Another provider's lease, where one is free for the asking and the budget allows."""
+        providers = route.providers()
+        if not providers.members:
+            return None
+        lease = providers.lease(self._clock.now(), exclude)
+        if isinstance(lease, Refusal):
+            return None
+        if self._hedges.spend(tokens):
+            return lease
+        lease.settle(Verdict.VOID, self._clock.now())
+        return None
+
+    async def _send(self, walk: Walk, lease: Lease) -> Attempt:
         """One attempt up to its first piece. Raises Fault; then, as on cancellation, the lease is settled."""
         attempt = walk.begin(lease)
         try:
             backend = self._backends[lease.target.backend]
-            answer = await backend.open(self._order(walk.call, lease.target))
+            answer = await backend.open(self._order(walk, lease.target))
             attempt.answer = answer
             if answer.facts.first_token_at is not None:
                 lease.first_token(answer.facts.first_token_at)
-            first = await _first_piece(answer)
+            attempt.first = await _first_piece(answer)
         except BaseException as error:
             attempt.end(error if isinstance(error, Fault) else None, Verdict.VOID)
             raise
-        walk.first_token_at = self._clock.now()
+        now = self._clock.now()
         if walk.call.request.stream:
-            lease.first_token(walk.first_token_at)
-        return Reply(walk, attempt, answer, first)
+            lease.first_token(now)
+            lease.target.load.first_tokens.saw(walk.call.prompt_tokens, now - lease.since)
+        attempt.first_at = now
+        return attempt
 
-    def _order(self, call: Call, target: Target) -> Order:
+    def _order(self, walk: Walk, target: Target) -> Order:
+        call = walk.call
         shows_progress = call.request.stream or target.kind == "engine"
+        limits = self._terms.limits if shows_progress else self._terms.whole_limits
         return Order(
-            request=call.request,
+            request=walk.request,
             body=call.body,
             model=target.model,
             request_id=call.request_id,
             deadline=call.deadline,
-            limits=self._terms.limits if shows_progress else self._terms.whole_limits,
+            limits=self._terms.scaled(limits, call.prompt_tokens),
             created=int(self._clock.wall()),
         )
 
-    async def _wait(self, walk: Walk, refusal: Refusal) -> None:
+    # Nobody to send it to
+
+    async def _wait(self, walk: Walk, refusal: Refusal, *, may_turn: bool) -> None:
         """Wait until somebody may take the request: as long as targets asked for, and before any is tried
-        again, exponentially longer with full jitter. Raises ApiError where nobody is up or the wait would outlast
-        the deadline.
+        again, exponentially longer with full jitter. Raises ApiError where nobody is up, or the wait would outlast
+        the deadline or what one waits for where a fallback could answer (``may_turn``).
 
         Source: AWS Architecture Blog, "Exponential Backoff And Jitter".
         """
         now = self._clock.now()
+        retry = self._terms.retry
         fault = walk.last_fault
         wait = max(0.0, refusal.retry_at - now)
         if refusal.reason == "unavailable":
             raise api_error(fault) if fault is not None else self._nobody_up(walk, wait)
-        if walk.attempts:
-            retry = self._terms.retry
-            wait = max(wait, self._rng.random() * retry.backoff_s * 2 ** (walk.attempts - 1))
+        if walk.tries:
+            wait = max(wait, self._rng.random() * retry.backoff_s * 2 ** (walk.tries - 1))
         if fault is not None and fault.retry_after_s is not None:
             wait = max(wait, fault.retry_after_s)
-        if now + wait >= walk.call.deadline:
+        if now + wait >= walk.call.deadline or (may_turn and wait > retry.fallback_wait_s):
             message = "All targets of this model asked to be left alone for a while."
             raise api_error(fault or Fault(FaultKind.RATE_LIMITED, message, retry_after_s=wait))
         await self._clock.sleep(wait)

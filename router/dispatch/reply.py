@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from router.accounts.charge import Charge
-from router.backends.base import Answer
 from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
 from router.errors import Fault, api_error
 from router.policy.breaker import Verdict
@@ -41,11 +40,14 @@ class Reply:
         "target",
     )
 
-    def __init__(self, walk: Walk, attempt: Attempt, answer: Answer, first: bytes) -> None:
+    def __init__(self, walk: Walk, attempt: Attempt) -> None:
+        answer = attempt.answer
+        assert answer is not None, "it has its first piece"
+        walk.latest = attempt
         self._walk = walk
         self._attempt = attempt
         self._answer = answer
-        self._first = first
+        self._first = attempt.first
         self._over = False
         self._charge = walk.call.charge
         self.streaming = bool(walk.call.request.stream)

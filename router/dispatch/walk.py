@@ -11,6 +11,7 @@ from router.errors import Fault, FaultKind
 from router.events import AttemptDone, Listener, RequestDone, TargetState
 from router.policy.breaker import Verdict
 from router.target import Lease
+from router.wire.request import Request
 
 CLIENT_GONE = "client_gone"
 CLIENT_GONE_STATUS = 499
@@ -26,10 +27,11 @@ class Walk:
         "attempts",
         "call",
         "clock",
-        "first_token_at",
         "last_fault",
         "latest",
+        "request",
         "terms",
+        "tries",
     )
 
     def __init__(self, call: Call, terms: Terms, clock: Clock, emit: Listener) -> None:
@@ -39,10 +41,13 @@ class Walk:
         self.terms = terms
         self.clock = clock
         self.attempts = 0
+        self.request = call.request
+        """As it is sent: a fallback is asked by its own name."""
+        self.tries = 0
+        """Attempts at the present model."""
         self.latest: Attempt | None = None
         """The one that was sent last, or whose answer the client gets."""
         self.last_fault: Fault | None = None
-        self.first_token_at: float | None = None
 
     @property
     def overhead_s(self) -> float | None:
@@ -50,9 +55,21 @@ class Walk:
         sent = self._first_sent_at
         return None if sent is None else sent - self.call.received_at
 
+    @property
+    def is_final(self) -> bool:
+        """No other target would have mended what befell it last."""
+        return self.last_fault is not None and not self.last_fault.retryable
+
+    def turn_to(self, request: Request) -> None:
+        """Another model is asked from now on, with ``request``."""
+        self.request = request
+        self.tries = 0
+        self.last_fault = None
+
     def begin(self, lease: Lease) -> Attempt:
         """An attempt is about to be sent."""
         self.attempts += 1
+        self.tries += 1
         if self._first_sent_at is None:
             self._first_sent_at = lease.since
         self.latest = Attempt(lease, self.call.route.name, self.clock, self._emit)
@@ -66,7 +83,7 @@ class Walk:
         told = Tokens(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
         took = self._bill(told)
         now = self.clock.now()
-        first = self.first_token_at
+        first = latest.first_at if latest is not None else None
         self._emit(
             RequestDone(
                 request_id=call.request_id,
@@ -100,12 +117,15 @@ class Walk:
 class Attempt:
     """One lease on one target, and the answer that came of it."""
 
-    __slots__ = ("_clock", "_emit", "_model", "answer", "lease")
+    __slots__ = ("_clock", "_emit", "_model", "answer", "first", "first_at", "lease")
 
     def __init__(self, lease: Lease, model: str, clock: Clock, emit: Listener) -> None:
         self.lease = lease
         self.answer: Answer | None = None
         """None until its head is there."""
+        self.first = b""
+        """The answer's first piece."""
+        self.first_at: float | None = None
         self._model = model
         self._clock = clock
         self._emit = emit

@@ -25,6 +25,10 @@ class Candidate(Protocol):
         """Its share, relative to the others'."""
 
     @property
+    def local(self) -> bool:
+        """Whether it is one of our own engines."""
+
+    @property
     def load(self) -> Load:
         """What it has to do; to be read only."""
 
