@@ -128,14 +128,19 @@ class World:
         assert set(Counter(done.request_id for done in self.done).values()) <= {1}
 
 
-def config_of(*urls: str, provider: str = "", extra: str = "", model: str = "") -> str:
-    """The model ``m``, asked for at each of ``urls`` in turn. ``provider`` and ``model`` are more of their fields."""
+def config_of(
+    *urls: str, provider: str = "", model: str = "", served: int | None = None, extra: str = ""
+) -> str:
+    """The model ``m``, asked for at the first ``served`` of ``urls`` in turn, or at all.
+
+    ``provider`` and ``model`` are more of their fields.
+    """
     names = NAMES[: len(urls)]
     providers = "".join(
         f"  {name}: {{base_url: {url!r}{', ' if provider else ''}{provider}}}\n"
         for name, url in zip(names, urls, strict=True)
     )
-    targets = ", ".join(f"{{provider: {name}, model: up}}" for name in names)
+    targets = ", ".join(f"{{provider: {name}, model: up}}" for name in names[:served])
     return (
         f"providers:\n{providers}models:\n"
         f"  m: {{policy: round_robin, price: {{input: 1, output: 1}}, targets: [{targets}]"
@@ -153,13 +158,16 @@ health: {failures: 2, eject_s: 60}
 
 @contextlib.asynccontextmanager
 async def world(
-    *scripts: up.Script, rules: str = RULES, more: str = "", provider: str = "", model: str = ""
+    *scripts: up.Script, rules: str = RULES, more: str = "", **how: Any
 ) -> AsyncIterator[World]:
-    """Upstreams with these answers, and a router; at the end the books are checked. ``more``: models, in YAML."""
+    """Upstreams with these answers, and a router; at the end the books are checked.
+
+    ``more``: models, in YAML; ``how`` is `config_of`'s.
+    """
     async with contextlib.AsyncExitStack() as stack:
         upstreams = [await stack.enter_async_context(up.Upstream(default=one)) for one in scripts]
         urls = [one.url for one in upstreams]
-        config = config_of(*urls, provider=provider, model=model, extra=more + rules)
+        config = config_of(*urls, extra=more + rules, **how)
         router = Router(parse(PORTS + KEYS + config, "test.yaml", {}))
         served = await stack.enter_async_context(served_by(router))
         made = World(upstreams, served)

@@ -10,6 +10,7 @@ import asyncio
 
 import pytest
 
+from router.load import FirstTokens
 from tests import upstream as up
 from tests.e2e.faulty import (
     QUESTION,
@@ -174,15 +175,15 @@ FALLBACK = "  n: {{targets: [{{provider: {0}, model: large}}]}}\n"
 
 
 @both
-@pytest.mark.xfail(strict=True, reason="no fallback to other models yet")
 async def test_503_of_every_target_goes_to_the_models_fallback(streaming):
-    fallback = FALLBACK.format("c")
-    async with world(
-        up.status(503), up.status(503), speaks(), model="fallback: [n]", more=fallback
-    ) as w:
-        w.c.default = speaks()
+    how = {"served": 2, "model": "fallback: [n]", "more": FALLBACK.format("c")}
+    async with world(up.status(503), up.status(503), speaks(), **how) as w:
         got = await w.ask(streaming)
-        assert (got.status, got.text) == (200, TEXT)
+        assert (got.status, got.text, got.target) == (200, TEXT, "c/large")
+        await w.asks(3, streaming)
+        assert [w.state(name) for name in "ab"] == ["ejected"] * 2
+        assert {seen.json["model"] for seen in w.c.requests} == {"large"}
+        assert [(done.outcome, done.model) for done in w.done] == [("ok", "m")] * 4
 
 
 # 5, 6, 7: nothing before the first byte.
@@ -224,6 +225,21 @@ async def test_a_slow_first_token_is_not_waited_for_though_heartbeats_come(strea
         assert (got.status, got.text, got.attempts) == (200, TEXT, 2)
         await w.a.until_gone()
         await assert_counted(w, streaming)
+
+
+async def test_a_slow_first_token_is_hedged_where_the_config_says_so():
+    """Long before any limit, once it is known how long first tokens take."""
+    rules = RULES.replace("backoff_s: 0.01", "backoff_s: 0.01, hedge_share: 1")
+    async with world(speaks(), speaks(), rules=rules) as w:
+        await w.asks(2 * FirstTokens.FEW, True)
+        gate = asyncio.Event()
+        w.a.default = up.waits(gate, speaks())
+        got = await w.ask(True)
+        while got.attempts == 1:
+            got = await w.ask(True)
+        assert (got.text, got.target) == (TEXT, "b/up")
+        await w.a.until_gone()
+        assert w.state("a") == "admitting", "it was cancelled, which says nothing"
 
 
 # 8, 9, 10, 11: broken off in the middle.
@@ -366,15 +382,15 @@ async def test_a_context_that_is_too_long_is_passed_on_unchanged_and_blames_nobo
 
 
 @both
-@pytest.mark.xfail(strict=True, reason="no fallback to larger contexts yet")
 async def test_a_context_that_is_too_long_goes_to_the_larger_model(streaming):
-    more = FALLBACK.format("b")
-    async with world(
-        up.context_too_long(), speaks(), model="context_fallback: [n]", more=more
-    ) as w:
-        got = await w.ask(streaming)
-        assert (got.status, got.text) == (200, TEXT)
-        assert w.b.requests[0].json["model"] == "large"
+    how = {"served": 1, "model": "context_fallback: [n]", "more": FALLBACK.format("b")}
+    async with world(up.context_too_long(), speaks(), **how) as w:
+        for _ in range(4):
+            got = await w.ask(streaming)
+            assert (got.status, got.text) == (200, TEXT)
+        assert {seen.json["model"] for seen in w.b.requests} == {"large"}
+        assert [len(one.requests) for one in w.upstreams] == [4, 4]
+        assert w.state("a") == "admitting"
 
 
 @both
@@ -392,6 +408,16 @@ async def test_a_refusal_by_a_content_filter_is_passed_on_and_blames_nobody(stre
         got = await w.ask(streaming)
         assert (got.status, got.body) == (400, body)
         await assert_not_blamed(w, streaming)
+
+
+@both
+async def test_a_refusal_by_a_content_filter_goes_elsewhere_where_the_config_says_so(streaming):
+    body = up.error_body("It was filtered.", kind="invalid_request_error", code="content_filter")
+    how = {"served": 1, "model": "content_filter_fallback: [n]", "more": FALLBACK.format("b")}
+    async with world(up.status(400, body), speaks(), **how) as w:
+        got = await w.ask(streaming)
+        assert (got.status, got.text) == (200, TEXT)
+        assert w.state("a") == "admitting"
 
 
 # 14: who doesn't continue.
