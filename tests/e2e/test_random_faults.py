@@ -38,14 +38,14 @@ providers:
   c: {{base_url: {2!r}}}
   d: {{base_url: {3!r}, max_connections: 8}}
 models:
-  two: {{policy: round_robin, targets: [{{provider: a}}, {{provider: b}}]}}
+  two: {{policy: round_robin, fallback: [four], targets: [{{provider: a}}, {{provider: b}}]}}
   three: {{policy: least_inflight, targets: [{{provider: a}}, {{provider: b}}, {{provider: c}}]}}
   four:
     policy: power_of_two
     price: {{input: 1, output: 1}}
     targets: [{{provider: a}}, {{provider: b}}, {{provider: c}}, {{provider: d}}]
 timeouts: {{total_s: 5, first_token_s: 0.2, answer_s: 0.2, idle_s: 0.15}}
-retry: {{backoff_s: 0.002}}
+retry: {{backoff_s: 0.002, hedge_share: 0.1}}
 health: {{failures: 5, eject_s: 0.05}}
 """
 
