@@ -210,6 +210,8 @@ class Connection(asyncio.Protocol):
         self._stop_linger()
         if self._transport is not None:
             self._transport.abort()
+        else:
+            self._owner.gone(self)  # It never had a socket.
         if before is not State.OPENING:
             self._owner.closed(self)
 
