@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -48,7 +49,7 @@ def speaks(words: list[str] | None = None, *, finish: str = "stop", **how: Any) 
             return
         options = call.seen.json.get("stream_options") or {}
         usage = "chunk" if options.get("include_usage") else None
-        parts = [part + " " for part in rest.split(" ") if part]
+        parts = re.findall(r"\s*\S+\s*", rest)
         await up.stream_of(up.events(texts=parts, finish=finish, usage=usage), **how)(call)
 
     return answer

@@ -14,7 +14,18 @@ from router.backends.openai import OpenAIBackend
 from router.config.reader import parse
 from router.wire.chat import decode_chat
 from tests import upstream as up
-from tests.e2e.faulty import KEYS, QUESTION, RULES, SECRET, TEXT, World, speaks, until, world
+from tests.e2e.faulty import (
+    KEYS,
+    QUESTION,
+    RULES,
+    SECRET,
+    TEXT,
+    World,
+    by_prefix,
+    speaks,
+    until,
+    world,
+)
 from tests.e2e.judging import read, request
 from tests.e2e.serving import PORTS, served_by
 from tests.stepping import everywhere
@@ -45,6 +56,7 @@ WAYS = {
     "after a retry elsewhere": [up.status(500), speaks()],
     "after a retry of a kept connection": [at_first(up.hang_up(), speaks())],
     "broken off": [up.cut(2)],
+    "continued elsewhere": [by_prefix(up.cut(2), up.status(500)), speaks()],
     "from a fallback": [up.status(500), speaks()],
 }
 
