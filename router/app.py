@@ -40,6 +40,7 @@ from router.dispatch import Call, Dispatcher, Reply, Terms
 from router.eligible import Eligible
 from router.errors import invalid_request
 from router.events import Event, Listener, TargetState
+from router.policy.quota import Gauge
 from router.pool import Route
 from router.wire import sse
 from router.wire.chat import ChatRequest, decode_chat, unknown_model
@@ -83,6 +84,8 @@ class TargetStats(msgspec.Struct, frozen=True):
     provider: str
     state: str
     inflight: int
+    quota: tuple[Gauge, ...] = ()
+    """Its provider's limits, as far as they are known."""
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -273,8 +276,16 @@ class Router:
         for name in self.config.models:
             for member in self.pool.routes[name].members:
                 listed[member.target.id].append(name)
+        now = self._clock.now()
         targets = tuple(
-            TargetStats(t.id, tuple(listed[t.id]), t.backend, t.state, t.inflight)
+            TargetStats(
+                t.id,
+                tuple(listed[t.id]),
+                t.backend,
+                t.state,
+                t.inflight,
+                t.quota.gauges(now) if t.quota is not None else (),
+            )
             for t in self.pool.targets.values()
         )
         return Stats(sum(t.inflight for t in targets), targets)
@@ -364,6 +375,7 @@ def _terms(config: Config, accounts: Accounts, eligible: Eligible) -> Terms:
         limits,
         whole,
         config.retry,
+        config.recovery,
         accounts,
         prompt_s_per_1k=clocks.first_token_s_per_1k,
         narrow=eligible.narrow,

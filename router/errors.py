@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from router.ratelimits import Readings
+
 
 class NenyaError(Exception):
     """The root."""
@@ -164,6 +166,8 @@ class Fault(NenyaError):  # noqa: N818 - the domain's word
         self.status = status
         self.retry_after_s = retry_after_s
         self.answer = answer
+        self.readings: Readings = ()
+        """What the provider's refusal told of its limits."""
 
     @property
     def retryable(self) -> bool:

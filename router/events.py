@@ -47,6 +47,22 @@ class RequestDone(msgspec.Struct, frozen=True):
     """At the model's price; None where it has none."""
     tokens_estimated: bool | None = None
     """True where the answer broke off before its usage was told, so that the tokens are a guess."""
+    burnt_input_tokens: int | None = None
+    """Tokens that targets took besides, as far as they told: by attempts that failed, and by reading the prompt again
+    to go on with an answer. None is none."""
+    burnt_output_tokens: int | None = None
+
+
+class Recovery(msgspec.Struct, frozen=True):
+    """What came of asking a target for the rest of a stream that broke after its first byte."""
+
+    target: str
+    """Who was asked; where nobody could be, who broke off."""
+    outcome: str
+    """``continued``; ``restarted``: nothing had been said; ``completed``: nothing but the end was missing;
+    ``rejected``: it takes no beginning; ``diverged``: it wrote something else; ``failed``: it broke, too;
+    ``impossible``: nobody could be asked.
+    """
 
 
 class Retry(msgspec.Struct, frozen=True):
@@ -112,6 +128,7 @@ class UsageLost(msgspec.Struct, frozen=True):
 Event = (
     AttemptDone
     | RequestDone
+    | Recovery
     | Retry
     | Hedge
     | Fallback

@@ -31,6 +31,7 @@ from router.events import (
     Fallback,
     Hedge,
     LimitDecision,
+    Recovery,
     RequestDone,
     Retry,
     TargetState,
@@ -148,6 +149,10 @@ class Metrics:
             "nenya_tokens", "Tokens; cached_input are part of input", ("model", "provider", "type"),
             registry=registry,
         )  # fmt: skip
+        self._burnt = Counter(
+            "nenya_burnt_tokens", "Tokens that targets took and no answer has a part in",
+            ("model", "provider", "type"), registry=registry,
+        )  # fmt: skip
         self._speed = Histogram(
             "nenya_output_tokens_per_second", "Tokens a second of a stream after its first",
             ("model", "provider"), buckets=SPEED_BUCKETS, registry=registry,
@@ -162,6 +167,10 @@ class Metrics:
         self._ejections = Counter(
             "nenya_target_ejections", "Times a target was ejected", labels, registry=self._registry
         )
+        self._refusals = Counter(
+            "nenya_upstream_429", "Attempts that a provider refused for its limits", ("target",),
+            registry=self._registry,
+        )  # fmt: skip
         self._retries = Counter(
             "nenya_retries", "Attempts that failed and were followed by another", labels,
             registry=self._registry,
@@ -174,6 +183,10 @@ class Metrics:
         self._fallbacks = Counter(
             "nenya_fallbacks", "Requests that another model was asked to answer", ("model", "to", "reason"),
             registry=self._registry,
+        )  # fmt: skip
+        self._recoveries = Counter(
+            "nenya_recoveries", "Streams that broke after their first byte: what came of asking for the rest",
+            ("target", "outcome"), registry=self._registry,
         )  # fmt: skip
 
     def _make_accounts(self) -> None:
@@ -205,6 +218,8 @@ class Metrics:
         elif isinstance(event, Fallback):
             names = (self._model(event.model), self._model(event.to), _outcome(event.reason))
             self._fallbacks.labels(*names).inc()
+        elif isinstance(event, Recovery):
+            self._recoveries.labels(self._target(event.target), event.outcome).inc()
         elif isinstance(event, TargetState) and event.state == "ejected":
             self._ejections.labels(self._target(event.target), _reason(event.reason)).inc()
         elif isinstance(event, LimitDecision):
@@ -234,6 +249,10 @@ class Metrics:
             series.output_tokens.inc(event.output_tokens)
         if event.cost_usd:
             series.cost_usd.inc(event.cost_usd)
+        if event.burnt_input_tokens or event.burnt_output_tokens:
+            labels = self._model(event.model), self._provider(event.provider)
+            self._burnt.labels(*labels, "input").inc(event.burnt_input_tokens or 0)
+            self._burnt.labels(*labels, "output").inc(event.burnt_output_tokens or 0)
         if event.streaming and event.first_token_s is not None:
             self._stream(event, event.first_token_s, series)
 
@@ -247,6 +266,8 @@ class Metrics:
 
     def _attempt(self, event: AttemptDone) -> None:
         error = event.fault.value if event.fault is not None else ""
+        if event.fault is FaultKind.RATE_LIMITED:
+            self._refusals.labels(self._target(event.target)).inc()
         key = (event.model, event.target, event.provider, error)
         child = self._attempted.get(key)
         if child is None:
@@ -332,6 +353,26 @@ class _Page(Collector):
                 state.add_metric([one.target, name], float(one.state == name))
         yield inflight
         yield state
+        yield from self._limits()
+
+    def _limits(self) -> Iterator[Metric]:
+        labels = ["target", "resource"]
+        limit = GaugeMetricFamily(
+            "nenya_upstream_ratelimit_limit", "A limit that the provider sets us", labels=labels
+        )
+        remaining = GaugeMetricFamily(
+            "nenya_upstream_ratelimit_remaining", "What is thought to be left of it", labels=labels
+        )
+        reset = GaugeMetricFamily(
+            "nenya_upstream_ratelimit_reset_seconds", "Time until it is thought to be whole", labels=labels
+        )  # fmt: skip
+        for one in self._stats.targets:
+            for gauge in one.quota:
+                values = [one.target, gauge.resource]
+                limit.add_metric(values, gauge.limit)
+                remaining.add_metric(values, gauge.remaining)
+                reset.add_metric(values, gauge.reset_s)
+        yield from (limit, remaining, reset)
 
 
 def _outcome(code: str) -> str:

@@ -7,9 +7,14 @@ settled exactly once, so it can't drift, and nothing ever resets it. It is count
 
 from __future__ import annotations
 
+from typing import Literal
+
+from router.counting import Need
 from router.errors import IllegalMove
 from router.load import NOTHING, Claim, Load, MeanOutput
 from router.policy.breaker import Breaker, Permit, Verdict
+from router.policy.quota import Hold, Quota
+from router.ratelimits import Readings, Spent
 
 
 class Target:
@@ -19,14 +24,17 @@ class Target:
         "available",
         "backend",
         "breaker",
+        "continues",
         "id",
         "kind",
         "load",
         "model",
+        "not_continuing_until",
+        "quota",
         "resting_until",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - made in one place
         self,
         id: str,  # noqa: A002
         backend: str,
@@ -35,6 +43,7 @@ class Target:
         kind: str,
         breaker: Breaker,
         load: Load | None = None,
+        quota: Quota | None = None,
     ) -> None:
         """``id`` is its name in logs and metrics; ``backend`` and ``model`` say where a request goes."""
         self.id = id
@@ -44,10 +53,16 @@ class Target:
         """``engine`` or ``provider``."""
         self.breaker = breaker
         self.load = load or Load()
+        self.quota = quota
+        """What its provider lets us do; None of an engine."""
         self.available = True
         """False while its engine's process is not up."""
         self.resting_until = 0.0
         """It asked to be left alone until then (429 with retry-after)."""
+        self.continues: bool | Literal["auto"] = kind == "engine" or "auto"
+        """Whether it goes on with an answer that has begun: exactly, never, or to be found out."""
+        self.not_continuing_until = 0.0
+        """It was found not to; asked again then, for a server may have been exchanged."""
 
     def admits(self, now: float) -> bool:
         """Whether a request should go there."""
@@ -56,6 +71,17 @@ class Target:
     def panics(self, now: float) -> bool:
         """Whether a request may go there when nobody admits: ejected or not, but up and not at rest."""
         return self.available and now >= self.resting_until
+
+    def may_continue(self, now: float) -> bool:
+        """Whether it may be asked to go on with an answer that has begun."""
+        return self.continues is not False and now >= self.not_continuing_until
+
+    def wait_s(self, need: Need, now: float) -> float:
+        """How long until its provider's limits let a request through; see `Quota.wait_s`."""
+        quota = self.quota
+        if quota is None or not quota.knows:
+            return 0.0
+        return quota.wait_s(need, now)
 
     @property
     def state(self) -> str:
@@ -67,9 +93,17 @@ class Target:
         """Requests it is working on."""
         return self.load.inflight
 
-    def lease(self, now: float, claim: Claim = NOTHING, outputs: MeanOutput | None = None) -> Lease:
-        """Send a request there: counted until the lease is settled. ``outputs`` hears how long the answer was."""
-        return Lease(self, self.breaker.enter(), now, claim, outputs)
+    def lease(
+        self,
+        now: float,
+        claim: Claim = NOTHING,
+        outputs: MeanOutput | None = None,
+        hold: Hold | None = None,
+    ) -> Lease:
+        """Send a request there: counted until the lease is settled. ``outputs`` hears how long the answer was; ``hold``
+        is what the request takes of the quota.
+        """
+        return Lease(self, self.breaker.enter(), now, claim, outputs, hold)
 
     def __repr__(self) -> str:
         return f"Target({self.id}, {self.state}, inflight={self.inflight})"
@@ -81,6 +115,7 @@ class Lease:
     __slots__ = (
         "_begun",
         "_claim",
+        "_hold",
         "_outputs",
         "_permit",
         "_predicted_us",
@@ -90,13 +125,20 @@ class Lease:
     )
 
     def __init__(
-        self, target: Target, permit: Permit, since: float, claim: Claim, outputs: MeanOutput | None
+        self,
+        target: Target,
+        permit: Permit,
+        since: float,
+        claim: Claim,
+        outputs: MeanOutput | None,
+        hold: Hold | None,
     ) -> None:
         self.target = target
         self.since = since
         self._permit = permit
         self._claim = claim
         self._outputs = outputs
+        self._hold = hold
         self._begun = False
         self._settled = False
         self._predicted_us = target.load.pending_us + claim.work_us
@@ -112,14 +154,27 @@ class Lease:
         load.begin(claim)
         load.rate.saw(self._predicted_us * 1e-6, now - self.since)
 
+    def hear(self, readings: Readings, now: float) -> None:
+        """The response's head told of limits."""
+        if readings and self.target.quota is not None:
+            self.target.quota.hear(readings, now, self._hold)
+
+    def refused(self, readings: Readings, now: float, retry_after_s: float | None) -> None:
+        """The provider refused the request for one of its limits."""
+        self.hear(readings, now)
+        if self.target.quota is not None:
+            self.target.quota.refused(now, retry_after_s, told=bool(readings))
+
     def settle(
         self,
         verdict: Verdict,
         now: float,
         retry_after_s: float | None = None,
         output_tokens: int | None = None,
+        spent: Spent | None = None,
     ) -> bool:
-        """Give the target back and say how it went; true where its health moved to another state.
+        """Give the target back and say how it went; true where its health moved to another state. ``spent``: what the
+        provider counted, where that is known.
 
         Raises IllegalMove the second time.
         """
@@ -128,6 +183,8 @@ class Lease:
         self._settled = True
         target = self.target
         target.load.remove(self._claim, begun=self._begun)
+        if self._hold is not None and target.quota is not None:
+            target.quota.settle(self._hold, spent, now)
         if output_tokens is not None and self._outputs is not None and verdict is Verdict.GOOD:
             self._outputs.saw(output_tokens)
         if retry_after_s is not None:

@@ -13,6 +13,7 @@ from router.events import (
     AttemptDone,
     LimitDecision,
     NodeState,
+    Recovery,
     RequestDone,
     Retry,
     TargetState,
@@ -27,6 +28,7 @@ from router.metrics import (
     STATES,
     Metrics,
 )
+from router.policy.quota import Gauge
 
 OPEN = "application/openmetrics-text; version=1.0.0"
 
@@ -35,6 +37,7 @@ class TargetStats(msgspec.Struct, frozen=True):
     target: str
     state: str
     inflight: int
+    quota: tuple[Gauge, ...] = ()
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -227,7 +230,10 @@ def test_names_and_buckets():
         "gen_ai_server_time_per_output_token_seconds", "gen_ai_client_operation_duration_seconds", "nenya_requests",
         "nenya_tokens", "nenya_output_tokens_per_second", "nenya_overhead_seconds", "nenya_target_inflight_requests",
         "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_hedges", "nenya_fallbacks",
-            "nenya_build",            "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped",
+            "nenya_build", "nenya_recoveries", "nenya_burnt_tokens",
+            "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped",
+            "nenya_upstream_429", "nenya_upstream_ratelimit_limit",
+            "nenya_upstream_ratelimit_remaining", "nenya_upstream_ratelimit_reset_seconds",
     }  # fmt: skip
 
     def buckets(name: str) -> list[float]:
@@ -293,3 +299,36 @@ def test_an_event_costs_little():
             metrics(DONE)
         best = min(best, (time.perf_counter() - started) / 500)
     assert best < 100e-6
+
+
+def test_broken_streams_and_what_they_burnt():
+    metrics = make(TargetStats("t", "admitting", 1))
+    metrics(Recovery("t", "continued"))
+    metrics(Recovery("unknown", "failed"))
+    metrics(msgspec.structs.replace(DONE, burnt_input_tokens=12))
+    page = metrics.render()[1].decode()
+    assert 'nenya_recoveries_total{outcome="continued",target="t"} 1.0' in page
+    assert 'nenya_recoveries_total{outcome="failed",target="other"} 1.0' in page
+    assert 'type="input"} 12.0' in page
+
+
+def test_upstream_limits_are_gauges_of_each_target_and_resource():
+    gauge = Gauge("tokens_day", 1000, 400, 51.5)
+    seen = samples(
+        make(TargetStats("t", "admitting", 0, (gauge,)), TargetStats("u", "admitting", 0))
+    )
+    labels = frozenset({("target", "t"), ("resource", "tokens_day")})
+    found = {name: value for (name, where), value in seen.items() if "ratelimit" in name}
+    assert found == {
+        "nenya_upstream_ratelimit_limit": 1000,
+        "nenya_upstream_ratelimit_remaining": 400,
+        "nenya_upstream_ratelimit_reset_seconds": 51.5,
+    }
+    assert ("nenya_upstream_ratelimit_limit", labels) in seen
+
+
+def test_refusals_for_limits_are_counted_by_target():
+    metrics = make()
+    for fault in (FaultKind.RATE_LIMITED, FaultKind.RATE_LIMITED, FaultKind.CUT, None):
+        metrics(AttemptDone("m", "t", "p", 1.0, fault))
+    assert samples(metrics)["nenya_upstream_429_total", frozenset({("target", "t")})] == 2

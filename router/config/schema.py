@@ -15,6 +15,7 @@ from engines.specs import EngineSpec
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 Weight = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 Money = Annotated[float, Meta(ge=0, le=1_000_000)]
 """USD. A bound keeps sums within 64 bits of billionths."""
 Expiry = Annotated[
@@ -35,7 +36,10 @@ Policy = Literal[
     "cache_aware",
     "expected_cost",
     "local_first",
+    "headroom",
 ]
+Counts = Literal["usage", "uncached", "max_tokens", "input"]
+"""How a provider counts a request against its limits of tokens; see `router.counting`."""
 
 
 class _Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -146,6 +150,12 @@ class Provider(_Part, frozen=True, kw_only=True):
     """PEM file of an authority to trust beside the system's; certificates are always verified."""
     extra_fields: list[Annotated[str, Meta(min_length=1)]] = []
     """Top-level fields of requests that aren't OpenAI's and are let through to this provider: ``[top_k, min_p]``."""
+    continues: bool | Literal["auto"] = "auto"
+    """Whether it goes on from an assistant's unfinished message: exactly, never, or to be told from what it writes."""
+    continue_form: Literal["continue_final_message", "prefix", "message"] | None = None
+    """How it is asked to; None goes by base_url."""
+    counts: Counts | None = None
+    """What its limits of tokens count; None goes by the host of base_url, else `usage`."""
     private_network: bool = False
     """Whether base_url's name may resolve to a private or loopback address; an address written out may always."""
 
@@ -161,6 +171,8 @@ class Target(_Part, frozen=True):
     model: str | None = None
     """The model's name there; None is the name it has here."""
     weight: Weight = 1
+    price: Price | None = None
+    """What it costs us there; the policy `headroom` looks at it."""
 
 
 class Model(_Part, frozen=True):
@@ -172,10 +184,12 @@ class Model(_Part, frozen=True):
     max_completion_tokens: Count | None = None
     policy: Policy | None = None
     """How one of several is chosen; None takes `expected_cost` where all are engines, `local_first` where some are,
-    else `least_inflight`.
+    `headroom` where none is.
     """
     spill_s: Annotated[float, Meta(ge=0)] = 1
     """Of `local_first`: how much later than a provider's an engine's first token may be. A reader notices a second."""
+    thrift: Share = 0.25
+    """How much `headroom` looks at prices: 0 not at all, 1 as much as at the load."""
     owned_by: str = "nenya"
     price: Price | None = None
     """What it costs whoever asks; None is nothing."""
@@ -214,6 +228,15 @@ class Retry(_Part, frozen=True):
     """Longest wait for the model itself where a fallback could answer; a first token takes about as long."""
 
 
+class Recovery(_Part, frozen=True):
+    """What happens to a stream that broke after its first byte."""
+
+    enabled: bool = True
+    """Whether another target writes the rest."""
+    keep_bytes: Count = 1024 * 1024
+    """Of a stream, to go on from; one that is longer is given up if it breaks. About 5,000 tokens."""
+
+
 class Health(_Part, frozen=True):
     """When a target is left alone."""
 
@@ -235,6 +258,7 @@ class Config(_Part, frozen=True):
     engines: dict[str, EngineSpec] = {}
     timeouts: Timeouts = Timeouts()
     retry: Retry = Retry()
+    recovery: Recovery = Recovery()
     health: Health = Health()
 
     @property

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from router.accounts.accounts import Accounts
 from router.accounts.charge import Charge
 from router.backends.base import Limits
-from router.config.schema import Retry
+from router.config.schema import Recovery, Retry
 from router.pool import Route
 from router.wire.request import Request
 
@@ -25,6 +25,8 @@ class Call(msgspec.Struct, frozen=True):
     key_id: str
     received_at: float
     deadline: float
+    said: str = ""
+    """How a chat's answer has begun, where only its rest is asked for."""
     charge: Charge | None = None
     """Its claim on its key's limits and budget, if anybody counts; settled with the walk's end."""
 
@@ -49,6 +51,7 @@ class Terms(msgspec.Struct, frozen=True):
     whole_limits: Limits
     """For a provider that is asked for a whole answer: its first byte comes after its last token."""
     retry: Retry
+    recovery: Recovery = Recovery()
     accounts: Accounts | None = None
     """Settles charges; None where there are none."""
     prompt_s_per_1k: float = 0.0

@@ -5,8 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from msgspec.structs import replace
-
 from router.backends.base import Answer, Backend, Order
 from router.clock import Clock
 from router.dispatch.call import Call, Terms
@@ -16,7 +14,7 @@ from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
 from router.errors import ApiError, Fault, FaultKind, api_error, overloaded
 from router.events import Fallback, Hedge, Listener
 from router.events import Retry as Retried
-from router.facts import facts_of
+from router.facts import facts_of, size_of
 from router.policy.breaker import Verdict
 from router.policy.hedge_budget import HedgeBudget
 from router.pool import Refusal, Route
@@ -57,7 +55,7 @@ class Dispatcher:
         except BaseException:
             walk.end(CLIENT_GONE, CLIENT_GONE_STATUS)
             raise
-        return Reply(walk, attempt)
+        return Reply(walk, attempt, self._send)
 
     # Who answers: the model, or a fallback
 
@@ -99,14 +97,17 @@ class Dispatcher:
                 route = self._terms.narrow(option, call.request, call.body)
             except ApiError:
                 continue
-            walk.turn_to(replace(call.request, model=option.name))
+            walk.turn_to(route)
             return route
         return None
 
     async def _of(self, walk: Walk, route: Route, *, may_turn: bool = False) -> Attempt:
         """From one model. ``may_turn``: a fallback could answer, so nobody waits for long. Raises ApiError."""
         tried: set[Target] = set()
-        facts = facts_of(walk.call.request) if route.wants_facts else None
+        call = walk.sent
+        facts = facts_of(call.request) if route.wants_facts else None
+        if facts is None and route.wants_size:
+            facts = size_of(call.request, len(call.body))
         while True:
             lease = route.lease(self._clock.now(), tried, facts)
             if isinstance(lease, Refusal):
@@ -131,28 +132,28 @@ class Dispatcher:
         """One attempt up to its first piece, or the sooner of two. Raises Fault; then all leases are settled."""
         if self._hedges.on and lease.target.kind == "provider" and walk.call.request.stream:
             return await self._hedged(walk, route, lease, tried)
-        return await self._send(walk, lease)
+        return await self._send(walk, lease, walk.sent)
 
     async def _hedged(self, walk: Walk, route: Route, lease: Lease, tried: set[Target]) -> Attempt:
         tokens = walk.call.prompt_tokens + route.outputs.value
         self._hedges.earn(tokens)
         patience = lease.target.load.first_tokens.quantile(walk.call.prompt_tokens, HEDGE_QUANTILE)
         if patience is None:
-            return await self._send(walk, lease)
+            return await self._send(walk, lease, walk.sent)
         rival: Target | None = None
 
         def second() -> Sending | None:
             nonlocal rival
-            other = self._rival(route, tried | {lease.target}, tokens)
+            other = self._rival(route, walk.sent, tried | {lease.target}, tokens)
             if other is None:
                 return None
             rival = other.target
             tried.add(rival)
-            return self._send(walk, other)
+            return self._send(walk, other, walk.sent)
 
         try:
             won = await sooner(
-                self._send(walk, lease), second, patience_s=patience, clock=self._clock
+                self._send(walk, lease, walk.sent), second, patience_s=patience, clock=self._clock
             )
         except Fault:
             if rival is not None:
@@ -162,26 +163,30 @@ class Dispatcher:
             self._emit(Hedge(rival.id, "won" if won.lease.target is rival else "lost"))
         return won
 
-    def _rival(self, route: Route, exclude: set[Target], tokens: float) -> Lease | None:
+    def _rival(self, route: Route, call: Call, exclude: set[Target], tokens: float) -> Lease | None:
         """Another provider's lease, where one is free for the asking and the budget allows."""
         providers = route.providers()
-        if not providers.members:
+        if not providers.members or not self._hedges.spend(tokens):
             return None
-        lease = providers.lease(self._clock.now(), exclude)
+        facts = size_of(call.request, len(call.body))
+        lease = providers.lease(self._clock.now(), exclude, facts)
         if isinstance(lease, Refusal):
+            self._hedges.refund(tokens)
             return None
-        if self._hedges.spend(tokens):
-            return lease
-        lease.settle(Verdict.VOID, self._clock.now())
-        return None
+        return lease
 
-    async def _send(self, walk: Walk, lease: Lease) -> Attempt:
-        """One attempt up to its first piece. Raises Fault; then, as on cancellation, the lease is settled."""
+    async def _send(self, walk: Walk, lease: Lease, call: Call) -> Attempt:
+        """One attempt up to its first piece. Raises Fault; then, as on cancellation, the lease is settled.
+
+        ``call``: what the target is asked, which may be the rest of an answer.
+        """
         attempt = walk.begin(lease)
         try:
             backend = self._backends[lease.target.backend]
-            answer = await backend.open(self._order(walk, lease.target))
+            answer = await backend.open(self._order(call, lease.target))
             attempt.answer = answer
+            if answer.facts.readings:
+                lease.hear(answer.facts.readings, self._clock.now())
             if answer.facts.first_token_at is not None:
                 lease.first_token(answer.facts.first_token_at)
             attempt.first = await _first_piece(answer)
@@ -189,24 +194,25 @@ class Dispatcher:
             attempt.end(error if isinstance(error, Fault) else None, Verdict.VOID)
             raise
         now = self._clock.now()
-        if walk.call.request.stream:
+        if call.request.stream:
             lease.first_token(now)
-            lease.target.load.first_tokens.saw(walk.call.prompt_tokens, now - lease.since)
-        attempt.first_at = now
+            lease.target.load.first_tokens.saw(call.prompt_tokens, now - lease.since)
+        if walk.first_at is None:
+            walk.first_at = now
         return attempt
 
-    def _order(self, walk: Walk, target: Target) -> Order:
-        call = walk.call
+    def _order(self, call: Call, target: Target) -> Order:
         shows_progress = call.request.stream or target.kind == "engine"
         limits = self._terms.limits if shows_progress else self._terms.whole_limits
         return Order(
-            request=walk.request,
+            request=call.request,
             body=call.body,
             model=target.model,
             request_id=call.request_id,
             deadline=call.deadline,
             limits=self._terms.scaled(limits, call.prompt_tokens),
             created=int(self._clock.wall()),
+            said=call.said,
         )
 
     # Nobody to send it to

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from router.accounts.charge import Bill, bill
 from router.accounts.prices import Tokens
 from router.backends.base import Answer, Facts
 from router.clock import Clock
 from router.dispatch.call import Call, Terms
 from router.errors import Fault, FaultKind
-from router.events import AttemptDone, Listener, RequestDone, TargetState
+from router.events import AttemptDone, Event, Listener, RequestDone, TargetState
 from router.policy.breaker import Verdict
+from router.pool import Route
+from router.ratelimits import NOTHING_SPENT, Spent
 from router.target import Lease
-from router.wire.request import Request
 
 CLIENT_GONE = "client_gone"
 CLIENT_GONE_STATUS = 499
@@ -22,14 +25,17 @@ class Walk:
     """One request, from its first attempt to its end."""
 
     __slots__ = (
+        "_burnt",
         "_emit",
         "_first_sent_at",
         "attempts",
         "call",
         "clock",
+        "first_at",
         "last_fault",
         "latest",
-        "request",
+        "route",
+        "sent",
         "terms",
         "tries",
     )
@@ -40,14 +46,19 @@ class Walk:
         self.call = call
         self.terms = terms
         self.clock = clock
+        self._burnt: tuple[int | None, int | None] = (None, None)
         self.attempts = 0
-        self.request = call.request
-        """As it is sent: a fallback is asked by its own name."""
+        self.route = call.route
+        """The model that is asked at present: the call's, or a fallback."""
+        self.sent = call
+        """What it is asked."""
         self.tries = 0
-        """Attempts at the present model."""
+        """Attempts at it."""
         self.latest: Attempt | None = None
         """The one that was sent last, or whose answer the client gets."""
         self.last_fault: Fault | None = None
+        self.first_at: float | None = None
+        """When the client's answer began."""
 
     @property
     def overhead_s(self) -> float | None:
@@ -60,9 +71,11 @@ class Walk:
         """No other target would have mended what befell it last."""
         return self.last_fault is not None and not self.last_fault.retryable
 
-    def turn_to(self, request: Request) -> None:
-        """Another model is asked from now on, with ``request``."""
-        self.request = request
+    def turn_to(self, route: Route) -> None:
+        """Another model is asked from now on, by its own name."""
+        request = replace(self.call.request, model=route.name)
+        self.route = route
+        self.sent = replace(self.call, request=request)
         self.tries = 0
         self.last_fault = None
 
@@ -72,8 +85,21 @@ class Walk:
         self.tries += 1
         if self._first_sent_at is None:
             self._first_sent_at = lease.since
-        self.latest = Attempt(lease, self.call.route.name, self.clock, self._emit)
+        self.latest = Attempt(lease, self)
         return self.latest
+
+    def say(self, event: Event) -> None:
+        """Tell the listeners."""
+        self._emit(event)
+
+    def burn(self, input_tokens: int | None, output_tokens: int | None) -> None:
+        """Targets took so many tokens that the client's answer has no part in."""
+        given, wrote = self._burnt
+        if input_tokens:
+            given = (given or 0) + input_tokens
+        if output_tokens:
+            wrote = (wrote or 0) + output_tokens
+        self._burnt = given, wrote
 
     def end(self, outcome: str, status: int) -> None:
         """The request is over, with the latest attempt's answer if there is one."""
@@ -83,7 +109,6 @@ class Walk:
         told = Tokens(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
         took = self._bill(told)
         now = self.clock.now()
-        first = latest.first_at if latest is not None else None
         self._emit(
             RequestDone(
                 request_id=call.request_id,
@@ -96,13 +121,17 @@ class Walk:
                 status=status,
                 attempts=self.attempts,
                 duration_s=now - call.received_at,
-                first_token_s=first - call.received_at if first is not None else None,
+                first_token_s=self.first_at - call.received_at
+                if self.first_at is not None
+                else None,
                 input_tokens=took.tokens.input,
                 cached_input_tokens=took.tokens.cached_input,
                 output_tokens=took.tokens.output,
                 overhead_s=self.overhead_s,
                 cost_usd=took.cost_usd,
                 tokens_estimated=took.estimated or None,
+                burnt_input_tokens=self._burnt[0],
+                burnt_output_tokens=self._burnt[1],
             )
         )
 
@@ -117,18 +146,17 @@ class Walk:
 class Attempt:
     """One lease on one target, and the answer that came of it."""
 
-    __slots__ = ("_clock", "_emit", "_model", "answer", "first", "first_at", "lease")
+    __slots__ = ("_walk", "answer", "first", "lease", "used")
 
-    def __init__(self, lease: Lease, model: str, clock: Clock, emit: Listener) -> None:
+    def __init__(self, lease: Lease, walk: Walk) -> None:
         self.lease = lease
+        self.used = False
+        """The client gets of its answer; else what it took is burnt."""
         self.answer: Answer | None = None
         """None until its head is there."""
         self.first = b""
         """The answer's first piece."""
-        self.first_at: float | None = None
-        self._model = model
-        self._clock = clock
-        self._emit = emit
+        self._walk = walk
 
     @property
     def facts(self) -> Facts:
@@ -143,16 +171,21 @@ class Attempt:
         if self.answer is not None:
             self.answer.close()
         lease, target = self.lease, self.lease.target
-        now = self._clock.now()
+        walk = self._walk
+        now = walk.clock.now()
+        if not self.used:
+            walk.burn(self.facts.input_tokens, self.facts.output_tokens)
         retry_after_s = None
         if fault is not None:
             verdict = Verdict.BAD if fault.blames_target else Verdict.VOID
             if fault.kind is FaultKind.RATE_LIMITED:
                 verdict, retry_after_s = Verdict.VOID, fault.retry_after_s
-        moved = lease.settle(verdict, now, retry_after_s, self.facts.output_tokens)
-        self._emit(
+                lease.refused(fault.readings, now, fault.retry_after_s)
+        facts = self.facts
+        moved = lease.settle(verdict, now, retry_after_s, facts.output_tokens, _spent(facts, fault))
+        walk.say(
             AttemptDone(
-                model=self._model,
+                model=walk.call.route.name,
                 target=target.id,
                 provider=target.backend,
                 duration_s=now - lease.since,
@@ -161,4 +194,17 @@ class Attempt:
         )
         if moved:
             reason = fault.kind.value if fault is not None else verdict.value
-            self._emit(TargetState(target.id, target.state, reason))
+            walk.say(TargetState(target.id, target.state, reason))
+
+
+UNCOUNTED = frozenset({FaultKind.RATE_LIMITED, FaultKind.CONNECT, FaultKind.TIMEOUT_CONNECT})
+"""Kinds after which the provider has counted nothing."""
+
+
+def _spent(facts: Facts, fault: Fault | None) -> Spent | None:
+    """What an attempt took of its provider's limits; None where nobody said."""
+    if fault is not None and fault.kind in UNCOUNTED:
+        return NOTHING_SPENT
+    if facts.input_tokens is None or facts.output_tokens is None:
+        return None
+    return Spent(facts.input_tokens, facts.output_tokens, facts.cached_input_tokens or 0)

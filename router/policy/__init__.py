@@ -32,6 +32,12 @@ class Candidate(Protocol):
     def load(self) -> Load:
         """What it has to do; to be read only."""
 
+    def headroom(self, now: float) -> float:
+        """Share of its provider's limits that is left, 0 to 1."""
+
+    def expense(self, demand: Demand) -> float | None:
+        """What it costs there, as far as that matters; None where nobody said."""
+
 
 C = TypeVar("C", bound=Candidate)
 

@@ -37,3 +37,7 @@ class HedgeBudget:
             return False
         self._tokens -= tokens
         return True
+
+    def refund(self, tokens: float) -> None:
+        """A hedge that was paid for had nobody to go to."""
+        self._tokens = min(MOST_TOKENS, self._tokens + tokens)

@@ -32,7 +32,7 @@ def serve(route, count, tokens=500, now=0.0):
 def test_it_is_the_default_of_mixed_pools_alone():
     assert policy_of(Model(targets=list(MIXED))) == "local_first"
     assert policy_of(Model(targets=[MIXED[0], MIXED[2]])) == "expected_cost"
-    assert policy_of(Model(targets=[MIXED[1]])) == "least_inflight"
+    assert policy_of(Model(targets=[MIXED[1]])) == "headroom"
 
 
 def test_requests_spill_when_engines_are_later_than_a_provider_by_more_than_the_knob():

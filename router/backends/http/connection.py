@@ -85,7 +85,7 @@ class Exchange:
     """One request and its response."""
 
     __slots__ = (
-        "_connection", "headers", "heard", "mailbox", "reused", "sent_at", "stale", "status", "time",
+        "_connection", "headers", "heard", "limits", "mailbox", "reused", "sent_at", "stale", "status", "time",
     )  # fmt: skip
 
     def __init__(
@@ -102,6 +102,8 @@ class Exchange:
         """0 until the head has come."""
         self.headers: dict[str, str] = {}
         """The allow-listed ones, names in lower case."""
+        self.limits: dict[str, str] = {}
+        """Those that tell of the provider's limits, and its date; empty where none does."""
         self.heard = False
         """At least one byte came back."""
         self.stale = False
@@ -299,7 +301,7 @@ class Connection(asyncio.Protocol):
             return
         exchange = self._exchange
         assert exchange is not None
-        self._framed = read_head(fields, exchange.headers)
+        self._framed = read_head(fields, exchange.headers, exchange.limits)
         exchange.status = status
         self._move(_READING_BODY)
         exchange.mailbox.wake()
