@@ -287,10 +287,6 @@ def rules_for(name):
     return SHORT if "stall" in name else RULES
 
 
-CONTINUED = pytest.mark.xfail(strict=True, reason="no continuation yet")
-
-
-@CONTINUED
 @pytest.mark.parametrize("name", BREAKS)
 async def test_a_stream_that_breaks_is_continued_elsewhere_and_counted(name):
     fault, _ = BREAKS[name]
@@ -424,7 +420,6 @@ async def test_a_refusal_by_a_content_filter_goes_elsewhere_where_the_config_say
 # 14: who doesn't continue.
 
 
-@CONTINUED
 async def test_who_refuses_to_continue_is_passed_over_and_remembered():
     b = by_prefix(speaks(), up.refuses_prefix())
     async with world(up.cut(2), b, speaks()) as w:
@@ -438,7 +433,6 @@ async def test_who_refuses_to_continue_is_passed_over_and_remembered():
         assert [prefix_of(seen) for seen in w.b.requests].count(BEGINNING) == 1, "it was learned"
 
 
-@CONTINUED
 async def test_where_nobody_continues_the_error_is_explicit_and_no_text_comes_twice():
     b = by_prefix(speaks(), up.refuses_prefix())
     async with world(up.cut(2), b, provider="continues: true") as w:
@@ -507,7 +501,6 @@ async def test_a_stream_that_broke_off_is_charged_for_what_was_relayed():
         assert done.cost_usd > 0
 
 
-@CONTINUED
 async def test_what_was_burnt_for_a_continued_answer_is_in_the_record():
     options = {"stream_options": {"include_usage": True}}
     async with world(up.cut(2), speaks(), provider="continues: true") as w:
