@@ -217,8 +217,11 @@ class Lease:
         elif verdict is Verdict.GOOD and target.concurrency.learned:
             target.concurrency.succeeded(self.since, target.load.inflight, now)
         target.load.remove(self._claim, begun=self._begun)
-        if self._hold is not None and target.quota is not None:
-            target.quota.settle(self._hold, spent, now)
+        if target.quota is not None:
+            if self._hold is not None:
+                target.quota.settle(self._hold, spent, now)
+            elif verdict is Verdict.GOOD:
+                target.quota.answered()
         if output_tokens is not None and self._outputs is not None and verdict is Verdict.GOOD:
             self._outputs.saw(output_tokens)
         if retry_after_s is not None:

@@ -10,6 +10,7 @@ from router.errors import ApiError
 from router.events import AttemptDone, Hedge, RequestDone
 from router.load import FirstTokens
 from router.policy.hedge_budget import MOST_TOKENS, HedgeBudget
+from tests.stepping import everywhere
 from tests.walks import Script, World, fault
 
 BODY = b" " * 4000
@@ -131,6 +132,23 @@ async def test_cancelled_at_every_step_of_a_race_nothing_leaks():
         (done,) = world.seen(RequestDone) or [None]
         assert done is None or done.attempts == len(world.seen(AttemptDone))
         assert [task for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+
+async def test_cancelled_at_every_await_of_a_race_nothing_leaks():
+    """Also in the moment in which the winner is known and the loser is being let go."""
+    worlds = []
+
+    def race():
+        slow = Gated([b"slow"])
+        worlds.append(hedging(slow, Script([b"1", b"2"])))
+        asyncio.get_running_loop().call_later(0.01, slow.gate.set)
+        return worlds[-1].ask(body=BODY, stream=True)
+
+    async for where in everywhere(race):
+        worlds[-1].assert_balanced()
+        (done,) = worlds[-1].seen(RequestDone)
+        assert done.attempts == len(worlds[-1].seen(AttemptDone)), where
+    assert len(worlds) > 10
 
 
 def test_the_budget_is_a_share_of_what_was_asked_for():

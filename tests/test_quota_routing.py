@@ -15,6 +15,7 @@ from router.errors import ApiError, Fault, FaultKind
 from router.facts import ATTACHMENT_TOKENS, size_of
 from router.load import Facts
 from router.policy.breaker import Verdict
+from router.policy.quota import PAUSE_S, SILENT
 from router.pool import MANY, Refusal, build
 from router.ratelimits import NOTHING_SPENT, Reading, Spent
 from router.wire.chat import ChatRequest, Message, decode_chat
@@ -51,6 +52,22 @@ def test_who_has_nothing_left_is_passed_over():
     picked = [pool.route("m").lease(0).target.backend for _ in range(4)]
     assert picked == ["a", "c", "a", "c"]
     assert "b" in [pool.route("m").lease(1).target.backend for _ in range(3)]
+
+
+def test_an_answer_ends_a_row_of_refusals_though_nobody_counts():
+    pool = build(config("a"))
+    quota = pool.targets["a/m"].quota
+    for _ in range(SILENT):
+        pool.route("m").lease(0).settle(Verdict.GOOD, 0, spent=Spent(1, 1))
+    assert not quota.counting
+    now = 0.0
+    for _ in range(5):
+        lease = pool.route("m").lease(now)
+        lease.refused((), now, None)
+        lease.settle(Verdict.VOID, now)
+        assert quota.closed_until == now + PAUSE_S
+        now = quota.closed_until
+        pool.route("m").lease(now).settle(Verdict.GOOD, now)
 
 
 def test_where_nobody_has_the_refusal_says_who_is_first():

@@ -43,10 +43,15 @@ async def sooner(
         timer.cancel()
         for task in tasks:
             task.cancel()
-        await asyncio.gather(timer, *tasks, return_exceptions=True)
-        for task in tasks:
-            if task is not winner and _answered(task):
-                task.result().end(None, Verdict.VOID)
+        try:
+            await asyncio.gather(timer, *tasks, return_exceptions=True)
+        except asyncio.CancelledError:
+            winner = None  # Nobody is left to take it.
+            raise
+        finally:
+            for task in tasks:
+                if task is not winner and _answered(task):
+                    task.result().end(None, Verdict.VOID)
 
 
 async def _until_one_answers(tasks: Sequence[asyncio.Future[Attempt]]) -> None:

@@ -331,10 +331,12 @@ class Quota:
     def refused(self, now: float, retry_after_s: float | None, *, told: bool) -> None:
         """A request was refused for a limit. ``told``: its response had readings, which were heard before."""
         self._slack = min(MOST_SLACK, self._slack * REFUSED)
-        if retry_after_s is None:
+        if (
+            retry_after_s is None and now >= self.closed_until
+        ):  # What was under way is the same refusal.
             self._refusals += 1
-            pause = min(MOST_PAUSE_S, PAUSE_S * 2 ** min(self._refusals - 1, 10))
-            self.closed_until = max(self.closed_until, now + pause)
+            pause = PAUSE_S * 2 ** min(self._refusals - 1, 10)
+            self.closed_until = now + min(MOST_PAUSE_S, pause)
             self.knows = True
         if self._meters and not told:
             scarcest = min(
@@ -342,6 +344,10 @@ class Quota:
                 key=lambda one: one.room(now) / one.limit,
             )
             scarcest.exhaust(now)
+
+    def answered(self) -> None:
+        """A request that wasn't counted was answered: refusals from now on are no more in a row with earlier ones."""
+        self._refusals = 0
 
     # Keeping count
 

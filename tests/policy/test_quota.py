@@ -224,6 +224,13 @@ def test_a_refusal_that_says_nothing_pauses_longer_each_time_until_an_answer():
     assert quota.wait_s(ONE, now) == PAUSE_S
 
 
+def test_a_burst_of_refusals_is_one():
+    quota = Quota()
+    for now in (0.0, 0.1, 0.2):
+        quota.refused(now, None, told=False)
+    assert quota.closed_until == PAUSE_S
+
+
 def test_a_refusal_without_headers_empties_the_scarcest_limit():
     quota = heard(told(300, 30), told(900, 6, limit=1000, resource="tokens"))
     quota.refused(0, 5.0, told=False)
