@@ -12,15 +12,21 @@ from typing import get_args
 
 import msgspec
 
+from benchmarks.measure.books import read
+from benchmarks.measure.result import BadResult
+from benchmarks.measure.simulated import result_of
 from benchmarks.simulate.compare import Plan, compare
-from benchmarks.simulate.gpu import GPUS
+from benchmarks.simulate.gpu import GPUS, Gpu
 from benchmarks.simulate.load import Load
 from benchmarks.simulate.measures import Slo
-from benchmarks.simulate.report import report, table
+from benchmarks.simulate.report import Report, report, table
 from benchmarks.simulate.run import Fleet
 from benchmarks.simulate.synthetic import poisson, sessions
-from benchmarks.simulate.traces import BadTrace, read
+from benchmarks.simulate.traces import BadTrace
+from router import __version__
 from router.cli import FAILED, OK, USAGE
+from router.cli.bench_calibrate import engine
+from router.cli.bench_results import Unwritable, put, write
 from router.config.schema import Policy
 
 EVERY: tuple[Policy, ...] = get_args(Policy)
@@ -37,19 +43,28 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare. The table goes to standard output, progress and errors to standard error."""
     try:
         plan = planned(arguments)
-    except (BadTrace, Misuse) as error:
+    except (BadResult, BadTrace, Misuse) as error:
         print(f"nenya bench simulate: {error}", file=sys.stderr)
         return USAGE
     done = report(plan, compare(plan, _tell))
-    if arguments.json is not None:
-        try:
-            body = msgspec.json.format(msgspec.json.encode(done), indent=2)
-            Path(arguments.json).write_bytes(body + b"\n")
-        except OSError as error:
-            print(f"nenya bench simulate: {arguments.json}: {error.strerror}", file=sys.stderr)
-            return FAILED
+    try:
+        _write(arguments, plan, done)
+    except Unwritable as error:
+        print(f"nenya bench simulate: {error}", file=sys.stderr)
+        return FAILED
     print(table(done))
     return OK
+
+
+def _write(arguments: argparse.Namespace, plan: Plan, done: Report) -> None:
+    """What the other benchmarks write, and the table's own figures in the JSON. Raises Unwritable."""
+    if (arguments.json, arguments.csv, arguments.html) == (None, None, None):
+        return
+    result = result_of(plan, done.rows, __version__)
+    write(arguments, [result])
+    if arguments.json is not None:
+        both = msgspec.to_builtins(result) | msgspec.to_builtins(done)
+        put(arguments.json, msgspec.json.encode(both) + b"\n")
 
 
 def planned(arguments: argparse.Namespace) -> Plan:
@@ -63,13 +78,17 @@ def planned(arguments: argparse.Namespace) -> Plan:
     rate = arguments.rate if arguments.rate is not None else load.rate * arguments.faster
     return Plan(
         load=load,
-        fleet=Fleet(GPUS[arguments.gpu], speeds),
+        fleet=Fleet(_engine(arguments), speeds),
         policies=_policies(arguments.policies),
         seeds=tuple(range(1, arguments.seeds + 1)),
         slo=_slo(arguments.slo),
         rate=rate,
         search=arguments.capacity,
     )
+
+
+def _engine(arguments: argparse.Namespace) -> Gpu:
+    return GPUS[arguments.gpu] if arguments.costs is None else engine(Path(arguments.costs))
 
 
 def _load(arguments: argparse.Namespace) -> Load:
