@@ -240,10 +240,8 @@ def _timeline(stage: Stage, slo: Slo) -> str:
         return ""
     width = span / BUCKETS
     middles = [(at + 0.5) * width for at in range(BUCKETS)]
-    begun, ended = (
-        sorted(one.begun_s for one in records),
-        sorted(one.end_s for one in records),
-    )
+    begun = sorted(one.begun_s for one in records)
+    ended = sorted(one.end_s for one in records)
     inside = [(at, float(bisect_right(begun, at) - bisect_right(ended, at))) for at in middles]
     time = Axis("seconds since the stage began", _number, low=0.0, high=span)
     sent = _rates(begun, width)
@@ -257,21 +255,17 @@ def _timeline(stage: Stage, slo: Slo) -> str:
         if one.ttft_s is not None:
             waits[min(BUCKETS - 1, int(one.due_s / width))].append(one.ttft_s)
     series = [
-        Series(
-            label,
-            _percentiles(middles, waits, share),
-            colour,
-            dots=False,
-        )
+        Series(label, _percentiles(middles, waits, share), colour, dots=False)
         for label, share, colour in (("p50", 0.5, 0), ("p99", 0.99, 2))
-    ]  # fmt: skip
-    return (
-        plot("Requests a second", rates, time, Axis("a second", _number, low=0.0))
-        + plot("In flight", [Series("", inside, 1, dots=False)], time, Axis("requests", _number, low=0.0))
-        + plot(
-            "TTFT by due time", series, time, Axis("", shown_time, log=True), _limits(slo, "ttft")
-        )
-    )  # fmt: skip
+    ]
+    level = [Series("", inside, 1, dots=False)]
+    count, wait = Axis("requests", _number, low=0.0), Axis("", shown_time, log=True)
+    plots = (
+        plot("Requests a second", rates, time, Axis("a second", _number, low=0.0)),
+        plot("In flight", level, time, count),
+        plot("TTFT by due time", series, time, wait, _limits(slo, "ttft")),
+    )
+    return "".join(plots)
 
 
 def _percentiles(times: Sequence[float], waits: Sequence[list[float]], share: float) -> list[Point]:
@@ -302,7 +296,9 @@ def _section(title: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
 
 
-_COLUMNS = ("stage", "sent/s", "done/s", "good %", "requests", "failed", "in flight", "tokens/s", "cached %")  # fmt: skip
+_COLUMNS = (
+    "stage", "sent/s", "done/s", "good %", "requests", "failed", "in flight", "tokens/s", "cached %",
+)  # fmt: skip
 _SPREADS: tuple[tuple[str, Pick], ...] = (
     ("TTFT", lambda found: found.ttft),
     ("from send", lambda found: found.ttft_sent),

@@ -132,7 +132,9 @@ class Run:
     def _given(self) -> Iterator[Doing]:
         plan = self.plan
         if plan.profile == "replay":
-            yield self._replay()
+            assert plan.trace is not None
+            name = f"{plan.trace.name} at {plan.trace.rate * plan.faster:.3g}/s"
+            yield self._recorded(name, plan.trace, plan.faster)
         elif plan.profile == "ramp":
             low, high = plan.ramp
             rising = Rising(low, high, plan.duration_s or 60.0)
@@ -167,7 +169,7 @@ class Run:
 
         async def probe(rate: float) -> bool | None:
             rate = _rounded(rate)
-            doing = self._open(f"{rate:g}/s", steady(rate))
+            doing = self._probe(rate)
             planned = self._planned(rate)
             slo = self.plan.slo
             doing.hopeless = lambda records, now: slo.hopeless(records, planned, now)
@@ -176,6 +178,13 @@ class Run:
 
         found = await search(probe, guess, self.plan.precision)
         return Capacity(found.held, found.failed, found.whole)
+
+    def _probe(self, rate: float) -> Doing:
+        """A stage at ``rate``; a recorded load keeps its own pattern, only faster."""
+        trace = self.plan.trace
+        if trace is None:
+            return self._open(f"{rate:g}/s", steady(rate))
+        return self._recorded(f"{rate:g}/s", trace, rate / trace.rate)
 
     def _planned(self, rate: float) -> int:
         """How many requests a probe at ``rate`` will send."""
@@ -227,13 +236,11 @@ class Run:
             doing.requests, doing.duration_s = requests, None
         return doing
 
-    def _replay(self) -> Doing:
-        plan = self.plan
-        assert plan.trace is not None
-        requests = arrivals(plan.trace, plan.faster, plan.seed)
-        ordered = msgspec.structs.replace(plan.trace, requests=tuple(requests))
-        doing = self._doing(f"{plan.trace.name} at {plan.trace.rate * plan.faster:.3g}/s")
-        doing.sessions = recorded(ordered, plan.seed)
+    def _recorded(self, name: str, trace: Load, faster: float) -> Doing:
+        requests = arrivals(trace, faster, self.plan.seed)
+        ordered = msgspec.structs.replace(trace, requests=tuple(requests))
+        doing = self._doing(name)
+        doing.sessions = recorded(ordered, self.plan.seed)
         doing.dues = iter([one.at for one in requests])
         doing.rate_at = _rate_of([one.at for one in requests])
         doing.saturation = self._saturation()
@@ -264,7 +271,7 @@ def _stage(plan: Plan, doing: Doing, ran: Ran) -> Stage:
         client=client_of(ran.records, ran.lags_s, ran.cpu_share),
     )  # fmt: skip
     met = None
-    if plan.slo.limits:
+    if plan.slo.limits and ran.ended != "interrupted":
         counted = [one for one in ran.records if one.due_s >= warmup_s]
         met = ran.ended == "done" and plan.slo.met(counted)
     notes = [ran.note] if ran.note else []

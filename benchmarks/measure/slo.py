@@ -20,6 +20,8 @@ from benchmarks.simulate.measures import percentile
 Metric = Literal["ttft", "tpot", "e2e"]
 _PART = re.compile(r"(ttft|tpot|e2e)(?:_p(\d{1,2}(?:\.\d+)?))?=(.+)")
 _TIME = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|m|h)?")
+ROUNDING = 1e-6
+"""Of a share times a count, which is a count."""
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, None: 1.0}
 
 
@@ -67,14 +69,14 @@ class Slo(msgspec.Struct, frozen=True):
                 return False
         if self.limits and all(limit.percent is not None for limit in self.limits):
             return True
-        return sum(map(self.good, judged)) >= ENOUGH * len(judged)
+        return sum(map(self.good, judged)) >= ENOUGH * len(judged) - ROUNDING
 
     def hopeless(self, records: Sequence[Record], planned: int, now_s: float) -> bool:
         """Whether it can't be met any more, of ``planned`` requests in all, with those still waiting as they are."""
         for limit in self.limits:
             share = 1 - limit.percent / 100 if limit.percent is not None else 1 - ENOUGH
             missed = sum(_missed(one, limit, now_s) for one in records)
-            if missed > math.floor(share * planned):
+            if missed > share * planned + ROUNDING:
                 return True
         return False
 
