@@ -53,7 +53,7 @@ class _Delta(Struct, frozen=True):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    tool_calls: Raw | None = None
+    tool_calls: Raw = Raw()  # msgspec reads Raw | None as null alone
 
 
 class _Choice(Struct, frozen=True):
@@ -82,7 +82,7 @@ class Usage(Struct, frozen=True):
 class _Chunk(Struct, frozen=True):
     choices: list[_Choice] | None = None
     usage: Usage | None = None
-    error: Raw | None = None
+    error: Raw = Raw()
 
 
 class _Words(Struct, frozen=True):
@@ -308,13 +308,13 @@ class Reading:
 
     def _read(self, chunk: _Chunk, now: float) -> None:
         record = self.record
-        if chunk.error is not None and bytes(chunk.error) != _NULL:
+        if _there(chunk.error):
             raise Refused(ERROR, _said(b'{"error":%b}' % bytes(chunk.error)))
         for choice in chunk.choices or ():
             delta = choice.delta
             if delta is not None:
                 text = delta.content or delta.reasoning_content or delta.reasoning or delta.refusal
-                if text or delta.tool_calls is not None:
+                if text or _there(delta.tool_calls):
                     self._piece(now)
                     if self._texts is not None and text:
                         self._texts.append(text)
@@ -379,6 +379,11 @@ def _told(error: Fault | TimeoutError) -> Refused:
         return Refused(TIMEOUT, "no answer in time")
     kind = MALFORMED if error.kind is FaultKind.MALFORMED else CUT
     return Refused(kind, error.message.replace("the provider", "the server"))
+
+
+def _there(value: Raw) -> bool:
+    found = bytes(value)
+    return bool(found) and found != _NULL
 
 
 def _said(body: bytes) -> str:

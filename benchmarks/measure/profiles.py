@@ -177,7 +177,8 @@ class Run:
             return stage.met if stage.ended != "interrupted" else None
 
         found = await search(probe, guess, self.plan.precision)
-        return Capacity(found.held, found.failed, found.whole)
+        failed = _rounded(found.failed) if found.failed is not None else None
+        return Capacity(_rounded(found.held), failed, found.whole)
 
     def _probe(self, rate: float) -> Doing:
         """A stage at ``rate``; a recorded load keeps its own pattern, only faster."""

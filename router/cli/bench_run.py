@@ -82,7 +82,8 @@ async def _measure(arguments: argparse.Namespace, plan: Plan, asking: Asking) ->
         asking = msgspec.structs.replace(asking, model=found.model)
         with Progress(sys.stderr) as progress:
             measuring = Run(plan, endpoint, asking, found, progress)
-            with contextlib.suppress(NotImplementedError):  # an event loop without signals
+            # Some event loops have no signals, and only the main thread has any.
+            with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
                 loop.add_signal_handler(signal.SIGINT, _interrupt, loop, measuring, progress)
             return await measuring.go(__version__), measuring
     finally:
