@@ -18,8 +18,8 @@ from benchmarks.measure.result import Result, Stage, answered, measured
 from benchmarks.measure.slo import Metric, Slo, shown_time
 from benchmarks.simulate.measures import percentile
 
-BUCKETS = 60
-"""Of a timeline."""
+BUCKETS, STEPS = 60, 24
+"""Of a timeline: what is seen at a time, and what is counted over one."""
 MOST_CURVES = COLOURS
 """Distributions in one plot; of more stages, evenly many are shown."""
 _STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
@@ -117,54 +117,54 @@ def _time(spread: Spread | None, which: int) -> str:
 
 
 def _frontier(results: Sequence[Result]) -> str:
-    """How the times grow with the rate."""
-    slo = results[0].slo
-    plots = []
-    for metric, pick in (("ttft", lambda found: found.ttft), ("tpot", lambda found: found.tpot)):
-        series = []
-        for number, result in enumerate(results):
-            for at, (label, _) in enumerate(_QUANTILES):
-                name = label if len(results) == 1 else f"{_title(result)} {label}"
-                colour = at if len(results) == 1 else number
-                points = _points(result, pick, at)
-                series.append(Series(name, points, colour, dashed=len(results) > 1 and at > 0))
-        shown = metric.upper()
-        plots.append(
-            plot(
-                f"{shown} by rate", series, Axis("answers a second", _number, low=0.0),
-                Axis("", shown_time, log=True), _limits(slo, metric),  # type: ignore[arg-type]
-            )
-        )  # fmt: skip
-    throughput = [
-        Series(
-            _title(result) if len(results) > 1 else "",
-            sorted((s.figures.concurrency, s.figures.output_rate) for s in result.stages),
-            number,
-        )
-        for number, result in enumerate(results)
-    ]
-    plots.append(
-        plot(
-            "Tokens by requests in flight", throughput, Axis("requests in flight, mean", _number, low=0.0),
-            Axis("output tokens a second", _number, low=0.0),
-        )
-    )  # fmt: skip
-    good = [
-        Series(
-            _title(result) if len(results) > 1 else "",
-            sorted((s.figures.offered_rate, 100 * s.figures.good_share) for s in result.stages),
-            number,
-        )
-        for number, result in enumerate(results)
-        if result.slo.limits
-    ]
-    plots.append(
-        plot(
-            "Requests within the objective", good, Axis("requests sent a second", _number, low=0.0),
-            Axis("%", _number, low=0.0, high=100.0),
-        )
-    )  # fmt: skip
+    """How times, throughput and goodput go with the rate."""
+    judged = [one for one in results if one.slo.limits]
+    sent = Axis("requests sent a second", _number, low=0.0)
+    flight = Axis("requests in flight, mean", _number, low=0.0)
+    tokens = Axis("output tokens a second", _number, low=0.0)
+    throughput = _each(results, lambda found: (found.concurrency, found.output_rate))
+    good = _each(judged, lambda found: (found.offered_rate, 100 * found.good_share))
+    plots = (
+        _by_rate(results, "ttft", lambda found: found.ttft),
+        _by_rate(results, "tpot", lambda found: found.tpot),
+        plot("Tokens by requests in flight", throughput, (flight, tokens)),
+        plot("Requests within the objective", good, (sent, _percent("%"))),
+    )
     return f'<div class="plots">{"".join(plots)}</div>'
+
+
+def _by_rate(results: Sequence[Result], metric: Metric, pick: Pick) -> str:
+    """The percentiles of a time; of several results each has its colour, and the higher ones are dashed."""
+    series = []
+    for number, result in enumerate(results):
+        for which, (label, _) in enumerate(_QUANTILES):
+            points = _points(result, pick, which)
+            if len(results) == 1:
+                series.append(Series(label, points, which))
+            else:
+                series.append(Series(f"{_title(result)} {label}", points, number, which > 0))
+    axes = Axis("answers a second", _number, low=0.0), _time_axis()
+    return plot(f"{metric.upper()} by rate", series, axes, _limits(results[0].slo, metric))
+
+
+def _each(results: Sequence[Result], point: Callable[[Figures], Point]) -> list[Series]:
+    """A line for each result, with a point for each stage."""
+    return [
+        Series(
+            _title(result) if len(results) > 1 else "",
+            sorted(point(stage.figures) for stage in result.stages),
+            number,
+        )
+        for number, result in enumerate(results)
+    ]
+
+
+def _time_axis() -> Axis:
+    return Axis("", shown_time, log=True)
+
+
+def _percent(label: str) -> Axis:
+    return Axis(label, _number, low=0.0, high=100.0)
 
 
 def _points(result: Result, pick: Pick, which: int) -> list[Point]:
@@ -197,13 +197,9 @@ def _distributions(results: Sequence[Result]) -> str:
             name = stage.name if len(results) == 1 else f"{_title(result)}: {stage.name}"
             found = sorted(v for v in map(value, answered(stage)) if v is not None)
             series.append(Series(name, _cdf(found), number, dots=False))
-        plots.append(
-            plot(
-                metric.upper(), series, Axis("", shown_time, log=True),
-                Axis("% of answers", _number, low=0.0, high=100.0),
-                _limits(results[0].slo, metric, upright=True),
-            )
-        )  # fmt: skip
+        limits = _limits(results[0].slo, metric, upright=True)
+        axes = _time_axis(), _percent("% of answers")
+        plots.append(plot(metric.upper(), series, axes, limits, narrow=True))
     return f'<div class="plots three">{"".join(plots)}</div>'
 
 
@@ -244,12 +240,12 @@ def _timeline(stage: Stage, slo: Slo) -> str:
     ended = sorted(one.end_s for one in records)
     inside = [(at, float(bisect_right(begun, at) - bisect_right(ended, at))) for at in middles]
     time = Axis("seconds since the stage began", _number, low=0.0, high=span)
-    sent = _rates(begun, width)
-    done = _rates(sorted(one.end_s for one in records if one.outcome == OK), width)
+    sent = _rates(begun, span)
+    done = _rates(sorted(one.end_s for one in records if one.outcome == OK), span)
     failed = sorted(one.end_s for one in records if one.outcome in stage.figures.errors)
     rates = [Series("sent", sent, 0, steps=True), Series("answered", done, 2, steps=True)]
     if failed:
-        rates.append(Series("failed", _rates(failed, width), 3, steps=True))
+        rates.append(Series("failed", _rates(failed, span), 3, steps=True))
     waits: list[list[float]] = [[] for _ in range(BUCKETS)]
     for one in records:
         if one.ttft_s is not None:
@@ -259,11 +255,11 @@ def _timeline(stage: Stage, slo: Slo) -> str:
         for label, share, colour in (("p50", 0.5, 0), ("p99", 0.99, 2))
     ]
     level = [Series("", inside, 1, dots=False)]
-    count, wait = Axis("requests", _number, low=0.0), Axis("", shown_time, log=True)
+    often, count = Axis("a second", _number, low=0.0), Axis("requests", _number, low=0.0)
     plots = (
-        plot("Requests a second", rates, time, Axis("a second", _number, low=0.0)),
-        plot("In flight", level, time, count),
-        plot("TTFT by due time", series, time, wait, _limits(slo, "ttft")),
+        plot("Requests a second", rates, (time, often), narrow=True),
+        plot("In flight", level, (time, count), narrow=True),
+        plot("TTFT by due time", series, (time, _time_axis()), _limits(slo, "ttft"), narrow=True),
     )
     return "".join(plots)
 
@@ -276,11 +272,11 @@ def _percentiles(times: Sequence[float], waits: Sequence[list[float]], share: fl
     ]
 
 
-def _rates(ordered: Sequence[float], width: float) -> list[Point]:
-    """Events a second in each bucket, as steps."""
-    edges = [bisect_left(ordered, at * width) for at in range(BUCKETS + 1)]
-    edges[-1] = len(ordered)
-    return [(at * width, (edges[at + 1] - edges[at]) / width) for at in range(BUCKETS)]
+def _rates(ordered: Sequence[float], span: float) -> list[Point]:
+    """Events a second, as steps."""
+    width = span / STEPS
+    edges = [bisect_left(ordered, at * width) for at in range(STEPS)] + [len(ordered)]
+    return [(at * width, (edges[at + 1] - edges[at]) / width) for at in range(STEPS)]
 
 
 def _number(value: float) -> str:

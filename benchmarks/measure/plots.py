@@ -12,8 +12,9 @@ from html import escape
 
 import msgspec
 
-WIDTH, HEIGHT = 520, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 44
+WIDE, NARROW, HEIGHT = 520, 380, 300
+"""Two or three plots beside each other: letters then have the same size."""
+LEFT, RIGHT, TOP, BOTTOM = 62, 24, 14, 44
 COLOURS = 8
 TICKS = 6
 """At most so many on an axis, about."""
@@ -111,15 +112,24 @@ def log_ticks(low: float, high: float) -> list[float]:
     return every[begin : end + 1]
 
 
-def plot(title: str, series: Sequence[Series], x: Axis, y: Axis, marks: Sequence[Mark] = ()) -> str:
-    """A figure with its legend; empty where there is nothing to show."""
+def plot(
+    title: str,
+    series: Sequence[Series],
+    axes: tuple[Axis, Axis],
+    marks: Sequence[Mark] = (),
+    *,
+    narrow: bool = False,
+) -> str:
+    """A figure with its legend; empty where there is nothing to show. ``axes``: across and up."""
+    x, y = axes
+    right = (NARROW if narrow else WIDE) - RIGHT
     series = [one for one in series if one.points]
     if not series:
         return ""
-    across = _Scale(x, [at for one in series for at, _ in one.points], LEFT, WIDTH - RIGHT)
+    across = _Scale(x, [at for one in series for at, _ in one.points], LEFT, right)
     up = _Scale(y, [value for one in series for _, value in one.points], HEIGHT - BOTTOM, TOP)
-    parts = [*_grid(across, up, x, y)]
-    parts += [text for mark in marks for text in _mark(mark, across, up)]
+    parts = [*_grid(across, up, axes, right)]
+    parts += [text for mark in marks for text in _mark(mark, across, up, right)]
     parts += [text for one in series for text in _line(one, across, up, x, y)]
     legend = "".join(
         f'<span class="key"><i class="{_style(one)}"></i>{escape(one.name)}</span>'
@@ -128,13 +138,13 @@ def plot(title: str, series: Sequence[Series], x: Axis, y: Axis, marks: Sequence
     )
     return (
         f"<figure><figcaption>{escape(title)}</figcaption>"
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {right + RIGHT} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
         f'<div class="keys">{legend}</div></figure>'
     )
 
 
-def _grid(across: _Scale, up: _Scale, x: Axis, y: Axis) -> list[str]:
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+def _grid(across: _Scale, up: _Scale, axes: tuple[Axis, Axis], right: int) -> list[str]:
+    (x, y), bottom = axes, HEIGHT - BOTTOM
     parts = []
     for tick in up.ticks:
         if up.holds(tick):
@@ -160,8 +170,8 @@ def _grid(across: _Scale, up: _Scale, x: Axis, y: Axis) -> list[str]:
     return parts
 
 
-def _mark(mark: Mark, across: _Scale, up: _Scale) -> list[str]:
-    right, bottom = WIDTH - RIGHT, HEIGHT - BOTTOM
+def _mark(mark: Mark, across: _Scale, up: _Scale, right: int) -> list[str]:
+    bottom = HEIGHT - BOTTOM
     scale = across if mark.upright else up
     if not scale.holds(mark.value):
         return []
@@ -169,7 +179,7 @@ def _mark(mark: Mark, across: _Scale, up: _Scale) -> list[str]:
     if mark.upright:
         return [
             f'<path class="mark" d="M{at:.1f} {TOP}V{bottom}"/>',
-            f'<text x="{at - 4:.1f}" y="{TOP + 10}" class="tick y marked">{escape(mark.label)}</text>',
+            f'<text x="{at - 4:.1f}" y="{bottom - 8}" class="tick y marked">{escape(mark.label)}</text>',
         ]
     return [
         f'<path class="mark" d="M{LEFT} {at:.1f}H{right}"/>',

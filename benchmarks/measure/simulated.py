@@ -25,13 +25,16 @@ def result_of(plan: Plan, rows: Iterable[Row], version: str) -> Result:
     slo = Slo((Limit("ttft", plan.slo.ttft_s), Limit("tpot", plan.slo.tpot_s)))
     listed = list(rows)
     best = max((row.rate.mean for row in listed), default=0.0)
-    speeds = ", ".join(f"{speed:g}" for speed in plan.fleet.speeds)
+    speeds = plan.fleet.speeds
+    engines = f"{len(speeds)} engines" if len(speeds) > 1 else "1 engine"
+    if set(speeds) != {1.0}:
+        engines += f", speeds {', '.join(f'{speed:g}' for speed in speeds)}"
     return Result(
         kind="simulated",
         profile="capacity" if plan.search else "replay",
         made_at=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
         version=version,
-        target=f"{len(plan.fleet.speeds)} engines, speeds {speeds}",
+        target=engines,
         model=plan.fleet.gpu.name,
         load=f"{plan.load.name}: {len(plan.load.requests)} requests",
         slo=slo,

@@ -219,8 +219,8 @@ def test_log_ticks_reach_over(low, high):
 
 def test_a_plot_of_nothing_is_nothing():
     axis = Axis("x", str)
-    assert plot("t", [Series("a", [])], axis, axis) == ""
-    assert "nan" not in plot("t", [Series("a", [(1.0, 1.0)])], axis, axis)
+    assert plot("t", [Series("a", [])], (axis, axis)) == ""
+    assert "nan" not in plot("t", [Series("a", [(1.0, 1.0)])], (axis, axis))
 
 
 # Compare
