@@ -5,7 +5,7 @@ free, the prefill budget of a step goes to prompts first come first served, the 
 token, full pages are shared as soon as they are computed. What it adds are costs that real engines have: attention that
 grows with what came before, and decode steps that grow with the memory they read.
 
-    step = t0 + a x new tokens + b x attention + g x batch + d x context
+    step = t0 + a x new tokens + b x attention + g x batch + d x context (+ p, where a prompt is read)
 
 While no prompt is being read, a step differs from the one before only by the tokens just written, so any number of
 steps is one sum. Somebody who arrives meanwhile waits for the end of the step under way, as he would step by step.
@@ -68,6 +68,7 @@ class SimulatedEngine:
     def __init__(self, gpu: Gpu, page_tokens: int, speed: float = 1.0) -> None:
         """``speed`` multiplies everything it does."""
         self._costs = gpu.costs
+        self._prompt_step_s = gpu.prompt_step_s
         self._chunk = gpu.chunk_tokens
         self._slots = gpu.slots
         self._page = page_tokens
@@ -187,7 +188,7 @@ class SimulatedEngine:
 
     def _read(self) -> float:
         """Compute a step's share of the prompts; returns its seconds."""
-        budget, seconds, costs = self._chunk, 0.0, self._costs
+        budget, seconds, costs = self._chunk, self._prompt_step_s, self._costs
         while budget and self._reading:
             job = self._reading[0]
             self._share_anew(job)

@@ -22,6 +22,10 @@ class Gpu(msgspec.Struct, frozen=True):
     kv_tokens: int
     chunk_tokens: int
     slots: int
+    prompt_step_s: float = 0.0
+    """What a step that reads a prompt costs beside its tokens."""
+    overhead_s: float = 0.0
+    """What lies between client and engine, in a time to first token."""
 
 
 GPUS = {

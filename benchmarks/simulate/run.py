@@ -38,6 +38,8 @@ class Served(msgspec.Struct, frozen=True):
     ttft_s: float
     tpot_s: float
     engine: int
+    at: float = 0.0
+    """When it came."""
 
 
 NEVER = float("inf")
@@ -56,6 +58,7 @@ class Simulation:
         self._rng = random.Random(seed)
         self._synchronised = Synchronised(self.pools, fleet.replicas)
         self._number = {name: i for i, name in enumerate(names)}
+        self._overhead_s = fleet.gpu.overhead_s
         self._engines = [SimulatedEngine(fleet.gpu, load.block_tokens, s) for s in fleet.speeds]
         self._open: dict[int, tuple[Request, Lease, int]] = {}
         self.served: list[Served] = []
@@ -102,7 +105,9 @@ class Simulation:
         if not self._engines[number].submit(job, request.at):
             lease.settle(Verdict.VOID, request.at)
             self.served.append(
-                Served(request.input_tokens, request.output_tokens, 0, NEVER, NEVER, number)
+                Served(
+                    request.input_tokens, request.output_tokens, 0, NEVER, NEVER, number, request.at
+                )
             )
             return None
         self._open[id_] = (request, lease, number)
@@ -115,8 +120,10 @@ class Simulation:
             request, lease, number = self._open.pop(job.id)
             lease.settle(Verdict.GOOD, now, None, job.output)
             tpot = (now - job.first_at) / (job.output - 1) if job.output > 1 else 0.0
-            ttft = job.first_at - request.at
-            self.served.append(Served(job.input, job.output, job.cached, ttft, tpot, number))
+            ttft = job.first_at - request.at + self._overhead_s
+            self.served.append(
+                Served(job.input, job.output, job.cached, ttft, tpot, number, request.at)
+            )
 
 
 def simulate(fleet: Fleet, load: Load, policy: Policy, *, faster: float, seed: int) -> list[Served]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from router import __version__
+from router.cli import bench_arguments
 
 SERVER_URL = "http://127.0.0.1:8080"
 KEY_VARIABLE = "NENYA_KEY"
@@ -101,6 +102,11 @@ Dates are UTC, and --until counts to its day's end. Costs are at the prices of t
 
 _BENCH = """\
 examples:
+  nenya bench poisson http://127.0.0.1:8080 --rate 5 --html report.html
+                                           a load on a running server, and what it measured there
+  nenya bench goodput URL --slo ttft_p99=2s,tpot_p99=80ms
+                                           the highest rate that meets an objective
+  nenya bench compare before.json after.json
   nenya bench simulate sessions            all policies on a made-up load
   nenya bench simulate trace.jsonl         on a recorded one, at its recorded rate
   nenya bench simulate --help              how to ask for more
@@ -111,6 +117,7 @@ A load is a file or a made-up one:
   trace.jsonl   Mooncake's format: timestamp (ms), input_length, output_length, hash_ids
                 (one id for each 512 tokens; equal ids are equal beginnings)
   trace.csv     Azure's format: TIMESTAMP, ContextTokens, GeneratedTokens
+  nenya.db      what a router recorded of its own requests
   poisson       unrelated requests; sessions: conversations that share a system prompt
 
 examples:
@@ -129,7 +136,7 @@ reading the table:
   ±         half a 95 % confidence interval over seeds
 
 The router in it is the server's own code; engines and providers are models, so trust the order of the
-policies more than the numbers. It says which idea wins, not what your GPU or your provider will do.
+policies more than the numbers, unless the engines' costs were measured (nenya bench calibrate, --costs).
 """
 
 if TYPE_CHECKING:
@@ -266,8 +273,9 @@ def _database(action: argparse.ArgumentParser) -> None:
 
 
 def _bench(commands: _Parsers) -> None:
-    one = _command(commands, "bench", "compare policies and plan capacity", _BENCH)
+    one = _command(commands, "bench", "measure servers, compare policies, plan capacity", _BENCH)
     kinds = one.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
+    bench_arguments.add(kinds, _command)
     _simulate(
         _command(
             kinds, "simulate", "replay a load against models of engines or of providers", _SIMULATE
@@ -297,7 +305,12 @@ def _simulate(one: argparse.ArgumentParser) -> None:
         action="store_true",
         help="search the highest rate at which 90 %% of requests meet the objective",
     )
+    one.add_argument(
+        "--costs", metavar="FILE", help="the engines' costs, from `nenya bench calibrate`"
+    )
     one.add_argument("--json", metavar="FILE", help="write everything there, too")
+    one.add_argument("--csv", metavar="FILE", help="a line for each policy")
+    one.add_argument("--html", metavar="FILE", help="a page with plots that needs no network")
     one.add_argument(
         "--replicas", type=int, default=1, metavar="N", help="routers in front; default: 1"
     )

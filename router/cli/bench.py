@@ -12,8 +12,11 @@ from typing import get_args
 
 import msgspec
 
+from benchmarks.measure.books import read
+from benchmarks.measure.result import BadResult
+from benchmarks.measure.simulated import result_of
 from benchmarks.simulate.compare import Plan, compare
-from benchmarks.simulate.gpu import GPUS
+from benchmarks.simulate.gpu import GPUS, Gpu
 from benchmarks.simulate.load import Load
 from benchmarks.simulate.measures import Slo
 from benchmarks.simulate.provider import Account
@@ -21,16 +24,18 @@ from benchmarks.simulate.replicas import Replicas
 from benchmarks.simulate.report import Report, report, table
 from benchmarks.simulate.run import Fleet
 from benchmarks.simulate.synthetic import poisson, sessions
-from benchmarks.simulate.traces import BadTrace, read
+from benchmarks.simulate.traces import BadTrace
 from benchmarks.simulate.upstream import Accounts
 from benchmarks.simulate.upstream_report import (
     UpstreamPlan,
-    UpstreamReport,
     compare_upstreams,
     full_rate,
     upstream_table,
 )
+from router import __version__
 from router.cli import FAILED, OK, USAGE
+from router.cli.bench_calibrate import engine
+from router.cli.bench_results import Unwritable, put, write
 from router.config.schema import Policy
 
 EVERY: tuple[Policy, ...] = get_args(Policy)
@@ -50,25 +55,35 @@ def run(arguments: argparse.Namespace) -> int:
     """Compare. The table goes to standard output, progress and errors to standard error."""
     try:
         plan = planned(arguments)
-    except (BadTrace, Misuse) as error:
+    except (BadResult, BadTrace, Misuse) as error:
         print(f"nenya bench simulate: {error}", file=sys.stderr)
         return USAGE
-    done: Report | UpstreamReport
-    if isinstance(plan, Plan):
-        done = report(plan, compare(plan, _tell))
-        text = table(done)
-    else:
-        done = compare_upstreams(plan, _tell)
-        text = upstream_table(done)
-    if arguments.json is not None:
-        try:
-            body = msgspec.json.format(msgspec.json.encode(done), indent=2)
-            Path(arguments.json).write_bytes(body + b"\n")
-        except OSError as error:
-            print(f"nenya bench simulate: {arguments.json}: {error.strerror}", file=sys.stderr)
-            return FAILED
+    try:
+        if isinstance(plan, UpstreamPlan):
+            told = compare_upstreams(plan, _tell)
+            text = upstream_table(told)
+            if arguments.json is not None:
+                put(arguments.json, msgspec.json.encode(told) + b"\n")
+        else:
+            done = report(plan, compare(plan, _tell))
+            text = table(done)
+            _write(arguments, plan, done)
+    except Unwritable as error:
+        print(f"nenya bench simulate: {error}", file=sys.stderr)
+        return FAILED
     print(text)
     return OK
+
+
+def _write(arguments: argparse.Namespace, plan: Plan, done: Report) -> None:
+    """What the other benchmarks write, and the table's own figures in the JSON. Raises Unwritable."""
+    if (arguments.json, arguments.csv, arguments.html) == (None, None, None):
+        return
+    result = result_of(plan, done.rows, __version__)
+    write(arguments, [result])
+    if arguments.json is not None:
+        both = msgspec.to_builtins(result) | msgspec.to_builtins(done)
+        put(arguments.json, msgspec.json.encode(both) + b"\n")
 
 
 def planned(arguments: argparse.Namespace) -> Plan | UpstreamPlan:
@@ -84,13 +99,17 @@ def planned(arguments: argparse.Namespace) -> Plan | UpstreamPlan:
     rate = arguments.rate if arguments.rate is not None else load.rate * arguments.faster
     return Plan(
         load=load,
-        fleet=Fleet(GPUS[arguments.gpu], speeds, _replicas(arguments)),
+        fleet=Fleet(_engine(arguments), speeds, _replicas(arguments)),
         policies=_policies(arguments.policies),
         seeds=tuple(range(1, arguments.seeds + 1)),
         slo=_slo(arguments.slo),
         rate=rate,
         search=arguments.capacity,
     )
+
+
+def _engine(arguments: argparse.Namespace) -> Gpu:
+    return GPUS[arguments.gpu] if arguments.costs is None else engine(Path(arguments.costs))
 
 
 def _upstream_plan(arguments: argparse.Namespace) -> UpstreamPlan:
