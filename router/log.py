@@ -1,20 +1,23 @@
 """Logging: lines for people in a terminal, JSON lines for machines, and one line for every request.
 
-The standard library's logging does the work; here are its two formatters, its one setup and `RequestLog`, which
-turns events into lines. A line never has a prompt, an answer, a key or a secret: events don't carry them. Whatever
-a value says, it can't start a new line or move a terminal's cursor (CWE-117).
+The standard library's logging does the work; here are its two formatters, its handler, its one setup and
+`RequestLog`, which turns events into lines. A line never has a prompt, an answer, a key or a secret: events don't
+carry them. Whatever a value says, it can't start a new line or move a terminal's cursor (CWE-117).
 
-Off costs nothing but one comparison: `RequestLog` asks for the level before it builds anything.
+Off costs nothing but one comparison: `RequestLog` asks for the level before it builds anything. On, lines wait a
+moment and are written together, for a write is a system call and costs more than the line. Warnings and errors don't
+wait, nor does what is said where no event loop runs, nor the end of the process; only a crash of the interpreter or
+a kill -9 can lose lines, those of the last FLUSH_S at most.
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
 import logging
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from typing import Literal, TextIO
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TextIO
 
 import msgspec
 
@@ -32,6 +35,10 @@ _SHORT_CHARS = 1000
 """Of a JSON line: one that is longer is looked at value by value, and what is too long in it is cut."""
 _ROUND_DIGITS = 6
 """Of a second: microseconds are the finest that a clock here means."""
+FLUSH_S = 0.1
+"""How long a line may wait to be written; who watches a log doesn't notice it."""
+MOST_HELD = 256
+"""Lines that wait together, about 100 KiB."""
 
 _requests = logging.getLogger("nenya.requests")
 
@@ -44,12 +51,13 @@ def install(level: str, format: Format, stream: TextIO) -> None:  # noqa: A002 -
     human = format == "human" or (format == "auto" and stream.isatty())
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
-    handler = logging.StreamHandler(stream)
+    handler = Lines(stream)
     handler.setFormatter(HumanFormatter() if human else JsonFormatter())
     number = logging.getLevelNamesMapping()[level.upper()]
     root = logging.getLogger()
-    for old in [old for old in root.handlers if isinstance(old.formatter, _Ours)]:
+    for old in [old for old in root.handlers if isinstance(old, Lines)]:
         root.removeHandler(old)
+        old.close()
     root.addHandler(handler)
     root.setLevel(number if number <= logging.DEBUG else max(number, logging.WARNING))
     for name in _OURS:
@@ -64,11 +72,57 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
-class _Ours(logging.Formatter):
-    """Marks the formatters of this module, so that a second `install` finds the first one's."""
+class Lines(logging.Handler):
+    """Writes lines to a stream, those of a moment together; see the module's text for what waits and what doesn't."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._held: list[str] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Which will write what is held."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a line; the caller holds the handler's lock."""
+        try:
+            self._held.append(self.format(record))
+            if record.levelno > logging.INFO or len(self._held) >= MOST_HELD:
+                self.flush()
+            else:
+                self._flush_soon()
+        except Exception:  # noqa: BLE001 - logging's way: what can't be logged is told on stderr
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write what is held."""
+        self.acquire()
+        try:
+            self._loop = None
+            held, self._held = self._held, []
+            if held:
+                held.append("")
+                self._stream.write("\n".join(held))
+                self._stream.flush()
+        finally:
+            self.release()
+
+    def close(self) -> None:
+        """Write what is held; the stream stays open."""
+        self.flush()
+        super().close()
+
+    def _flush_soon(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+            return
+        if self._loop is not loop:  # another one may have ended before it wrote
+            self._loop = loop
+            loop.call_later(FLUSH_S, self.flush)
 
 
-class HumanFormatter(_Ours):
+class HumanFormatter(logging.Formatter):
     """``12:30:01.123 info    request  model=starter status=200``; a traceback follows, indented.
 
     Fields without a value are left out.
@@ -88,14 +142,17 @@ class HumanFormatter(_Ours):
         return "\n".join(lines)
 
 
-class JsonFormatter(_Ours):
+class JsonFormatter(logging.Formatter):
     """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message`` and the fields beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seconds = _Seconds()
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; its values are only looked at one by one where something in it must be escaped."""
-        moment = datetime.fromtimestamp(record.created, UTC)
         line: dict[str, Value] = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "time": f"{self._seconds.text(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -110,6 +167,48 @@ class JsonFormatter(_Ours):
         return _quick(line) or _careful(line)
 
 
+class _Seconds:
+    """A second's date and time in UTC, written once a second."""
+
+    __slots__ = ("_second", "_text")
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""
+
+    def text(self, second: int) -> str:
+        """As ISO 8601 wants it."""
+        if second != self._second:
+            self._second = second
+            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return self._text
+
+
+class _Record(logging.LogRecord):
+    """A record that any handler can take; what says where in the code its caller stands is left empty.
+
+    The standard one looks up files, threads and processes, which costs more than the rest of a line.
+    """
+
+    def __init__(self, name: str, level: int, message: str, fields: Mapping[str, Value]) -> None:
+        now = time.time()
+        self.__dict__.update(_NOWHERE)
+        self.name = name
+        self.levelno = level
+        self.levelname = logging.getLevelName(level)
+        self.msg = message
+        self.created = now
+        self.msecs = now % 1 * 1000
+        self.fields = fields
+
+    def getMessage(self) -> str:  # noqa: N802 - logging's name
+        return self.msg
+
+
+_NOWHERE = logging.LogRecord("", logging.INFO, "", 0, "", (), None).__dict__
+"""What all such records have alike."""
+
+
 class RequestLog:
     """A listener for events: one line per request, failed attempt, and change of a target's or a node's state."""
 
@@ -118,40 +217,49 @@ class RequestLog:
 
     def __call__(self, event: Event) -> None:
         """Write the line of ``event``, if it has one and the level wants it."""
-        level, message = _line(event)
+        said = _LINES.get(type(event))
+        if said is None:
+            return
+        level, message = said(event)
         logger = self._logger
         if message and logger.isEnabledFor(level):
-            # Not `logger.log`: it looks for its caller in the stack, a fifth of the line's cost.
-            extra = {"fields": _shown(event)}
-            record = logger.makeRecord(logger.name, level, "", 0, message, (), None, None, extra)
-            logger.handle(record)
+            logger.handle(_Record(logger.name, level, message, _shown(event)))
 
 
-def _line(event: Event) -> tuple[int, str]:
-    """An event's level and message; no message is no line."""
-    if isinstance(event, RequestDone):
-        return (logging.INFO if event.status < 500 else logging.WARNING), "request"
-    if isinstance(event, AttemptDone):
-        return logging.WARNING, "attempt failed" if event.fault is not None else ""
-    if isinstance(event, TargetState):
-        return logging.INFO, "target"
-    if isinstance(event, NodeState):
-        return logging.INFO, "node"
-    if isinstance(event, LimitDecision):
-        return logging.INFO, "" if event.outcome == "admitted" else "limit"
-    return logging.DEBUG, ""
+def _request(event: RequestDone) -> tuple[int, str]:
+    return (logging.INFO if event.status < 500 else logging.WARNING), "request"
+
+
+def _attempt(event: AttemptDone) -> tuple[int, str]:
+    return logging.WARNING, "attempt failed" if event.fault is not None else ""
+
+
+def _limit(event: LimitDecision) -> tuple[int, str]:
+    return logging.INFO, "" if event.outcome == "admitted" else "limit"
+
+
+_LINES: Mapping[type, Callable[[Any], tuple[int, str]]] = {
+    RequestDone: _request,
+    AttemptDone: _attempt,
+    LimitDecision: _limit,
+    TargetState: lambda _: (logging.INFO, "target"),
+    NodeState: lambda _: (logging.INFO, "node"),
+}
+"""An event's level and message; no message is no line."""
 
 
 def _shown(event: Event) -> dict[str, Value]:
-    fields: dict[str, Value] = {}
-    for name, value in msgspec.structs.asdict(event).items():
-        if isinstance(value, float):
-            fields[name] = round(value, _ROUND_DIGITS)
-        elif value is None or isinstance(value, str | int):
-            fields[name] = value
-        else:
-            fields[name] = str(value.value)  # an enum: FaultKind
+    fields: dict[str, Value] = msgspec.structs.asdict(event)
+    for name, value in fields.items():
+        kind = type(value)
+        if kind is float:
+            fields[name] = round(value, _ROUND_DIGITS)  # type: ignore[arg-type]
+        elif kind not in _PLAIN:
+            fields[name] = str(value.value)  # type: ignore[union-attr]  # an enum: FaultKind
     return fields
+
+
+_PLAIN = frozenset({str, int, bool, type(None)})
 
 
 def _quick(line: Mapping[str, Value]) -> str:
