@@ -37,8 +37,8 @@ _ROUND_DIGITS = 6
 """Of a second: microseconds are the finest that a clock here means."""
 FLUSH_S = 0.1
 """How long a line may wait to be written; who watches a log doesn't notice it."""
-MOST_HELD = 256
-"""Lines that wait together, about 100 KiB."""
+MOST_HELD = 128
+"""Lines that wait together: to make them takes about a millisecond of the loop's time."""
 
 _requests = logging.getLogger("nenya.requests")
 
@@ -78,14 +78,15 @@ class Lines(logging.Handler):
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
         self._stream = stream
-        self._held: list[str] = []
+        self._held: list[str | _Record] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         """Which will write what is held."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a line; the caller holds the handler's lock."""
+        """Take a record; the caller holds the handler's lock."""
         try:
-            self._held.append(self.format(record))
+            # An event never changes, so its line can be made later: many in a row cost half of one now and then.
+            self._held.append(record if isinstance(record, _Record) else self.format(record))
             if record.levelno > logging.INFO or len(self._held) >= MOST_HELD:
                 self.flush()
             else:
@@ -100,8 +101,9 @@ class Lines(logging.Handler):
             self._loop = None
             held, self._held = self._held, []
             if held:
-                held.append("")
-                self._stream.write("\n".join(held))
+                lines = [one if isinstance(one, str) else self.format(one) for one in held]
+                lines.append("")
+                self._stream.write("\n".join(lines))
                 self._stream.flush()
         finally:
             self.release()
@@ -112,14 +114,14 @@ class Lines(logging.Handler):
         super().close()
 
     def _flush_soon(self) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            return
         try:
-            loop = asyncio.get_running_loop()
+            self._loop = asyncio.get_running_loop()
         except RuntimeError:
             self.flush()
-            return
-        if self._loop is not loop:  # another one may have ended before it wrote
-            self._loop = loop
-            loop.call_later(FLUSH_S, self.flush)
+        else:
+            self._loop.call_later(FLUSH_S, self.flush)
 
 
 class HumanFormatter(logging.Formatter):
@@ -185,12 +187,12 @@ class _Seconds:
 
 
 class _Record(logging.LogRecord):
-    """A record that any handler can take; what says where in the code its caller stands is left empty.
+    """A record of an event that any handler can take; what says where in the code its caller stands is left empty.
 
     The standard one looks up files, threads and processes, which costs more than the rest of a line.
     """
 
-    def __init__(self, name: str, level: int, message: str, fields: Mapping[str, Value]) -> None:
+    def __init__(self, name: str, level: int, message: str, event: Event) -> None:
         now = time.time()
         self.__dict__.update(_NOWHERE)
         self.name = name
@@ -199,7 +201,12 @@ class _Record(logging.LogRecord):
         self.msg = message
         self.created = now
         self.msecs = now % 1 * 1000
-        self.fields = fields
+        self.event = event
+
+    @property
+    def fields(self) -> dict[str, Value]:
+        """What a line shows of the event."""
+        return _shown(self.event)
 
     def getMessage(self) -> str:  # noqa: N802 - logging's name
         return self.msg
@@ -223,7 +230,7 @@ class RequestLog:
         level, message = said(event)
         logger = self._logger
         if message and logger.isEnabledFor(level):
-            logger.handle(_Record(logger.name, level, message, _shown(event)))
+            logger.handle(_Record(logger.name, level, message, event))
 
 
 def _request(event: RequestDone) -> tuple[int, str]:
