@@ -13,6 +13,7 @@ a kill -9 can lose lines, those of the last FLUSH_S at most.
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import logging
 import time
@@ -51,8 +52,7 @@ def install(level: str, format: Format, stream: TextIO) -> None:  # noqa: A002 -
     human = format == "human" or (format == "auto" and stream.isatty())
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
-    handler = Lines(stream)
-    handler.setFormatter(HumanFormatter() if human else JsonFormatter())
+    handler = Lines(stream, HumanFormatter() if human else JsonFormatter())
     number = logging.getLevelNamesMapping()[level.upper()]
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old, Lines)]:
@@ -72,38 +72,120 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
+class Line(msgspec.Struct, frozen=True, gc=False):
+    """What a line says, before it is written out."""
+
+    at: float
+    """Seconds since the epoch."""
+    level: int
+    logger: str
+    message: str
+    fields: Event | Mapping[str, Value]
+    traceback: str = ""
+
+
+class LineFormatter(logging.Formatter):
+    """What the two formats have alike."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A record as a line."""
+        return self.write(self.line_of(record))
+
+    def line_of(self, record: logging.LogRecord) -> Line:
+        """What is kept of a record, which may change once it was logged."""
+        return Line(
+            at=record.created,
+            level=record.levelno,
+            logger=record.name,
+            message=record.getMessage(),
+            fields=getattr(record, "fields", {}),
+            traceback=self.formatException(record.exc_info) if record.exc_info else "",
+        )
+
+    def write(self, line: Line) -> str:
+        """The line, without its end."""
+        raise NotImplementedError
+
+
+class HumanFormatter(LineFormatter):
+    """``12:30:01.123 info    request  model=starter status=200``; a traceback follows, indented.
+
+    Fields without a value are left out.
+    """
+
+    def write(self, line: Line) -> str:
+        """One line, and one for each line of a traceback."""
+        clock = time.strftime("%H:%M:%S", time.localtime(line.at))
+        shown = (
+            (name, value) for name, value in _shown(line.fields).items() if value not in {None, ""}
+        )
+        fields = " ".join(f"{name}={_word(value)}" for name, value in shown)
+        text = f"{clock}.{_ms(line.at):03d} {_level(line.level):<7} {plain(line.message)}"
+        lines = [f"{text}  {fields}" if fields else text]
+        lines += [f"    {plain(text)}" for text in line.traceback.splitlines()]
+        return "\n".join(lines)
+
+
+class JsonFormatter(LineFormatter):
+    """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message`` and the fields beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seconds = _Seconds()
+
+    def write(self, line: Line) -> str:
+        """One line; its values are only looked at one by one where something in it must be escaped."""
+        first: dict[str, Value] = {
+            "time": f"{self._seconds.text(int(line.at))}.{_ms(line.at):03d}Z",
+            "level": _level(line.level),
+            "logger": line.logger,
+            "message": line.message,
+        }
+        # The first four keep their place and their value.
+        whole = {**first, **_shown(line.fields), **first}
+        if line.traceback:
+            whole["traceback"] = line.traceback
+        return _quick(whole) or _careful(whole)
+
+
 class Lines(logging.Handler):
     """Writes lines to a stream, those of a moment together; see the module's text for what waits and what doesn't."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, formatter: LineFormatter) -> None:
         super().__init__()
+        self.setFormatter(formatter)
         self._stream = stream
-        self._held: list[str | _Record] = []
+        self._formatter = formatter
+        self._held: list[Line] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         """Which will write what is held."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a record; the caller holds the handler's lock."""
+        """Take a record."""
         try:
-            # An event never changes, so its line can be made later: many in a row cost half of one now and then.
-            self._held.append(record if isinstance(record, _Record) else self.format(record))
-            if record.levelno > logging.INFO or len(self._held) >= MOST_HELD:
-                self.flush()
-            else:
-                self._flush_soon()
+            self.hold(self._formatter.line_of(record))
         except Exception:  # noqa: BLE001 - logging's way: what can't be logged is told on stderr
             self.handleError(record)
+
+    def hold(self, line: Line) -> None:
+        """Take a line. It is made into text when it is written: many in a row cost half of one now and then."""
+        self._held.append(line)
+        if line.level > logging.INFO or len(self._held) >= MOST_HELD:
+            self.flush()
+        elif self._loop is None or self._loop.is_closed():
+            self._flush_soon()
 
     def flush(self) -> None:
         """Write what is held."""
         self.acquire()
         try:
             self._loop = None
-            held, self._held = self._held, []
-            if held:
-                lines = [one if isinstance(one, str) else self.format(one) for one in held]
-                lines.append("")
-                self._stream.write("\n".join(lines))
+            count = len(self._held)  # another thread may add to it meanwhile
+            texts = [self._formatter.write(line) for line in self._held[:count]]
+            del self._held[:count]
+            if texts:
+                texts.append("")
+                self._stream.write("\n".join(texts))
                 self._stream.flush()
         finally:
             self.release()
@@ -114,59 +196,25 @@ class Lines(logging.Handler):
         super().close()
 
     def _flush_soon(self) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            return
         try:
-            self._loop = asyncio.get_running_loop()
+            self._loop = loop = asyncio.get_running_loop()
         except RuntimeError:
             self.flush()
         else:
-            self._loop.call_later(FLUSH_S, self.flush)
+            loop.call_later(FLUSH_S, self.flush)
 
 
-class HumanFormatter(logging.Formatter):
-    """``12:30:01.123 info    request  model=starter status=200``; a traceback follows, indented.
-
-    Fields without a value are left out.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line, and one for each line of a traceback."""
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        shown = (
-            (name, value) for name, value in _fields(record).items() if value not in {None, ""}
-        )
-        fields = " ".join(f"{name}={_word(value)}" for name, value in shown)
-        level = record.levelname.lower()
-        line = f"{clock}.{int(record.msecs):03d} {level:<7} {plain(record.getMessage())}"
-        lines = [f"{line}  {fields}" if fields else line]
-        lines += [f"    {plain(text)}" for text in _traceback(self, record).splitlines()]
-        return "\n".join(lines)
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message`` and the fields beside them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seconds = _Seconds()
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line; its values are only looked at one by one where something in it must be escaped."""
-        line: dict[str, Value] = {
-            "time": f"{self._seconds.text(int(record.created))}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line = {
-            **line,
-            **_fields(record),
-            **line,
-        }  # the first four keep their place and their value
-        if text := _traceback(self, record):
-            line["traceback"] = text
-        return _quick(line) or _careful(line)
+def only_lines(logger: logging.Logger) -> Lines | None:
+    """The handler of this module, if what ``logger`` is told goes to it and to nobody else."""
+    found: Lines | None = None
+    at: logging.Logger | None = logger
+    while at is not None:
+        for handler in at.handlers:
+            if found is not None or not isinstance(handler, Lines):
+                return None
+            found = handler
+        at = at.parent if at.propagate else None
+    return found
 
 
 class _Seconds:
@@ -186,36 +234,6 @@ class _Seconds:
         return self._text
 
 
-class _Record(logging.LogRecord):
-    """A record of an event that any handler can take; what says where in the code its caller stands is left empty.
-
-    The standard one looks up files, threads and processes, which costs more than the rest of a line.
-    """
-
-    def __init__(self, name: str, level: int, message: str, event: Event) -> None:
-        now = time.time()
-        self.__dict__.update(_NOWHERE)
-        self.name = name
-        self.levelno = level
-        self.levelname = logging.getLevelName(level)
-        self.msg = message
-        self.created = now
-        self.msecs = now % 1 * 1000
-        self.event = event
-
-    @property
-    def fields(self) -> dict[str, Value]:
-        """What a line shows of the event."""
-        return _shown(self.event)
-
-    def getMessage(self) -> str:  # noqa: N802 - logging's name
-        return self.msg
-
-
-_NOWHERE = logging.LogRecord("", logging.INFO, "", 0, "", (), None).__dict__
-"""What all such records have alike."""
-
-
 class RequestLog:
     """A listener for events: one line per request, failed attempt, and change of a target's or a node's state."""
 
@@ -229,8 +247,14 @@ class RequestLog:
             return
         level, message = said(event)
         logger = self._logger
-        if message and logger.isEnabledFor(level):
-            logger.handle(_Record(logger.name, level, message, event))
+        if not message or not logger.isEnabledFor(level):
+            return
+        lines = only_lines(logger)
+        if lines is not None:
+            # Not a record: logging's look for files, threads and callers costs more than the line.
+            lines.hold(Line(time.time(), level, logger.name, message, event))
+        else:
+            logger.log(level, message, extra={"fields": _shown(event)})
 
 
 def _request(event: RequestDone) -> tuple[int, str]:
@@ -255,18 +279,29 @@ _LINES: Mapping[type, Callable[[Any], tuple[int, str]]] = {
 """An event's level and message; no message is no line."""
 
 
-def _shown(event: Event) -> dict[str, Value]:
-    fields: dict[str, Value] = msgspec.structs.asdict(event)
-    for name, value in fields.items():
+def _shown(fields: Event | Mapping[str, Value]) -> Mapping[str, Value]:
+    if isinstance(fields, Mapping):
+        return fields
+    shown: dict[str, Value] = msgspec.structs.asdict(fields)
+    for name, value in shown.items():
         kind = type(value)
         if kind is float:
-            fields[name] = round(value, _ROUND_DIGITS)  # type: ignore[arg-type]
+            shown[name] = round(value, _ROUND_DIGITS)  # type: ignore[arg-type]
         elif kind not in _PLAIN:
-            fields[name] = str(value.value)  # type: ignore[union-attr]  # an enum: FaultKind
-    return fields
+            shown[name] = str(value.value)  # type: ignore[union-attr]  # an enum: FaultKind
+    return shown
 
 
 _PLAIN = frozenset({str, int, bool, type(None)})
+
+
+def _ms(at: float) -> int:
+    return int(at * 1000) % 1000
+
+
+@functools.cache
+def _level(number: int) -> str:
+    return logging.getLevelName(number).lower()
 
 
 def _quick(line: Mapping[str, Value]) -> str:
@@ -292,11 +327,6 @@ def _careful(line: Mapping[str, Value]) -> str:
     return msgspec.json.encode(safe).decode()
 
 
-def _fields(record: logging.LogRecord) -> Mapping[str, Value]:
-    fields: Mapping[str, Value] = getattr(record, "fields", {})
-    return fields
-
-
 def _word(value: Value) -> str:
     """One word of a human's line: quoted where a space or a quote would make it two."""
     if isinstance(value, bool):
@@ -307,7 +337,3 @@ def _word(value: Value) -> str:
     if word and not any(c in ' "=\\' for c in word):
         return word
     return msgspec.json.encode(word).decode()
-
-
-def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    return formatter.formatException(record.exc_info) if record.exc_info else ""

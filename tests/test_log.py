@@ -282,10 +282,27 @@ def test_a_process_that_ends_writes_what_it_held():
     assert done.stderr.endswith("the last word\n")
 
 
-def test_a_record_of_a_request_suits_any_handler(caplog: pytest.LogCaptureFixture) -> None:
-    install("info", "json", io.StringIO())
+def test_a_handler_beside_ours_hears_requests_too(caplog: pytest.LogCaptureFixture) -> None:
+    stream = io.StringIO()
+    install("info", "human", stream)
+    caplog.set_level(logging.INFO, "nenya.requests")
     RequestLog()(REQUEST)
     (record,) = caplog.records
-    usual = logging.getLogger("x").makeRecord("x", logging.INFO, "", 0, "", (), None)
-    assert vars(usual).keys() <= vars(record).keys()
-    assert logging.Formatter("%(asctime)s %(process)d %(message)s").format(record)
+    assert record.getMessage() == "request"
+    assert record.fields["model"] == "starter"
+    assert "model=starter" in stream.getvalue()
+
+
+def test_requests_alone_and_with_others_make_the_same_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def line() -> str:
+        stream = io.StringIO()
+        install("info", "json", stream)
+        RequestLog()(REQUEST)
+        return stream.getvalue()[len('{"time":"2026-11-25T06:42:02.077Z"') :]
+
+    with_others = line()
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    assert line() == with_others
