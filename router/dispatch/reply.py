@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from router.accounts.charge import Charge
-from router.backends.base import Answer
+from router.backends.base import Answer, Sink
 from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
 from router.errors import Fault, api_error
 from router.policy.breaker import Verdict
@@ -78,6 +78,24 @@ class Reply:
         elif self._charge is not None:
             self._charge.saw(piece)
         return piece
+
+    async def pour(self, sink: Sink) -> None:
+        """Hand pieces to ``sink`` as they come, without waking the caller for each; see `base.Answer`.
+
+        Returns at once where it can't be done, and at the latest where the answer ends or breaks: `read` goes on.
+        """
+        if self._first or self._over:
+            return
+        charge = self._charge
+        if charge is None:
+            await self._answer.pour(sink)
+            return
+
+        def counted(piece: bytes) -> bool:
+            charge.saw(piece)
+            return sink(piece)
+
+        await self._answer.pour(counted)
 
     def close(self) -> None:
         """Let go: what still runs is cancelled at once, everything is settled. May be called twice."""

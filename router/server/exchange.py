@@ -211,6 +211,14 @@ class Exchange:
         if blob and self.streaming:
             self._write(self._framed(blob))
 
+    def offer(self, blob: bytes) -> bool:
+        """`piece` for who can't wait: whether another may come now. That nobody is there says the next `piece`."""
+        try:
+            self.piece(blob)
+        except ClientGone:
+            return False
+        return not self.connection.writing_paused
+
     def end(self) -> None:
         """The stream is whole, if its [DONE] didn't say so already."""
         if self.streaming:

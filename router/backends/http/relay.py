@@ -106,6 +106,11 @@ class Relay:
         self.fault: Fault | None = None
 
     @property
+    def ended(self) -> bool:
+        """Nothing more will come of it: `done`, or a `fault`."""
+        return self.done or self.fault is not None
+
+    @property
     def finished(self) -> bool:
         """Every choice has its finish_reason. Of a single one it stands near the end; several end anywhere."""
         if self._choices > 1:
@@ -115,7 +120,7 @@ class Relay:
     def feed(self, data: bytes) -> bytes:
         """What the client gets of ``data``: whole events, or ``b""``. After `done` or `fault`: nothing."""
         self.heard = False
-        if self.done or self.fault is not None:
+        if self.ended:
             return b""
         try:
             blob = self._splitter.feed(data)
@@ -129,7 +134,7 @@ class Relay:
     def end(self, cut: Fault | None = None) -> bytes:
         """The body is over, or was ``cut``. What the client still gets; sets `done` or `fault`."""
         self.heard = False
-        if self.done or self.fault is not None:
+        if self.ended:
             return b""
         rest = self._splitter.flush()
         data = sse.data_of(rest.strip(b"\n")) if rest else None
@@ -137,7 +142,7 @@ class Relay:
         return blob + self._close(cut)
 
     def _close(self, cut: Fault | None) -> bytes:
-        if self.done or self.fault is not None:
+        if self.ended:
             return b""
         if self.finished:
             self.done = True
