@@ -272,7 +272,7 @@ class StreamAnswer:
             self._note_time()
             self._exchange.mailbox.postpone(self._until)
         wanted = sink(blob) if blob else True
-        return wanted and not relay.ended
+        return wanted and not relay.done and relay.fault is None
 
     def close(self) -> None:
         """Let go; the provider is cut off if it isn't done."""

@@ -120,7 +120,7 @@ class Relay:
     def feed(self, data: bytes) -> bytes:
         """What the client gets of ``data``: whole events, or ``b""``. After `done` or `fault`: nothing."""
         self.heard = False
-        if self.ended:
+        if self.done or self.fault is not None:
             return b""
         try:
             blob = self._splitter.feed(data)
