@@ -181,7 +181,8 @@ class Exchange:
     def note(self, headers: Mapping[str, str]) -> None:
         """Headers for the answer, besides those that every answer has; what can't stand in a head is left out."""
         for name, value in headers.items():
-            if name not in _OURS and _UNSAFE.search(value) is None:
+            plain = value.isascii() and value.isprintable()
+            if name not in _OURS and (plain or _UNSAFE.search(value) is None):
                 self._extra += f"{name}: {value}\r\n"
 
     def answer(self, status: int, body: bytes, content_type: str = JSON) -> None:
