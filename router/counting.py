@@ -1,136 +1,87 @@
-"""Counters and histograms that cost a few additions, rendered by prometheus_client when somebody scrapes.
+"""How providers count a request against their limits of tokens.
 
-The client's own take a lock for every number and look their buckets up one by one. Here one thread counts (the event
-loop's), so nothing is locked; another may render meanwhile, and sees each number as it was a moment ago or is now.
+    usage       the prompt when it comes, the answer when it is written: most of them
+    uncached    the same, but what comes from their cache is free: Groq, Anthropic
+    max_tokens  prompt and the longest possible answer when the request comes, and nothing is given back: OpenAI, Azure
+    input       the prompt alone
 
-Names and methods are those of prometheus_client.
+Limits of input or of output alone count just that, whatever ``counts`` says.
+
+Source: OpenAI, "Rate limits" ("the maximum of max_tokens and the estimated number of tokens"); Microsoft, "Manage Azure
+OpenAI quota" (prompt and max_tokens, at admission); Groq and Anthropic, "Rate limits" (cached tokens don't count).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
-from typing import Generic, TypeVar
+from urllib.parse import urlsplit
 
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
+from msgspec import Struct
 
-C = TypeVar("C", "Count", "Spread")
+from router.config.schema import Counts, Provider
+from router.ratelimits import Resource
 
+RESOURCES: tuple[Resource, ...] = ("requests", "tokens", "input_tokens", "output_tokens")
+"""In the order of a charge's numbers."""
+Units = tuple[int, int, int, int]
 
-class Count:
-    """One counter."""
-
-    __slots__ = ("value",)
-
-    def __init__(self) -> None:
-        self.value = 0.0
-
-    def inc(self, amount: float = 1.0) -> None:
-        """Add ``amount``, which is not negative."""
-        self.value += amount
+_BY_HOST: tuple[tuple[str, Counts], ...] = (
+    ("openai.com", "max_tokens"),
+    ("azure.com", "max_tokens"),
+    ("groq.com", "uncached"),
+    ("anthropic.com", "uncached"),
+)
 
 
-class Spread:
-    """One histogram: how many values were at most each bound, and their sum."""
+class Charge(Struct, frozen=True):
+    """Units of each resource that one request takes of its provider's limits."""
 
-    __slots__ = ("_bounds", "counts", "total")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self._bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        """By bucket, not summed up; the last is for what is above all bounds."""
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count ``value``."""
-        self.counts[bisect_left(self._bounds, value)] += 1
-        self.total += value
+    at_once: Units
+    """When it comes."""
+    later: Units
+    """While it is answered."""
 
 
-class _Family(Collector, Generic[C]):
-    """All series of one name, by their labels."""
+class Need:
+    """What a request is thought to take, whoever counts it."""
 
-    def __init__(
-        self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry
-    ) -> None:
-        self._name = name
-        self._documentation = documentation
-        self._labels = tuple(labels)
-        self._series: dict[tuple[str, ...], C] = {}
-        registry.register(self)
+    __slots__ = ("_charges", "input_tokens", "limit", "output_tokens")
 
-    def labels(self, *values: str) -> C:
-        """The series of these labels, in the order of their names; counted from zero when it is new."""
-        found = self._series.get(values)
+    def __init__(self, input_tokens: int, output_tokens: int, limit: int | None = None) -> None:
+        """``limit``: the longest answer it allows, if it says."""
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+        self.limit = limit
+        self._charges: dict[Counts, Charge] = {}
+
+    def charge(self, counts: Counts) -> Charge:
+        """The same to a provider that counts so."""
+        found = self._charges.get(counts)
         if found is None:
-            if len(values) != len(self._labels):
-                raise ValueError(f"{self._name} has the labels {self._labels}")
-            found = self._series[values] = self._new()
+            found = charge(counts, self.input_tokens, self.output_tokens, self.limit)
+            self._charges[counts] = found
         return found
 
-    def _new(self) -> C:
-        raise NotImplementedError
+
+def counts_of(provider: Provider) -> Counts:
+    """How that provider counts: what its config says, or what its host is known for."""
+    if provider.counts is not None:
+        return provider.counts
+    host = urlsplit(provider.base_url).hostname or ""
+    for known, counts in _BY_HOST:
+        if host == known or host.endswith(f".{known}"):
+            return counts
+    return "usage"
 
 
-class Counter(_Family[Count]):
-    """Counters. One without labels is counted at ``labels()``."""
-
-    def __init__(
-        self,
-        name: str,
-        documentation: str,
-        labels: Sequence[str] = (),
-        *,
-        registry: CollectorRegistry,
-    ) -> None:
-        """``name``: without ``_total``."""
-        super().__init__(name, documentation, labels, registry)
-        if not labels:
-            self.labels()
-
-    def _new(self) -> Count:
-        return Count()
-
-    def collect(self) -> Iterator[Metric]:
-        """What is counted so far."""
-        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
-        for values, count in list(self._series.items()):
-            family.add_metric(values, count.value)
-        yield family
-
-
-class Histogram(_Family[Spread]):
-    """Histograms. One without labels is counted at ``labels()``."""
-
-    def __init__(
-        self,
-        name: str,
-        documentation: str,
-        labels: Sequence[str] = (),
-        *,
-        buckets: Sequence[float],
-        registry: CollectorRegistry,
-    ) -> None:
-        """``buckets``: their upper bounds in order, without infinity."""
-        self._bounds = tuple(float(bound) for bound in buckets)
-        bounds = (*self._bounds, float("inf"))
-        self._shown = [str(floatToGoString(bound)) for bound in bounds]  # type: ignore[no-untyped-call]
-        super().__init__(name, documentation, labels, registry)
-        if not labels:
-            self.labels()
-
-    def _new(self) -> Spread:
-        return Spread(self._bounds)
-
-    def collect(self) -> Iterator[Metric]:
-        """What is counted so far."""
-        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
-        for values, spread in list(self._series.items()):
-            summed = list(zip(self._shown, accumulate(spread.counts[:]), strict=True))
-            family.add_metric(values, summed, spread.total)
-        yield family
+def charge(
+    counts: Counts, input_tokens: int, output_tokens: int, limit: int | None, cached: int = 0
+) -> Charge:
+    """What a request is charged. ``limit``: the longest answer it allows, if it says; ``cached``: of its input."""
+    if counts == "uncached":
+        input_tokens -= cached
+    tokens, written = input_tokens, output_tokens
+    if counts == "max_tokens":
+        tokens += output_tokens if limit is None else limit
+    if counts in {"max_tokens", "input"}:
+        written = 0
+    return Charge((1, tokens, input_tokens, 0), (0, written, 0, output_tokens))

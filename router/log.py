@@ -22,7 +22,15 @@ from typing import Any, Literal, TextIO
 
 import msgspec
 
-from router.events import AttemptDone, Event, LimitDecision, NodeState, RequestDone, TargetState
+from router.events import (
+    AttemptDone,
+    Event,
+    LimitDecision,
+    NodeState,
+    Recovery,
+    RequestDone,
+    TargetState,
+)
 
 Format = Literal["auto", "human", "json"]
 Value = str | int | float | bool | None
@@ -273,6 +281,7 @@ _LINES: Mapping[type, Callable[[Any], tuple[int, str]]] = {
     RequestDone: _request,
     AttemptDone: _attempt,
     LimitDecision: _limit,
+    Recovery: lambda _: (logging.WARNING, "recovery"),
     TargetState: lambda _: (logging.INFO, "target"),
     NodeState: lambda _: (logging.INFO, "node"),
 }

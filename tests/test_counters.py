@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 
-from router.counting import Counter, Histogram
+from router.counters import Counter, Histogram
 
 BUCKETS = (0.005, 0.1, 1, 2.5, 1000)
 VALUES = st.floats(0, 2000) | st.sampled_from(BUCKETS)
