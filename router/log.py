@@ -1,21 +1,24 @@
 """Logging: lines for people in a terminal, JSON lines for machines, and one line for every request.
 
-The standard library's logging does the work; here are its two formatters, its one setup and `RequestLog`, which
-turns events into lines. A line never has a prompt, an answer, a key or a secret: events don't carry them. Whatever
-a value says, it can't start a new line or move a terminal's cursor (CWE-117).
+The standard library's logging does the work; here are its two formatters, its handler, its one setup and
+`RequestLog`, which turns events into lines. A line never has a prompt, an answer, a key or a secret: events don't
+carry them. Whatever a value says, it can't start a new line or move a terminal's cursor (CWE-117).
 
-Off costs nothing but one comparison: `RequestLog` asks for the level before it builds anything.
+Off costs nothing but one comparison: `RequestLog` asks for the level before it builds anything. On, lines wait a
+moment and are written together, for a write is a system call and costs more than the line. Warnings and errors don't
+wait, nor does what is said where no event loop runs, nor the end of the process; only a crash of the interpreter or
+a kill -9 can lose lines, those of the last FLUSH_S at most.
 """
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import io
 import logging
 import time
-from collections.abc import Mapping
-from datetime import UTC, datetime
-from types import MappingProxyType
-from typing import Literal, TextIO
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TextIO
 
 import msgspec
 
@@ -41,6 +44,10 @@ _SHORT_CHARS = 1000
 """Of a JSON line: one that is longer is looked at value by value, and what is too long in it is cut."""
 _ROUND_DIGITS = 6
 """Of a second: microseconds are the finest that a clock here means."""
+FLUSH_S = 0.1
+"""How long a line may wait to be written; who watches a log doesn't notice it."""
+MOST_HELD = 128
+"""Lines that wait together: to make them takes about a millisecond of the loop's time."""
 
 _requests = logging.getLogger("nenya.requests")
 
@@ -53,12 +60,12 @@ def install(level: str, format: Format, stream: TextIO) -> None:  # noqa: A002 -
     human = format == "human" or (format == "auto" and stream.isatty())
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(HumanFormatter() if human else JsonFormatter())
+    handler = Lines(stream, HumanFormatter() if human else JsonFormatter())
     number = logging.getLevelNamesMapping()[level.upper()]
     root = logging.getLogger()
-    for old in [old for old in root.handlers if isinstance(old.formatter, _Ours)]:
+    for old in [old for old in root.handlers if isinstance(old, Lines)]:
         root.removeHandler(old)
+        old.close()
     root.addHandler(handler)
     root.setLevel(number if number <= logging.DEBUG else max(number, logging.WARNING))
     for name in _OURS:
@@ -73,50 +80,166 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
-class _Ours(logging.Formatter):
-    """Marks the formatters of this module, so that a second `install` finds the first one's."""
+class Line(msgspec.Struct, frozen=True, gc=False):
+    """What a line says, before it is written out."""
+
+    at: float
+    """Seconds since the epoch."""
+    level: int
+    logger: str
+    message: str
+    fields: Event | Mapping[str, Value]
+    traceback: str = ""
 
 
-class HumanFormatter(_Ours):
+class LineFormatter(logging.Formatter):
+    """What the two formats have alike."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """A record as a line."""
+        return self.write(self.line_of(record))
+
+    def line_of(self, record: logging.LogRecord) -> Line:
+        """What is kept of a record, which may change once it was logged."""
+        return Line(
+            at=record.created,
+            level=record.levelno,
+            logger=record.name,
+            message=record.getMessage(),
+            fields=getattr(record, "fields", {}),
+            traceback=self.formatException(record.exc_info) if record.exc_info else "",
+        )
+
+    def write(self, line: Line) -> str:
+        """The line, without its end."""
+        raise NotImplementedError
+
+
+class HumanFormatter(LineFormatter):
     """``12:30:01.123 info    request  model=starter status=200``; a traceback follows, indented.
 
     Fields without a value are left out.
     """
 
-    def format(self, record: logging.LogRecord) -> str:
+    def write(self, line: Line) -> str:
         """One line, and one for each line of a traceback."""
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        clock = time.strftime("%H:%M:%S", time.localtime(line.at))
         shown = (
-            (name, value) for name, value in _fields(record).items() if value not in {None, ""}
+            (name, value) for name, value in _shown(line.fields).items() if value not in {None, ""}
         )
         fields = " ".join(f"{name}={_word(value)}" for name, value in shown)
-        level = record.levelname.lower()
-        line = f"{clock}.{int(record.msecs):03d} {level:<7} {plain(record.getMessage())}"
-        lines = [f"{line}  {fields}" if fields else line]
-        lines += [f"    {plain(text)}" for text in _traceback(self, record).splitlines()]
+        text = f"{clock}.{_ms(line.at):03d} {_level(line.level):<7} {plain(line.message)}"
+        lines = [f"{text}  {fields}" if fields else text]
+        lines += [f"    {plain(text)}" for text in line.traceback.splitlines()]
         return "\n".join(lines)
 
 
-class JsonFormatter(_Ours):
+class JsonFormatter(LineFormatter):
     """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message`` and the fields beside them."""
 
-    def format(self, record: logging.LogRecord) -> str:
+    def __init__(self) -> None:
+        super().__init__()
+        self._seconds = _Seconds()
+
+    def write(self, line: Line) -> str:
         """One line; its values are only looked at one by one where something in it must be escaped."""
-        moment = datetime.fromtimestamp(record.created, UTC)
-        line: dict[str, Value] = {
-            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
+        first: dict[str, Value] = {
+            "time": f"{self._seconds.text(int(line.at))}.{_ms(line.at):03d}Z",
+            "level": _level(line.level),
+            "logger": line.logger,
+            "message": line.message,
         }
-        line = {
-            **line,
-            **_fields(record),
-            **line,
-        }  # the first four keep their place and their value
-        if text := _traceback(self, record):
-            line["traceback"] = text
-        return _quick(line) or _careful(line)
+        # The first four keep their place and their value.
+        whole = {**first, **_shown(line.fields), **first}
+        if line.traceback:
+            whole["traceback"] = line.traceback
+        return _quick(whole) or _careful(whole)
+
+
+class Lines(logging.Handler):
+    """Writes lines to a stream, those of a moment together; see the module's text for what waits and what doesn't."""
+
+    def __init__(self, stream: TextIO, formatter: LineFormatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self._stream = stream
+        self._formatter = formatter
+        self._held: list[Line] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Which will write what is held."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a record."""
+        try:
+            self.hold(self._formatter.line_of(record))
+        except Exception:  # noqa: BLE001 - logging's way: what can't be logged is told on stderr
+            self.handleError(record)
+
+    def hold(self, line: Line) -> None:
+        """Take a line. It is made into text when it is written: many in a row cost half of one now and then."""
+        self._held.append(line)
+        if line.level > logging.INFO or len(self._held) >= MOST_HELD:
+            self.flush()
+        elif self._loop is None or self._loop.is_closed():
+            self._flush_soon()
+
+    def flush(self) -> None:
+        """Write what is held."""
+        self.acquire()
+        try:
+            self._loop = None
+            count = len(self._held)  # another thread may add to it meanwhile
+            texts = [self._formatter.write(line) for line in self._held[:count]]
+            del self._held[:count]
+            if texts:
+                texts.append("")
+                self._stream.write("\n".join(texts))
+                self._stream.flush()
+        finally:
+            self.release()
+
+    def close(self) -> None:
+        """Write what is held; the stream stays open."""
+        self.flush()
+        super().close()
+
+    def _flush_soon(self) -> None:
+        try:
+            self._loop = loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+        else:
+            loop.call_later(FLUSH_S, self.flush)
+
+
+def only_lines(logger: logging.Logger) -> Lines | None:
+    """The handler of this module, if what ``logger`` is told goes to it and to nobody else."""
+    found: Lines | None = None
+    at: logging.Logger | None = logger
+    while at is not None:
+        for handler in at.handlers:
+            if found is not None or not isinstance(handler, Lines):
+                return None
+            found = handler
+        at = at.parent if at.propagate else None
+    return found
+
+
+class _Seconds:
+    """A second's date and time in UTC, written once a second."""
+
+    __slots__ = ("_second", "_text")
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._text = ""
+
+    def text(self, second: int) -> str:
+        """As ISO 8601 wants it."""
+        if second != self._second:
+            self._second = second
+            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return self._text
 
 
 class RequestLog:
@@ -127,45 +250,67 @@ class RequestLog:
 
     def __call__(self, event: Event) -> None:
         """Write the line of ``event``, if it has one and the level wants it."""
-        level, message = _line(event)
+        said = _LINES.get(type(event))
+        if said is None:
+            return
+        level, message = said(event)
         logger = self._logger
-        if message and logger.isEnabledFor(level):
-            # Not `logger.log`: it looks for its caller in the stack, a fifth of the line's cost.
-            extra = {"fields": _shown(event)}
-            record = logger.makeRecord(logger.name, level, "", 0, message, (), None, None, extra)
-            logger.handle(record)
-
-
-_LINES: Mapping[type, tuple[int, str]] = MappingProxyType(
-    {
-        Recovery: (logging.WARNING, "recovery"),
-        TargetState: (logging.INFO, "target"),
-        NodeState: (logging.INFO, "node"),
-    }
-)
-
-
-def _line(event: Event) -> tuple[int, str]:
-    """An event's level and message; no message is no line."""
-    if isinstance(event, RequestDone):
-        return (logging.INFO if event.status < 500 else logging.WARNING), "request"
-    if isinstance(event, AttemptDone):
-        return logging.WARNING, "attempt failed" if event.fault is not None else ""
-    if isinstance(event, LimitDecision):
-        return logging.INFO, "" if event.outcome == "admitted" else "limit"
-    return _LINES.get(type(event), (logging.DEBUG, ""))
-
-
-def _shown(event: Event) -> dict[str, Value]:
-    fields: dict[str, Value] = {}
-    for name, value in msgspec.structs.asdict(event).items():
-        if isinstance(value, float):
-            fields[name] = round(value, _ROUND_DIGITS)
-        elif value is None or isinstance(value, str | int):
-            fields[name] = value
+        if not message or not logger.isEnabledFor(level):
+            return
+        lines = only_lines(logger)
+        if lines is not None:
+            # Not a record: logging's look for files, threads and callers costs more than the line.
+            lines.hold(Line(time.time(), level, logger.name, message, event))
         else:
-            fields[name] = str(value.value)  # an enum: FaultKind
-    return fields
+            logger.log(level, message, extra={"fields": _shown(event)})
+
+
+def _request(event: RequestDone) -> tuple[int, str]:
+    return (logging.INFO if event.status < 500 else logging.WARNING), "request"
+
+
+def _attempt(event: AttemptDone) -> tuple[int, str]:
+    return logging.WARNING, "attempt failed" if event.fault is not None else ""
+
+
+def _limit(event: LimitDecision) -> tuple[int, str]:
+    return logging.INFO, "" if event.outcome == "admitted" else "limit"
+
+
+_LINES: Mapping[type, Callable[[Any], tuple[int, str]]] = {
+    RequestDone: _request,
+    AttemptDone: _attempt,
+    LimitDecision: _limit,
+    Recovery: lambda _: (logging.WARNING, "recovery"),
+    TargetState: lambda _: (logging.INFO, "target"),
+    NodeState: lambda _: (logging.INFO, "node"),
+}
+"""An event's level and message; no message is no line."""
+
+
+def _shown(fields: Event | Mapping[str, Value]) -> Mapping[str, Value]:
+    if isinstance(fields, Mapping):
+        return fields
+    shown: dict[str, Value] = msgspec.structs.asdict(fields)
+    for name, value in shown.items():
+        kind = type(value)
+        if kind is float:
+            shown[name] = round(value, _ROUND_DIGITS)  # type: ignore[arg-type]
+        elif kind not in _PLAIN:
+            shown[name] = str(value.value)  # type: ignore[union-attr]  # an enum: FaultKind
+    return shown
+
+
+_PLAIN = frozenset({str, int, bool, type(None)})
+
+
+def _ms(at: float) -> int:
+    return int(at * 1000) % 1000
+
+
+@functools.cache
+def _level(number: int) -> str:
+    return logging.getLevelName(number).lower()
 
 
 def _quick(line: Mapping[str, Value]) -> str:
@@ -191,11 +336,6 @@ def _careful(line: Mapping[str, Value]) -> str:
     return msgspec.json.encode(safe).decode()
 
 
-def _fields(record: logging.LogRecord) -> Mapping[str, Value]:
-    fields: Mapping[str, Value] = getattr(record, "fields", {})
-    return fields
-
-
 def _word(value: Value) -> str:
     """One word of a human's line: quoted where a space or a quote would make it two."""
     if isinstance(value, bool):
@@ -206,7 +346,3 @@ def _word(value: Value) -> str:
     if word and not any(c in ' "=\\' for c in word):
         return word
     return msgspec.json.encode(word).decode()
-
-
-def _traceback(formatter: logging.Formatter, record: logging.LogRecord) -> str:
-    return formatter.formatException(record.exc_info) if record.exc_info else ""

@@ -15,15 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info
+from prometheus_client import CollectorRegistry, Info
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from router.counters import Count, Counter, Histogram, Spread
 from router.errors import FaultKind
 from router.events import (
     AttemptDone,
@@ -91,15 +92,15 @@ _Key = tuple[str, str, str, str]
 class _Ended(msgspec.Struct, frozen=True):
     """The children that a request of one label set is counted in at its end."""
 
-    requests: Counter
-    duration: Histogram
-    first_token: Histogram
-    per_token: Histogram
-    speed: Histogram
-    input_tokens: Counter
-    cached_tokens: Counter
-    output_tokens: Counter
-    cost_usd: Counter
+    requests: Count
+    duration: Spread
+    first_token: Spread
+    per_token: Spread
+    speed: Spread
+    input_tokens: Count
+    cached_tokens: Count
+    output_tokens: Count
+    cost_usd: Count
 
 
 class Metrics:
@@ -115,8 +116,20 @@ class Metrics:
         self._providers = frozenset(targets.values())
         self._registry = CollectorRegistry()
         self._ended: dict[_Key, _Ended] = {}
-        self._attempted: dict[_Key, Histogram] = {}
-        self._decided: dict[tuple[str, str, str], Counter] = {}
+        self._attempted: dict[_Key, Spread] = {}
+        self._decided: dict[tuple[str, str, str], Count] = {}
+        self._counts: Mapping[type, Callable[[Any], None]] = {
+            RequestDone: self._request,
+            AttemptDone: self._attempt,
+            Retry: self._retry,
+            Hedge: self._mended,
+            Fallback: self._mended,
+            Recovery: self._mended,
+            Queued: self._queued,
+            TargetState: self._state,
+            LimitDecision: self._decision,
+            UsageLost: self._lost,
+        }
         self._make_requests()
         self._make_targets()
         self._make_lines()
@@ -164,7 +177,7 @@ class Metrics:
         self._overhead = Histogram(
             "nenya_overhead_seconds", "Time from a request's arrival to its first attempt",
             buckets=OVERHEAD_BUCKETS, registry=registry,
-        )  # fmt: skip
+        ).labels()  # fmt: skip
 
     def _make_targets(self) -> None:
         labels = ("target", "reason")
@@ -216,28 +229,25 @@ class Metrics:
         self._usage_lost = Counter(
             "nenya_usage_records_dropped", "Records of usage that the database never took",
             registry=registry,
-        )  # fmt: skip
+        ).labels()  # fmt: skip
 
     # Counting
 
     def __call__(self, event: Event) -> None:
         """Count an event."""
-        if isinstance(event, RequestDone):
-            self._request(event)
-        elif isinstance(event, AttemptDone):
-            self._attempt(event)
-        elif isinstance(event, Retry):
-            self._retries.labels(self._target(event.target), event.reason.value).inc()
-        elif isinstance(event, Queued):
-            self._queued(event)
-        elif isinstance(event, TargetState) and event.state == "ejected":
+        count = self._counts.get(type(event))
+        if count is not None:
+            count(event)
+
+    def _retry(self, event: Retry) -> None:
+        self._retries.labels(self._target(event.target), event.reason.value).inc()
+
+    def _state(self, event: TargetState) -> None:
+        if event.state == "ejected":
             self._ejections.labels(self._target(event.target), _reason(event.reason)).inc()
-        elif isinstance(event, LimitDecision):
-            self._decision(event)
-        elif isinstance(event, UsageLost):
-            self._usage_lost.inc()
-        else:
-            self._mended(event)
+
+    def _lost(self, _: UsageLost) -> None:
+        self._usage_lost.inc()
 
     def _mended(self, event: Event) -> None:
         if isinstance(event, Hedge):
@@ -366,9 +376,7 @@ class _Page(Collector):
         self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [s for s in metric.samples if not s.name.endswith("_created")]
-            yield metric
+        yield from self._registry.collect()
         inflight = GaugeMetricFamily(
             "nenya_target_inflight_requests", "Requests a target is working on", labels=["target"]
         )

@@ -58,6 +58,9 @@ class Whole:
         self.facts.finished = True
         return piece
 
+    async def pour(self, sink):
+        pass
+
     def close(self):
         pass
 

@@ -1,8 +1,11 @@
 """Lines of the log: their words, what can't get into them, and that silence is free."""
 
+import asyncio
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import msgspec
@@ -20,7 +23,16 @@ from router.events import (
     Retry,
     TargetState,
 )
-from router.log import LEVELS, HumanFormatter, JsonFormatter, RequestLog, install, plain
+from router.log import (
+    FLUSH_S,
+    LEVELS,
+    MOST_HELD,
+    HumanFormatter,
+    JsonFormatter,
+    RequestLog,
+    install,
+    plain,
+)
 
 REQUEST = RequestDone(
     request_id="req_1", key_id="dev", model="starter", target="starter", provider="local",
@@ -199,3 +211,99 @@ def test_any_text_is_one_plain_line(text: str) -> None:
     line = JsonFormatter().format(record)
     assert json.loads(line)["model"] == plain(text)
     assert line.isprintable()
+
+
+async def test_lines_of_a_moment_are_written_together():
+    stream = io.StringIO()
+    install("info", "json", stream)
+    log = RequestLog()
+    log(REQUEST)
+    log(REQUEST)
+    assert stream.getvalue() == ""
+    await asyncio.sleep(FLUSH_S * 1.5)
+    assert stream.getvalue().count("\n") == 2
+    log(REQUEST)
+    await asyncio.sleep(FLUSH_S * 1.5)
+    assert stream.getvalue().count("\n") == 3
+
+
+async def test_a_warning_takes_the_lines_before_it_along_in_their_order():
+    stream = io.StringIO()
+    install("info", "json", stream)
+    RequestLog()(REQUEST)
+    RequestLog()(FAILED)
+    said = [json.loads(line)["message"] for line in stream.getvalue().splitlines()]
+    assert said == ["request", "attempt failed"]
+
+
+async def test_only_so_many_lines_wait():
+    stream = io.StringIO()
+    install("info", "json", stream)
+    for _ in range(MOST_HELD):
+        RequestLog()(REQUEST)
+    assert stream.getvalue().count("\n") == MOST_HELD
+
+
+async def test_a_thread_without_a_loop_writes_at_once():
+    stream = io.StringIO()
+    install("info", "json", stream)
+    await asyncio.to_thread(logging.getLogger("nenya").info, "from a thread")
+    assert stream.getvalue().count("\n") == 1
+
+
+def test_lines_held_for_a_loop_that_ended_are_written():
+    async def say() -> None:
+        RequestLog()(REQUEST)
+
+    stream = io.StringIO()
+    install("info", "json", stream)
+    asyncio.run(say())
+    asyncio.run(say())
+    logging.getLogger("nenya").info("after it")
+    assert stream.getvalue().count("\n") == 3
+
+
+async def test_a_second_install_writes_what_the_first_held():
+    first = io.StringIO()
+    install("info", "json", first)
+    RequestLog()(REQUEST)
+    install("info", "json", io.StringIO())
+    assert first.getvalue().count("\n") == 1
+
+
+def test_a_process_that_ends_writes_what_it_held():
+    code = (
+        "import asyncio, logging, sys\n"
+        "from router.log import install\n"
+        "install('info', 'human', sys.stderr)\n"
+        "async def main(): logging.getLogger('nenya').info('the last word')\n"
+        "asyncio.run(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr.endswith("the last word\n")
+
+
+def test_a_handler_beside_ours_hears_requests_too(caplog: pytest.LogCaptureFixture) -> None:
+    stream = io.StringIO()
+    install("info", "human", stream)
+    caplog.set_level(logging.INFO, "nenya.requests")
+    RequestLog()(REQUEST)
+    (record,) = caplog.records
+    assert record.getMessage() == "request"
+    assert record.fields["model"] == "starter"
+    assert "model=starter" in stream.getvalue()
+
+
+def test_requests_alone_and_with_others_make_the_same_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def line() -> str:
+        stream = io.StringIO()
+        install("info", "json", stream)
+        RequestLog()(REQUEST)
+        return stream.getvalue()[len('{"time":"2026-11-25T06:42:02.077Z"') :]
+
+    with_others = line()
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    assert line() == with_others

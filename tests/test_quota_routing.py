@@ -186,6 +186,9 @@ class Whole:
     async def read(self):
         return self.pieces.pop() if self.pieces else b""
 
+    async def pour(self, sink):
+        pass
+
     def close(self):
         pass
 

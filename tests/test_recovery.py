@@ -12,6 +12,7 @@ from router.events import AttemptDone, Recovery, RequestDone
 from router.policy.breaker import Verdict
 from tests.test_dispatch import Script, World, fault, suspend_then_cancel
 from tests.upstream import DONE, chunk, event
+from tests.walks import Pieces
 
 ROLE = event(chunk({"role": "assistant", "content": ""}))
 END = event(chunk({}, finish="stop")) + DONE
@@ -70,6 +71,29 @@ async def test_each_attempt_is_settled_once_and_one_request_is_said():
     (done,) = world.seen(RequestDone)
     assert (done.outcome, done.attempts, done.target) == ("ok", 3, "c/m")
     assert outcomes(world) == [("b/m", "continued"), ("c/m", "continued")]
+
+
+async def test_what_was_poured_is_gone_on_from(monkeypatch):
+    async def pour(self, sink):
+        while len(self.pieces) > 1 and sink(await self.read()):
+            pass
+
+    monkeypatch.setattr(Pieces, "pour", pour)
+    world, pieces, poured = three(), [], []
+
+    def sink(piece):
+        poured.append(piece)
+        pieces.append(piece)
+        return True
+
+    reply = await world.dispatcher.open(world.call(stream=True))
+    while piece := await reply.read():
+        pieces.append(piece)
+        await reply.pour(sink)
+    assert poured == says("It", " is")
+    assert text_of(pieces) == "It is a long way home."
+    assert outcomes(world) == [("b/m", "continued"), ("c/m", "continued")]
+    world.assert_balanced()
 
 
 async def test_attempts_end_where_they_do_for_retries():

@@ -55,6 +55,9 @@ class Pieces:
             self.facts.output_tokens = 7
         return piece
 
+    async def pour(self, sink):
+        pass
+
     def close(self):
         if self.open:
             self.open = False

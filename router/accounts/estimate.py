@@ -12,6 +12,7 @@ vision (an image is 85 to 1,105 tokens).
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
 
@@ -57,18 +58,15 @@ class Size(msgspec.Struct, frozen=True):
 def request_size(request: Request, body: bytes) -> Size:
     """The size of a request that was decoded from ``body``."""
     messages = request.messages if isinstance(request, ChatRequest) else []
-    parts = [
-        part
-        for message in messages
-        if message.content is not None and not isinstance(message.content, str)
-        for part in message.content
-    ]
-    others = [part for part in parts if part.__struct_config__.tag not in TEXTS]
-    choices = request.choices
+    others = 0
+    for message in messages:
+        content = message.content
+        if content is not None and not isinstance(content, str):
+            others += sum(part.__struct_config__.tag not in TEXTS for part in content)
     if not others:
-        return Size(len(body), 0, request.output_limit, choices)
+        return Size(len(body), 0, request.output_limit, request.choices)
     text = sum(_text_bytes(message.content) for message in messages)
-    return Size(text, len(others) * TOKENS_PER_PART, request.output_limit, choices)
+    return Size(text, others * TOKENS_PER_PART, request.output_limit, request.choices)
 
 
 def _text_bytes(content: str | Iterable[msgspec.Struct] | None) -> int:
@@ -104,15 +102,20 @@ class _Ratio:
 class _Outputs:
     """Past outputs of one kind of request."""
 
-    __slots__ = ("high", "samples")
+    __slots__ = ("_ordered", "high", "samples")
 
     def __init__(self) -> None:
-        self.samples: deque[int] = deque(maxlen=SAMPLES)
+        self.samples: deque[int] = deque()
+        self._ordered: list[int] = []
         self.high = 0
 
     def learn(self, tokens: int) -> None:
-        self.samples.append(min(tokens, MOST_OUTPUT))
-        ordered = sorted(self.samples)
+        tokens = min(tokens, MOST_OUTPUT)
+        samples, ordered = self.samples, self._ordered
+        samples.append(tokens)
+        insort(ordered, tokens)
+        if len(samples) > SAMPLES:
+            del ordered[bisect_left(ordered, samples.popleft())]
         self.high = ordered[min(len(ordered) - 1, int(PERCENTILE * len(ordered)))]
 
 

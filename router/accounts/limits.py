@@ -52,7 +52,7 @@ class Refused(msgspec.Struct, frozen=True):
 class Windows:
     """The limits of one key on one model."""
 
-    __slots__ = ("_all", "_shown", "_tokens", "rates")
+    __slots__ = ("_all", "_shown", "_tokens", "rates", "resources")
 
     def __init__(self, rates: Rates) -> None:
         self.rates = rates
@@ -64,11 +64,8 @@ class Windows:
         self._tokens = tuple(w for w in (tpm, tpd) if w is not None)
         # As Galadriel's headers did: requests of the day, tokens of the minute; else what there is.
         self._shown = tuple(w for w in (rpd or rpm, tpm or tpd) if w is not None)
-
-    @property
-    def resources(self) -> tuple[Resource, ...]:
+        self.resources: tuple[Resource, ...] = tuple(w.resource for w in self._shown)
         """What is limited."""
-        return tuple(window.resource for window in self._shown)
 
     def refusal(self, tokens: int, now: float) -> Refused | None:
         """The window that refuses; of several, the one to wait longest for."""

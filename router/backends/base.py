@@ -7,7 +7,7 @@ here, except a request that a kept-alive connection lost before the server can h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
@@ -67,6 +67,10 @@ class Facts:
         """What the response's head told of the provider's limits; there from the start."""
 
 
+Sink = Callable[[bytes], bool]
+"""Takes a piece of an answer; False where it can't take another now, or nobody is there."""
+
+
 class Answer(Protocol):
     """An answer under way."""
 
@@ -80,6 +84,13 @@ class Answer(Protocol):
         A stream gives blobs of whole events, the last of them ends with ``data: [DONE]``; it gives no blob
         without data before the first that has some, so that a heartbeat never commits an answer. Without
         streaming there is one piece, the whole JSON. Raises Fault, once; cancelling it cancels nothing but the wait.
+        """
+
+    async def pour(self, sink: Sink) -> None:
+        """Hand what `read` would give to ``sink`` as it comes, without waking a task for each piece.
+
+        Returns when the sink says stop, or where only `read` can go on: at the end, at a fault, where something is
+        there already. An answer that can't do it returns at once. Cancelling it cancels nothing but the wait.
         """
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 from msgspec.structs import replace
 
 from engines.base import Delta, Engine, EngineError, Event, Finish, GenerateRequest, Usage
-from router.backends.base import Facts, Order
+from router.backends.base import Facts, Order, Sink
 from router.backends.engine_request import engine_requests
 from router.backends.mailbox import Mailbox
 from router.errors import ApiError, Fault, FaultKind, invalid_request
@@ -198,6 +198,9 @@ class EngineAnswer:
             if blob:
                 return blob
         return b""
+
+    async def pour(self, sink: Sink) -> None:
+        """Nothing: its events come several at a time, and are written out where they are read."""
 
     def close(self) -> None:
         """Cancel what still runs, at once. May be called twice."""

@@ -18,7 +18,7 @@ class Mailbox(Generic[T]):
     """Items in order, then an end or an error."""
 
     __slots__ = (
-        "_due", "_ended", "_error", "_items", "_loop", "_on_drained", "_on_full", "_paused", "_size", "_timer",
+        "_due", "_ended", "_error", "_items", "_loop", "_on_drained", "_on_full", "_paused", "_size", "_tap", "_timer",
         "_waiter", "high_water",
     )  # fmt: skip
 
@@ -39,6 +39,7 @@ class Mailbox(Generic[T]):
         self._ended = False
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._tap: Callable[[T], bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._paused = False
@@ -64,6 +65,11 @@ class Mailbox(Generic[T]):
     def put(self, item: T, size: int = 1) -> None:
         """Add an item; after an end it is dropped."""
         if self._ended:
+            return
+        if self._tap is not None:
+            if not self._tap(item):
+                self._tap = None
+                self.wake()
             return
         self._items.append(item)
         self._size += size
@@ -114,6 +120,24 @@ class Mailbox(Generic[T]):
         if self._error is not None:
             raise self._error
         return []
+
+    async def pour(self, tap: Callable[[T], bool], until: float) -> None:
+        """Have ``tap`` called with each item as it is put, instead of waking the reader for it.
+
+        Returns when ``tap`` says False, when the end is there, and at once where items wait already: `take` goes on.
+        Raises TimeoutError at ``until`` (the loop's time), which ``tap`` may `postpone`.
+        """
+        if self._items or self._ended:
+            return
+        self._tap = tap
+        try:
+            await self._wait(until)
+        finally:
+            self._tap = None
+
+    def postpone(self, until: float) -> None:
+        """The wait under way ends at ``until``, which is no sooner than before."""
+        self._due = until
 
     def stop_timer(self) -> None:
         """Drop the timer; for whoever stops reading before the end."""

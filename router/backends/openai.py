@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Raw, Struct
 
-from router.backends.base import Answer, Facts, Order
+from router.backends.base import Answer, Facts, Order, Sink
 from router.backends.http import limits, refusal
 from router.backends.http.connection import Connection, Exchange
 from router.backends.http.dial import Dialer, Origin, origin_of
@@ -231,6 +231,7 @@ class StreamAnswer:
         "_order",
         "_over",
         "_relay",
+        "_sink",
         "_until",
         "facts",
         "headers",
@@ -240,6 +241,7 @@ class StreamAnswer:
         self._exchange = exchange
         self._order = order
         self._relay = relay
+        self._sink: Sink | None = None
         self._deadline = order.deadline
         self._until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
         self._idle_s = order.limits.idle_s
@@ -252,6 +254,8 @@ class StreamAnswer:
     async def read(self) -> bytes:
         """The next whole events; see `base.Answer`."""
         relay = self._relay
+        if relay.ended and not self._over:
+            self._conclude()  # `pour` heard the end.
         while not self._over:
             try:
                 pieces = await self._exchange.mailbox.take(self._until)
@@ -264,7 +268,7 @@ class StreamAnswer:
                 blob = relay.feed(data) if data else relay.end()
             if relay.heard:
                 self._note_time()
-            if relay.done or relay.fault is not None:
+            if relay.ended:
                 self._conclude()
             if blob:
                 return blob
@@ -272,6 +276,29 @@ class StreamAnswer:
         if failure is not None:
             raise failure
         return b""
+
+    async def pour(self, sink: Sink) -> None:
+        """Whole events as they come; see `base.Answer`."""
+        if self._over:
+            return
+        self._sink = sink
+        try:
+            await self._exchange.mailbox.pour(self._pass_on, self._until)
+        except TimeoutError:
+            return  # `read` looks whether it is still so.
+        finally:
+            self._sink = None
+
+    def _pass_on(self, data: bytes) -> bool:
+        """What `read` does with a piece of the network, in the network's callback; whether more may come like this."""
+        relay, sink = self._relay, self._sink
+        assert sink is not None
+        blob = relay.feed(data)
+        if relay.heard:
+            self._note_time()
+            self._exchange.mailbox.postpone(self._until)
+        wanted = sink(blob) if blob else True
+        return wanted and not relay.done and relay.fault is None
 
     def close(self) -> None:
         """Let go; the provider is cut off if it isn't done."""
@@ -349,6 +376,9 @@ class WholeAnswer:
                 self.close()
                 return self._checked()
         return b""
+
+    async def pour(self, sink: Sink) -> None:
+        """Nothing: it is one piece; see `base.Answer`."""
 
     def close(self) -> None:
         """Let go; the provider is cut off if it isn't done."""

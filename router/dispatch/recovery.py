@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from msgspec.structs import replace
 
 from router.accounts.estimate import BYTES_PER_TOKEN
-from router.backends.base import Answer, Facts
+from router.backends.base import Answer, Facts, Sink
 from router.dispatch.call import Call
 from router.dispatch.walk import Attempt, Walk
 from router.errors import Fault, FaultKind
@@ -89,6 +89,9 @@ class Rest:
             return b""
         return await self._next(await self._inner.read())
 
+    async def pour(self, sink: Sink) -> None:
+        """Nothing: every piece is read; see `Answer.pour`."""
+
     def close(self) -> None:
         """See `Answer.close`."""
         inner, self._inner = self._inner, None
@@ -139,6 +142,9 @@ class Ended:
     async def read(self) -> bytes:
         """See `Answer.read`."""
         return self._pieces.pop() if self._pieces else b""
+
+    async def pour(self, sink: Sink) -> None:
+        """Nothing: every piece is read; see `Answer.pour`."""
 
     def close(self) -> None:
         """See `Answer.close`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from router.accounts.charge import Charge
+from router.backends.base import Sink
 from router.dispatch.recovery import Open, Recovery, room
 from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
 from router.errors import Fault, api_error
@@ -78,14 +79,25 @@ class Reply:
             if not self._over:
                 self._finish(None, "ok", 200)
             return b""
-        if self._charge is not None:
-            self._charge.saw(piece)
-        if self._kept is not None:
-            self._kept.append(piece)
-            self._room -= len(piece)
-            if self._room < 0:
-                self._kept = None
+        self._saw(piece)
         return piece
+
+    async def pour(self, sink: Sink) -> None:
+        """Hand pieces to ``sink`` as they come, without waking the caller for each; see `base.Answer`.
+
+        Returns at once where it can't be done, and at the latest where the answer ends or breaks: `read` goes on.
+        """
+        if self._first or self._over:
+            return
+        if self._charge is None and self._kept is None:
+            await self._answer.pour(sink)
+            return
+
+        def seen(piece: bytes) -> bool:
+            self._saw(piece)
+            return sink(piece)
+
+        await self._answer.pour(seen)
 
     def close(self) -> None:
         """Let go: what still runs is cancelled at once, everything is settled. May be called twice."""
@@ -95,6 +107,16 @@ class Reply:
             self._finish(None, "ok", 200)
         else:
             self._finish(None, CLIENT_GONE, CLIENT_GONE_STATUS)
+
+    def _saw(self, piece: bytes) -> None:
+        """Count a piece that goes to the client, and keep it while there is room."""
+        if self._charge is not None:
+            self._charge.saw(piece)
+        if self._kept is not None:
+            self._kept.append(piece)
+            self._room -= len(piece)
+            if self._room < 0:
+                self._kept = None
 
     async def _mended(self, fault: Fault) -> bytes:
         """The answer broke: the first bytes of its rest; none where the reply was closed meanwhile. Raises ApiError."""

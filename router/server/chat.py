@@ -98,10 +98,16 @@ async def _stream(exchange: Exchange, reply: Reply) -> None:
     connection = exchange.connection
     exchange.stream(await reply.read())
     try:
-        while blob := await reply.read():
-            exchange.piece(blob)
+        while True:
             if connection.writing_paused:
                 await connection.drain()
+            await reply.pour(exchange.offer)
+            if connection.writing_paused:
+                await connection.drain()
+            blob = await reply.read()
+            if not blob:
+                break
+            exchange.piece(blob)
     except ApiError as error:
         exchange.refuse(error)
     else:

@@ -181,7 +181,8 @@ class Exchange:
     def note(self, headers: Mapping[str, str]) -> None:
         """Headers for the answer, besides those that every answer has; what can't stand in a head is left out."""
         for name, value in headers.items():
-            if name not in _OURS and _UNSAFE.search(value) is None:
+            plain = value.isascii() and value.isprintable()
+            if name not in _OURS and (plain or _UNSAFE.search(value) is None):
                 self._extra += f"{name}: {value}\r\n"
 
     def answer(self, status: int, body: bytes, content_type: str = JSON) -> None:
@@ -210,6 +211,14 @@ class Exchange:
         """The stream's next blob; nothing where it is empty or the stream is over."""
         if blob and self.streaming:
             self._write(self._framed(blob))
+
+    def offer(self, blob: bytes) -> bool:
+        """`piece` for who can't wait: whether another may come now. That nobody is there says the next `piece`."""
+        try:
+            self.piece(blob)
+        except ClientGone:
+            return False
+        return not self.connection.writing_paused
 
     def end(self) -> None:
         """The stream is whole, if its [DONE] didn't say so already."""

@@ -7,6 +7,7 @@ start -> listeners open -> engines load -> ready -> SIGTERM or SIGINT -> drain -
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Callable, Coroutine
@@ -47,6 +48,8 @@ async def serve_until_stopped(config: Config, *, on_ready: OnReady) -> int:
             _log.info("listening on %s, admin on %s", serving.url, serving.admin_url)
             await router.start()
             if await _before(signals.first, router.wait_ready()):
+                gc.collect()
+                gc.freeze()  # what stands now stands to the end: a full collection need not walk it
                 on_ready(serving)
                 await signals.first.wait()
             return await _drain(serving, config.server.drain_s, signals)

@@ -8,6 +8,7 @@ decoded one level deep and written again with all values raw.
 
 from __future__ import annotations
 
+import functools
 import re
 
 import msgspec
@@ -38,6 +39,7 @@ def for_upstream(body: bytes, model: str, *, ask_usage: bool) -> bytes:
     return body
 
 
+@functools.lru_cache(maxsize=256)
 def _plain(name: bytes) -> bool:
     return b'"' not in name and b"\\" not in name and min(name, default=0) >= 0x20
 

@@ -51,6 +51,9 @@ class FakeReply:
                 return piece
         return b""
 
+    async def pour(self, _sink: Callable[[bytes], bool]) -> None:
+        """Every piece is read."""
+
     def close(self) -> None:
         self.closed.set()
 

@@ -115,6 +115,11 @@ class Relay:
         self.fault: Fault | None = None
 
     @property
+    def ended(self) -> bool:
+        """Nothing more will come of it: `done`, or a `fault`."""
+        return self.done or self.fault is not None
+
+    @property
     def finished(self) -> bool:
         """Every choice has its finish_reason. Of a single one it stands near the end; several end anywhere."""
         if self._choices > 1:
@@ -138,7 +143,7 @@ class Relay:
     def end(self, cut: Fault | None = None) -> bytes:
         """The body is over, or was ``cut``. What the client still gets; sets `done` or `fault`."""
         self.heard = False
-        if self.done or self.fault is not None:
+        if self.ended:
             return b""
         rest = self._splitter.flush()
         data = sse.data_of(rest.strip(b"\n")) if rest else None

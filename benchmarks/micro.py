@@ -1,0 +1,119 @@
+"""What the parts of a request cost by themselves: decoding, keys and limits, a chunk, the metrics, a log line.
+
+    python -m benchmarks.micro
+
+Microseconds on one core, the best of several rounds: noise only adds. Inside a server the same code costs about twice
+as much, for between two of its calls the caches hold other things; `benchmarks.overhead` measures that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from benchmarks.upstream import events
+from router.accounts.accounts import Accounts, Asked
+from router.accounts.estimate import request_size
+from router.accounts.prices import Tokens
+from router.app import Stats
+from router.backends.http.relay import Relay
+from router.clock import SystemClock
+from router.config.schema import Config, Key, Model, Price, Provider, Target, Tier
+from router.events import LimitDecision, RequestDone
+from router.log import RequestLog, install
+from router.metrics import Metrics
+from router.wire import rewrite
+from router.wire.chat import decode_chat
+
+ROUNDS = 7
+ROUND_S = 0.05
+"""Long enough that reading the clock doesn't show."""
+SECRET = "sk-micro-0123456789"
+DONE = RequestDone(
+    request_id="req_0123456789ab00000001", key_id="me", model="m", target="up/m", provider="up", streaming=True,
+    outcome="ok", status=200, attempts=1, duration_s=1.2345678, first_token_s=0.1234567, input_tokens=200,
+    cached_input_tokens=None, output_tokens=64, overhead_s=0.0001234, cost_usd=0.000033,
+)  # fmt: skip
+DECISION = LimitDecision("me", "m", "key", "tokens", "admitted")
+
+
+def main() -> int:
+    """Print the table."""
+    for name, cost_us in asyncio.run(_costs()):
+        print(f"{name:40}{cost_us:9.2f} µs")
+    return 0
+
+
+async def _costs() -> list[tuple[str, float]]:
+    """In a loop, as they run: a log line waits for its moment there."""
+    return [(name, _best(act)) for name, act in _parts()]
+
+
+def _parts() -> Iterator[tuple[str, Callable[[], object]]]:
+    for size, body in (("1 KB", _body(1)), ("1 MB", _body(1000))):
+        yield f"decode a request of {size}", partial(decode_chat, body)
+        rename = partial(rewrite.for_upstream, body, "other", ask_usage=False)
+        yield f"put another model's name into {size}", rename
+    yield from _accounts()
+    first, *chunks = events()
+    relay = Relay(hide_usage=True)
+    relay.feed(first)
+    yield "relay a chunk, cutting its usage out", lambda: relay.feed(chunks[0])
+    stream = b"".join(events())
+    yield "relay 64 chunks that came at once", lambda: Relay(hide_usage=False).feed(stream)
+    metrics = Metrics(lambda: Stats(0, ()), models=["m"], targets={"up/m": "up"})
+    yield "metrics: a request's end", lambda: metrics(DONE)
+    yield "metrics: a limit's decision", lambda: metrics(DECISION)
+    for style in ("json", "human"):
+        install("info", style, io.StringIO())
+        log = RequestLog()
+        yield f"log: a request's line ({style})", partial(log, DONE)
+    install("warning", "json", io.StringIO())
+    yield "log: a request's line, level off", lambda: log(DONE)
+
+
+def _accounts() -> Iterator[tuple[str, Callable[[], object]]]:
+    config = Config(
+        models={"m": Model(targets=[Target(provider="up")], price=Price(input=0.1, output=0.2))},
+        providers={"up": Provider(base_url="http://127.0.0.1:1/v1")},
+        tiers={"large": Tier(rpm=10**8, tpm=10**11)},
+        keys=[Key(id="me", secret=SECRET, tier="large")],
+    )
+    accounts = Accounts(config, lambda name: name, clock=SystemClock(), emit=lambda _: None)
+    body = _body(1)
+    asked = Asked("me", "m", request_size(decode_chat(body), body))
+    used = Tokens(200, None, 64)
+    yield "check a key", lambda: accounts.authenticate(f"Bearer {SECRET}")
+    yield (
+        "admit by two limits, and settle",
+        lambda: accounts.settle(accounts.admit(asked), used),
+    )
+
+
+def _body(kilobytes: int) -> bytes:
+    text = "Tell me something about load balancing. " * (25 * kilobytes)
+    messages = [{"role": "user", "content": text}]
+    return json.dumps({"model": "m", "messages": messages, "max_tokens": 64}).encode()
+
+
+def _best(act: Callable[[], object]) -> float:
+    """Microseconds of one call."""
+    act()
+    best = float("inf")
+    for _ in range(ROUNDS):
+        count, started = 0, time.perf_counter()
+        while (spent := time.perf_counter() - started) < ROUND_S:
+            for _ in range(10):
+                act()
+            count += 10
+        best = min(best, spent / count)
+    return best * 1e6
+
+
+if __name__ == "__main__":
+    sys.exit(main())
