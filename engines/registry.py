@@ -6,18 +6,20 @@ config.
 
 from __future__ import annotations
 
-from engines.base import Engine, EngineError
+from engines.base import Engine
 from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec
 
 
 def make(spec: EngineSpec) -> Engine:
-    """Return the engine for ``spec``, not started. Raises EngineError for an unknown kind."""
+    """Return the engine for ``spec``, not started."""
     if isinstance(spec, LlamaCppSpec):
         from engines.llamacpp import LlamaCppEngine  # noqa: PLC0415  # lazy: see above
 
         return LlamaCppEngine(spec)
     if isinstance(spec, ExLlamaV2Spec):
-        raise EngineError("unsupported", "the exllamav2 engine is not in this version")
+        from engines.exl2.engine import ExLlamaV2Engine  # noqa: PLC0415  # lazy: see above
+
+        return ExLlamaV2Engine(spec)
     from engines.simulated.engine import SimulatedEngine  # noqa: PLC0415  # lazy: see above
 
     return SimulatedEngine(spec)
