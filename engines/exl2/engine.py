@@ -15,7 +15,10 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from engines.base import EngineError, EngineInfo, Event, GenerateRequest, Health, WorkCosts
+from msgspec.structs import replace
+
+from engines import calibration
+from engines.base import EngineError, EngineInfo, Event, GenerateRequest, Health
 from engines.exl2.call import Call
 from engines.exl2.loading import Machine, Model, examine
 from engines.exl2.memory import PAGE_TOKENS, pages_of
@@ -45,6 +48,7 @@ class ExLlamaV2Engine:
         self._ready: asyncio.Future[None] | None = None
         self._calls: set[Call] = set()
         self._closed = False
+        self._gpu = ""
 
     async def start(self) -> EngineInfo:
         """Load the model. Raises EngineError with what is missing or wrong."""
@@ -53,25 +57,29 @@ class ExLlamaV2Engine:
         self._ready = loop.create_future()
         worker = self._worker = Worker(
             functools.partial(self._load, model),
+            lambda machine: self._tell(self._loaded, machine.gpu),
             lambda steps: self._tell(self._take, steps),
             lambda reason: self._tell(self._lost, reason),
         )
         worker.start()
         try:
             await self._ready
-            costs = self._spec.costs or await self._measured(model)
         except BaseException:
             worker.stop()
             raise
         self._threads = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="prompt")
-        return EngineInfo(
+        info = EngineInfo(
             kind="exllamav2",
             model=model.folder.name,
             context_tokens=model.context_tokens,
             slots=self._spec.slots,
             kv_tokens=pages_of(self._spec.cache_tokens) * PAGE_TOKENS,
-            costs=costs,
+            costs=self._spec.costs,
         )
+        if info.costs is not None:
+            return info
+        key = calibration.key_of(self._spec, model.folder.weight_bytes, self._gpu)
+        return replace(info, costs=await calibration.known(self, info, key))
 
     def _load(self, model: Model) -> Machine:
         """On the worker's thread."""
@@ -82,18 +90,10 @@ class ExLlamaV2Engine:
         except Exception as error:
             self._tell(self._unloadable, error)
             raise
-        self._tell(self._loaded)
         return machine
 
     def _progress(self, done: float) -> None:
         self.loaded = done
-
-    async def _measured(self, model: Model) -> WorkCosts | None:
-        """What work costs here, remembered or measured with the idle generator."""
-        calibration: Any = importlib.import_module("engines.exl2.calibration")
-        assert self._worker is not None, "started"
-        costs: WorkCosts | None = await calibration.costs_of(model, self._worker)
-        return costs
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See Engine.generate."""
@@ -163,7 +163,8 @@ class ExLlamaV2Engine:
             if not call.left:
                 self._calls.discard(call)
 
-    def _loaded(self) -> None:
+    def _loaded(self, gpu: str) -> None:
+        self._gpu = gpu
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
 

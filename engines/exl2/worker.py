@@ -75,14 +75,16 @@ class Worker:
     def __init__(
         self,
         load: Callable[[], Machine],
+        ready: Callable[[Machine], None],
         deliver: Callable[[list[Step | Refused]], None],
         lost: Callable[[str], None],
     ) -> None:
-        """``deliver`` and ``lost`` are called on the thread; ``lost`` once, with why nothing more will come."""
+        """All are called on the thread; ``lost`` once and last, with why nothing more will come."""
         self.figures = Figures()
         self.error: str | None = None
         """Why the worker ended, where it wasn't asked to."""
         self._load = load
+        self._ready = ready
         self._deliver = deliver
         self._lost = lost
         self._orders: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -105,10 +107,6 @@ class Worker:
         """Stop it, running or waiting; its pages are free after the iteration under way."""
         self._orders.put(("cancel", choice))
 
-    def ask(self, question: Callable[[Any], None]) -> None:
-        """Call ``question`` with the idle generator, on the thread."""
-        self._orders.put(("ask", question))
-
     def stop(self) -> None:
         """End after the iteration under way."""
         self._orders.put(("stop", None))
@@ -127,6 +125,7 @@ class Worker:
             self._library = importlib.import_module("exllamav2.generator")
             self._generator = machine.generator
             self._guesses = machine.generator.num_draft_tokens
+            self._ready(machine)
             while self._obey():
                 self._iterate()
         except BaseException as error:  # noqa: BLE001 - a thread's last words
@@ -138,6 +137,8 @@ class Worker:
         """Carry out what was ordered, waiting for an order where nothing else is to do; False at the end."""
         while True:
             idle = not self._generator.num_remaining_jobs()
+            if idle:
+                self._note()
             try:
                 order, about = self._orders.get(block=idle)
             except queue.Empty:
@@ -146,12 +147,8 @@ class Worker:
                 return False
             if order == "start":
                 self._start(about)
-            elif order == "cancel":
-                self._cancel(about)
             else:
-                about(self._generator)
-            if idle:
-                self._note()
+                self._cancel(about)
 
     def _start(self, choices: Sequence[Choice]) -> None:
         for choice in choices:

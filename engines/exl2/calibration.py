@@ -1,5 +1,0 @@
-"""x"""
-
-
-async def costs_of(model, worker):
-    return None
