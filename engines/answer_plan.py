@@ -64,7 +64,8 @@ def read_here(plan: Plan, answer: dict[str, Any] | None = None, *, native: bool)
         raise EngineError(
             "unsupported",
             "this model's template has no tags for tool calls, so calls that are its own choice can't be "
-            "told from text here: set tool_choice, or leave out response_format, control tokens in the text, or the tools",
+            "told from text here: set tool_choice, or leave out response_format, control tokens in the "
+            "text, or the tools",
         )
     shape = Shape(
         answer=answer,

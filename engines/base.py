@@ -108,8 +108,8 @@ Event = Delta | Finish | Usage
 class WorkCosts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What work costs on an engine, in seconds; the model behind it is in docs/balancing.md.
 
-    A prompt of *n* tokens behind *c* cached ones takes ``prefill_token_s`` * n + ``attention_s`` * n * (c + n / 2); a step
-    of *b* answers over *t* tokens of context takes ``step_s`` + ``request_s`` * b + ``context_s`` * t.
+    A prompt of *n* tokens behind *c* cached ones takes ``prefill_token_s`` * n + ``attention_s`` * n * (c + n / 2); a
+    step of *b* answers over *t* tokens of context takes ``step_s`` + ``request_s`` * b + ``context_s`` * t.
     """
 
     prefill_token_s: NonNegativeSeconds

@@ -165,8 +165,10 @@ def fit(prefills: Sequence[Prefill], steps: Sequence[Steps]) -> WorkCosts:
     """The costs that come closest to what was timed. Raises Unmeasurable where nothing was."""
     if not prefills or not steps:
         raise Unmeasurable("nothing was timed")
-    _, token_s, attention_s = _least_squares(  # what doesn't grow with the prompt is no cost of its tokens
-        [[1, p.tokens, p.tokens**2 / 2] for p in prefills], [p.seconds for p in prefills]
+    _, token_s, attention_s = (
+        _least_squares(  # what doesn't grow with the prompt is no cost of its tokens
+            [[1, p.tokens, p.tokens**2 / 2] for p in prefills], [p.seconds for p in prefills]
+        )
     )
     step_s, request_s, context_s = _least_squares(
         [[1, s.requests, s.context_tokens] for s in steps], [s.seconds for s in steps]
@@ -182,9 +184,7 @@ def fit(prefills: Sequence[Prefill], steps: Sequence[Steps]) -> WorkCosts:
 
 def _least_squares(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float]:
     """Coefficients, none below 0, with the least sum of squared relative errors."""
-    weighted = [
-        [x / value for x in row] for row, value in zip(rows, values, strict=True)
-    ]
+    weighted = [[x / value for x in row] for row, value in zip(rows, values, strict=True)]
     used = list(range(len(rows[0])))
     while True:
         found = _solve(weighted, used[: len(rows)])
@@ -256,13 +256,20 @@ def remember(key: str, costs: WorkCosts) -> None:
 
 
 async def known(engine: Engine, info: EngineInfo, key: str) -> WorkCosts | None:
-    """Return what is remembered, or measured and remembered now; None where it can't be measured."""
+    """Return what is remembered, or measured and remembered now; None where it can't be measured.
+
+    Raises EngineError("died") where measuring was too much for it.
+    """
     costs = remembered(key)
     if costs is not None:
         return costs
     try:
         costs = await measure(engine, info)
-    except (EngineError, Unmeasurable):
+    except Unmeasurable:
+        return None
+    except EngineError as error:
+        if error.kind == "died":
+            raise
         return None
     remember(key, costs)
     return costs

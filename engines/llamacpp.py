@@ -39,9 +39,9 @@ from engines.base import EngineError, EngineInfo, Event, GenerateRequest, Health
 from engines.control_text import Vocabulary
 from engines.cores import limited_threads
 from engines.gguf import GgufError, GgufHead, read_head
+from engines.grammar import CALL_END, CALL_START
 from engines.llamacpp_call import Call, Model, Server, Words
 from engines.llamacpp_chunks import ChunkReader, Reading, refusal
-from engines.grammar import CALL_END, CALL_START
 from engines.llamacpp_side import SideDoor
 from engines.slots import Slots
 from engines.specs import LlamaCppSpec

@@ -22,8 +22,8 @@ from engines import llamacpp_wire
 from engines.answer_plan import Plan, read_here
 from engines.base import EngineError, Event, Usage
 from engines.control_text import Vocabulary, mask
-from engines.llamacpp_chunks import ChunkReader, Reading, refusal
 from engines.grammar import PROBE, Shape
+from engines.llamacpp_chunks import ChunkReader, Reading, refusal
 from engines.llamacpp_side import SideDoor
 from engines.llamacpp_wire import Part, Prompt
 

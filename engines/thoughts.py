@@ -1,4 +1,4 @@
-"""What a model thinks before it answers, told from the answer: text between ``<think>`` and ``</think>`` at its beginning.
+"""What a model thinks before it answers, told from the answer: text between ``<think>`` and ``</think>`` at its start.
 
 For engines whose library doesn't tell the two apart. Some templates open the thought themselves, so that the answer
 begins within it.

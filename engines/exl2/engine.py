@@ -1,4 +1,4 @@
-"""The Engine over ExLlamaV2: requests are prepared on threads, written by the worker, read here; owned by one event loop.
+"""The Engine over ExLlamaV2: requests are prepared on threads, written by the worker, read here on one event loop.
 
 Every request goes to the generator at once and waits there for pages and a slot: the generator alone knows which fits.
 A request counts as waiting until the worker has begun it, and as there until the worker has let go of it, so that a

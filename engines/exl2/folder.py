@@ -27,7 +27,8 @@ ARCHITECTURES = frozenset(
         "Gemma3ForConditionalGeneration", "GemmoeForCausalLM", "Glm4ForCausalLM", "GPT2LMHeadModel",
         "GPTBigCodeForCausalLM", "GraniteForCausalLM", "IndexForCausalLM", "InternLM2ForCausalLM", "LlamaForCausalLM",
         "LlavaForConditionalGeneration", "MiniCPMForCausalLM", "MistralForCausalLM", "Mistral3ForConditionalGeneration",
-        "MixtralForCausalLM", "OrionForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM", "Qwen2VLForConditionalGeneration",
+        "MixtralForCausalLM", "OrionForCausalLM", "Phi3ForCausalLM", "Qwen2ForCausalLM",
+        "Qwen2VLForConditionalGeneration",
         "Qwen2_5_VLForConditionalGeneration", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM", "Starcoder2ForCausalLM",
         "YiForCausalLM",
     }
@@ -81,7 +82,7 @@ class ModelFolder(Struct, frozen=True, kw_only=True):
 
 
 def read_folder(path: Path, template: Path | None = None) -> ModelFolder:
-    """Read the folder; ``template``: a file that replaces the model's own. Raises EngineError("invalid") for no model."""
+    """Read it; ``template``: a file that replaces the model's own. Raises EngineError("invalid") where it is no model."""
     if not path.is_dir():
         raise EngineError("invalid", f"there is no folder {path}")
     config = _json(path / "config.json")

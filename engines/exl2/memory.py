@@ -23,7 +23,7 @@ CUDA_BYTES = GIB // 2
 """A CUDA context with torch's kernels, on each GPU; 0.3 to 0.6 GiB from one version to the next."""
 
 SCRATCH_BYTES = GIB // 2
-"""For a quantised model the library dequantises up to 512 Mi elements at a time, in pieces; half a GiB of it is kept."""
+"""For a quantised model the library dequantises up to 512 Mi elements at a time, in pieces; half a GiB stays."""
 
 CACHE_BYTES: dict[CacheFormat, float] = {
     "fp16": 4.0,

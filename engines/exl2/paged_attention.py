@@ -128,7 +128,7 @@ def gathered(  # noqa: PLR0913 - flash-attn's signature
         q.reshape(rows * count, heads, dim), keys, values,
         torch.arange(0, (rows + 1) * count, count, **starts),
         torch.arange(0, (rows + 1) * span, span, **starts),
-        count, span, 0.0, causal, False,
+        count, span, 0.0, causal, False,  # noqa: FBT003 - torch's signature
         scale=softmax_scale, seqused_k=total, **window,
     )[0]  # fmt: skip
     return mixed.view(rows, count, heads, dim)

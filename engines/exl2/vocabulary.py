@@ -53,7 +53,7 @@ class Tokens:
         self.grammars = guidance.LLTokenizer(wrapped, n_vocab=size, eos_token=list(ends))
 
     def encode(self, pieces: Sequence[str], *, begin: bool) -> list[int]:
-        """Return the ids of pieces, each read apart; ``begin`` puts before them what the tokenizer begins a text with."""
+        """Return the ids of pieces, each read apart; ``begin`` adds what the tokenizer begins a text with."""
         ids: list[int] = []
         for at, piece in enumerate(pieces):
             if piece or at == 0:

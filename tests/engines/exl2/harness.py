@@ -10,6 +10,7 @@ in the Nth step, in milliseconds `slow:N` every step, `load` while loading.
 
 import os
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -57,7 +58,7 @@ class Llama:
         """(rows, tokens, prefill) of each forward pass."""
         self.fault, _, number = os.environ.get("HARNESS_FAULT", "").partition(":")
         self.fault_at = int(number or 0)
-        weights = load_file(os.path.join(config.model_dir, "model.safetensors"))
+        weights = load_file(Path(config.model_dir) / "model.safetensors")
         self.w = {name.removeprefix("model."): w.float() for name, w in weights.items()}
         self.w.setdefault("lm_head.weight", self.w["embed_tokens.weight"])
         dim = config.head_dim

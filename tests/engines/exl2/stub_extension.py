@@ -4,6 +4,7 @@ With it in the place of the extension, the library's own scheduler, page table, 
 without CUDA. Kernels that compute a model aren't here: see `harness`.
 """
 
+import itertools
 import sys
 import types
 
@@ -19,7 +20,8 @@ def fast_fill_cpu_ones_bool(tensor):
     tensor.fill_(True)
 
 
-def sample_basic(logits, temperature, top_k, top_p, top_a, min_p, tfs, typical, random, tokens,
+def sample_basic(  # noqa: PLR0917 - the extension's signature
+                 logits, temperature, top_k, top_p, top_a, min_p, tfs, typical, random, tokens,
                  probs, top_probs, top_tokens, allowed, *rest):  # fmt: skip
     scores = logits.view(-1).float().clone()
     if temperature < 0.01:
@@ -41,7 +43,7 @@ def cache_rotate(cache, order, buffer):
     """Move each page to where the one before it in ``order`` was."""
     pages = order.tolist()
     first = cache[pages[0]].clone()
-    for target, source in zip(pages, pages[1:], strict=False):
+    for target, source in itertools.pairwise(pages):
         cache[target] = cache[source]
     cache[pages[-1]] = first
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from contextlib import aclosing
 
@@ -107,7 +108,7 @@ async def test_chunks_let_running_answers_go_on(make_engine):
     model_of(engine).calls.clear()
     await ask(engine, messages=LONG, max_tokens=1)
     kinds = [prefill for _, _, prefill in model_of(engine).calls]
-    assert any(a and not b for a, b in zip(kinds, kinds[1:], strict=False))
+    assert any(a and not b for a, b in itertools.pairwise(kinds))
     first, last = kinds.index(True), len(kinds) - 1 - kinds[::-1].index(True)
     assert False in kinds[first:last]
     await running
@@ -152,7 +153,9 @@ async def test_the_context_is_what_the_cache_holds(make_engine):
     assert not engine.health().running
 
 
-@pytest.mark.parametrize("guessing", [{"ngram_draft": True}, {"draft_model": str(starter.hf_path())}])
+@pytest.mark.parametrize(
+    "guessing", [{"ngram_draft": True}, {"draft_model": str(starter.hf_path())}]
+)
 async def test_guesses_change_nothing_but_the_steps(make_engine, guessing):
     plain = await make_engine()
     wanted = await ask(plain, max_tokens=60, sampling=GREEDY, logprobs=True, top_logprobs=2)

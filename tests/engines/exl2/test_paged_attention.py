@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from engines.exl2 import paged_attention  # noqa: E402 - after the skip
 
 
-def written_out(q, keys, values, totals, scale, window=None, softcap=0.0):
+def written_out(q, keys, values, totals, scale, window=None, softcap=0.0):  # noqa: PLR0917
     outs = []
     for row in range(q.shape[0]):
         total, count = totals[row], q.shape[1]
@@ -44,7 +44,11 @@ def test_masked_is_attention(count, append, window, softcap):
 
     k_cache, v_cache = random(12, 256, kv_heads, dim), random(12, 256, kv_heads, dim)
     table = torch.randperm(12, generator=make)[:9].view(3, 3).int()
-    q, k, v = random(3, count, heads, dim), random(3, count, kv_heads, dim), random(3, count, kv_heads, dim)
+    q, k, v = (
+        random(3, count, heads, dim),
+        random(3, count, kv_heads, dim),
+        random(3, count, kv_heads, dim),
+    )
     totals = [length + count for length in past]
     for row, length in enumerate(past):  # what no request has written may be anything
         for at in range(length if append else length + count, 768):
@@ -72,8 +76,9 @@ def test_masked_is_attention(count, append, window, softcap):
 
 @pytest.fixture
 def attn(exl2_harness, monkeypatch):
-    import tests.engines.exl2.harness  # noqa: F401 - the stub first
     from exllamav2 import attn
+
+    import tests.engines.exl2.harness  # noqa: F401 - the stub first
 
     monkeypatch.setattr(attn, "has_lower_right_sdpa", True)
     monkeypatch.setattr(attn, "has_flash_attn_with_paged", False)
@@ -111,7 +116,8 @@ def test_installing_shuts_the_wrong_branch(attn, monkeypatch):
     assert not attn.has_lower_right_sdpa
     assert os.environ[paged_attention.NO_SDPA] == "1"
     assert attn.flash_attn_with_kvcache is paged_attention.masked
-    assert attn.has_flash_attn_with_window and attn.has_flash_attn_with_softcap
+    assert attn.has_flash_attn_with_window
+    assert attn.has_flash_attn_with_softcap
     assert paged_attention.install() == "masked"  # once more, for another model
 
 
@@ -131,5 +137,3 @@ def test_nothing_is_computed_where_attention_would_be_wrong(state):
         paged_attention.check(
             SimpleNamespace(has_lower_right_sdpa=sdpa, has_flash_attn_with_paged=paged)
         )
-
-
