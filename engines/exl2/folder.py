@@ -82,7 +82,7 @@ class ModelFolder(Struct, frozen=True, kw_only=True):
 
 
 def read_folder(path: Path, template: Path | None = None) -> ModelFolder:
-    """Read it; ``template``: a file that replaces the model's own. Raises EngineError("invalid") where it is no model."""
+    """Read it; ``template`` replaces the model's own. Raises EngineError("invalid") where it is no model."""
     if not path.is_dir():
         raise EngineError("invalid", f"there is no folder {path}")
     config = _json(path / "config.json")
