@@ -319,7 +319,7 @@ async def test_what_hangs_is_killed():
     ("spec", "reason"),
     [
         (SimulatedSpec(faults={"nope": 1}), "the faults are"),
-        (ExLlamaV2Spec(model="/nowhere"), "no folder /nowhere"),
+        (ExLlamaV2Spec(model="/nowhere"), "exllamav2"),
     ],
 )
 async def test_what_can_not_be_loaded_is_not_tried_again(spec, reason):

@@ -308,7 +308,7 @@ async def test_without_routers_a_node_ends(tmp_path, monkeypatch):
     ("spec", "kind", "message"),
     [
         (LlamaCppSpec(model="/nowhere/m.gguf"), "invalid", "there is no file /nowhere/m.gguf"),
-        (ExLlamaV2Spec(model="m"), "unsupported", "the exllamav2 engine is not in this version"),
+        (ExLlamaV2Spec(model="m"), "unsupported", "the exllamav2 engine needs more"),
     ],
 )
 async def test_a_model_that_cannot_be_loaded(spawn, spec, kind, message):
