@@ -315,9 +315,10 @@ async def test_a_model_that_cannot_be_loaded(spawn, spec, kind, message):
     process, connection = await spawn(spec, greet=False)
     connection.send(protocol.Hello())
     failed = await connection.next(protocol.Failed)
-    assert (failed.id, failed.kind, failed.message) == (0, kind, message)
+    assert (failed.id, failed.kind) == (0, kind)
+    assert failed.message.startswith(message)
     stderr = await process.process.stderr.read()
-    assert stderr.decode() == f"engines.node: {message}\n"
+    assert stderr.decode() == f"engines.node: {failed.message}\n"
     assert await process.process.wait() == Exit.NO_MODEL
 
 
