@@ -27,7 +27,8 @@ class Plan(Struct, frozen=True):
     @property
     def rendered(self) -> bool:
         """Whether its prompt is rendered here, not by a library that reads calls and thoughts, too."""
-        return self.request.prompt is not None or self.shape is not None
+        request = self.request
+        return request.prompt is not None or request.continue_final or self.shape is not None
 
     @property
     def penalised(self) -> bool:
@@ -45,12 +46,16 @@ def plan(request: GenerateRequest, *, native: bool) -> Plan:
     tools = request.tools if offered(request.tools, request.tool_choice) else None
     forced = force(tools, request.tool_choice, parallel=request.parallel_tool_calls)
     if forced is not None:
+        if request.continue_final:
+            raise EngineError("unsupported", "a grammar can't begin in the middle of an answer")
         shape = Shape(call=forced.schema, must_call=True, several=forced.several, native=native)
         return Plan(request, shape, forced, with_tools=True)
     answer = _answer_schema(request.response_format)
+    if request.continue_final and answer is not None:
+        raise EngineError("unsupported", "a grammar can't begin in the middle of an answer")
     if tools is None:
         return Plan(request, None if answer is None else Shape(answer=answer))
-    if answer is not None or (request.logprobs and native):
+    if answer is not None or request.continue_final or (request.logprobs and native):
         return read_here(Plan(request, with_tools=True), answer, native=native)
     return Plan(request, with_tools=True)
 
@@ -65,7 +70,7 @@ def read_here(plan: Plan, answer: dict[str, Any] | None = None, *, native: bool)
             "unsupported",
             "this model's template has no tags for tool calls, so calls that are its own choice can't be "
             "told from text here: set tool_choice, or leave out response_format, control tokens in the "
-            "text, or the tools",
+            "text, the answer's beginning, or the tools",
         )
     shape = Shape(
         answer=answer,

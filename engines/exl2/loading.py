@@ -107,12 +107,12 @@ def load(model: Model, on_progress: OnProgress) -> Machine:
     try:
         torch: Any = importlib.import_module("torch")
         if not torch.cuda.is_available():
-            raise EngineError("unsupported", "torch sees no GPU: `nenya doctor` says why")
+            raise EngineError("unsupported", "torch sees no GPU: see docs/exllamav2.md")
         importlib.import_module("exllamav2")
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
             "unsupported",
-            f"the exllamav2 engine can't be imported: {error}. `nenya doctor` says what is missing",
+            f"the exllamav2 engine can't be imported: {error}. See docs/exllamav2.md",
         ) from error
     try:
         return machine(model, weights(model, on_progress), torch.cuda.get_device_name(0))

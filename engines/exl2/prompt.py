@@ -23,6 +23,7 @@ from engines.exl2.loading import Model
 from engines.exl2.steering import Steer, Steering
 from engines.exl2.template import ChatTemplate
 from engines.exl2.vocabulary import Tokens
+from engines.final_message import split
 from engines.grammar import CALL_END, CALL_START, Shape, grammar
 from engines.thoughts import END as THOUGHT_END
 from engines.thoughts import START as THOUGHT_START
@@ -90,7 +91,7 @@ class Preparer:
                     forced=planned.forced,
                     tagged=planned.tagged,
                 ),
-                thinks=self._thinks and planned.shape is None and request.prompt is None,
+                thinks=self._thinks and not planned.rendered,
                 thinking=thinking,
                 logprobs=request.logprobs and planned.forced is None,
             ),
@@ -113,15 +114,16 @@ class Preparer:
         tools = request.tools if planned.with_tools else None
         mark = f"nenya{secrets.token_hex(8)}"
         masked = mask(request.messages, tools, self._vocabulary, mark)
+        messages, begun = masked.messages, ""
+        if request.continue_final:
+            messages, begun = split(messages)
         given = {} if planned.shape is None else {"enable_thinking": False}
-        text = self._template.render(
-            masked.messages, masked.tools, add_generation_prompt=True, **given
-        )
+        text = self._template.render(messages, masked.tools, add_generation_prompt=True, **given)
         thinking = text.rstrip().endswith(THOUGHT_START)
-        if thinking and planned.shape is not None:  # under a grammar there is no room for a thought
+        if thinking and planned.rendered:  # a grammar or a begun answer has no room for one
             text = f"{text.rstrip()}\n\n{THOUGHT_END}\n\n"
             thinking = False
-        return masked.pieces(text), thinking
+        return masked.pieces(text + begun), thinking
 
     def _new_tokens(self, request: GenerateRequest, prompt: int) -> int:
         context = self._model.context_tokens

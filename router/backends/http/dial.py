@@ -208,6 +208,7 @@ async def first(
         return await attempt(addresses[0])
     waiting = list(addresses)
     tasks: set[asyncio.Task[Connection]] = set()
+    stood: list[Connection] = []
     try:
         while True:
             if waiting:
@@ -224,12 +225,20 @@ async def first(
             if not waiting and not tasks:
                 return done.pop().result()  # Raises.
     finally:
-        await _withdraw(tasks)
+        try:
+            await _withdraw(tasks)
+        except asyncio.CancelledError:
+            for one in stood:
+                one.abort()  # Nobody is left to take it.
+            raise
 
 
 async def _withdraw(tasks: set[asyncio.Task[Connection]]) -> None:
     for task in tasks:
         task.cancel()
-    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(outcome, Connection):
-            outcome.abort()
+    try:
+        await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        for task in tasks:
+            if not task.cancelled() and task.exception() is None:
+                task.result().abort()
