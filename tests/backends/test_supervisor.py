@@ -476,9 +476,11 @@ mark = pathlib.Path({str(tmp_path / "mark")!r})
 if mark.exists():
     sys.exit(3)
 mark.touch()
-ready()
+peer = ready()
+time.sleep(1)
 """
     async with Stage(python=python(body)) as stage:
+        await stage.reach(State.READY)
         for _ in range(3):
             await stage.reach(State.BACKOFF)
             await stage.reach(State.STARTING)
