@@ -1,5 +1,6 @@
 # make run    set up .venv and serve the starter model on http://127.0.0.1:8080
 # make test   set up .venv and run the whole gate (scripts/check)
+# make exl2-deps   fetch what the exllamav2 engine's tests need on a CPU (torch's CPU build, 1 GB on disk)
 # make node-deps   fetch OpenAI's Node SDK where npm is, for one test that is skipped without it
 #
 # Both need Python 3.11 or newer with venv and pip, and nothing else. PYTHON=... names another interpreter,
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test fix node-deps langchain-deps clean
+.PHONY: run test fix node-deps langchain-deps exl2-deps clean
 
 run: .venv/.run
 	@$(BIN)/nenya serve $(ARGS)
@@ -29,8 +30,12 @@ langchain-deps: .venv/.dev
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --upgrade --target .langchain \
 	  -r scripts/lock/langchain.txt
 
+exl2-deps: .venv/.dev
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps --upgrade --target .exl2 \
+	  -r scripts/lock/exl2.txt -r scripts/lock/torch.txt
+
 clean:
-	rm -rf .venv .langchain .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .langchain .exl2 .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 .venv/.made:
 	@test -n "$(PYTHON)" || { echo "Nenya needs Python 3.11 or newer on the PATH (or PYTHON=/path/to/python)."; exit 1; }

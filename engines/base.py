@@ -11,10 +11,11 @@ Everything here is data or a protocol: importing it costs nothing but msgspec.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+NonNegativeSeconds = Annotated[float, Meta(ge=0)]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 ErrorKind = Literal["prompt_too_long", "unsupported", "invalid", "busy", "internal", "died"]
 
@@ -107,6 +108,20 @@ class Usage(Struct, frozen=True, array_like=True, tag="usage"):
 Event = Delta | Finish | Usage
 
 
+class WorkCosts(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What work costs on an engine, in seconds; the model behind it is in docs/balancing.md.
+
+    A prompt of *n* tokens behind *c* cached ones takes ``prefill_token_s`` * n + ``attention_s`` * n * (c + n / 2); a
+    step of *b* answers over *t* tokens of context takes ``step_s`` + ``request_s`` * b + ``context_s`` * t.
+    """
+
+    prefill_token_s: NonNegativeSeconds
+    attention_s: NonNegativeSeconds = 0.0
+    step_s: NonNegativeSeconds
+    request_s: NonNegativeSeconds = 0.0
+    context_s: NonNegativeSeconds = 0.0
+
+
 class EngineInfo(Struct, frozen=True):
     """What an engine is, known once it is ready."""
 
@@ -118,6 +133,8 @@ class EngineInfo(Struct, frozen=True):
     """Requests it works on at the same time; more wait inside."""
     kv_tokens: int
     """Tokens the key-value cache holds in all."""
+    costs: WorkCosts | None = None
+    """What work costs on it, where it was measured."""
 
 
 class Health(Struct, frozen=True, array_like=True):
@@ -127,6 +144,11 @@ class Health(Struct, frozen=True, array_like=True):
     running: int = 0
     waiting: int = 0
     kv_tokens_used: int = 0
+    """Set aside for running requests; what is cached beside them can be had at once."""
+    prompt_tokens_left: int = 0
+    """Of running requests, still to be computed before their first token."""
+    cached_tokens: int = 0
+    """Prompt tokens that were found in the cache, since the start."""
 
 
 class EngineError(Exception):
@@ -156,7 +178,16 @@ class Engine(Protocol):
         """
 
     def health(self) -> Health:
-        """A snapshot; cheap, never blocks."""
+        """A snapshot; cheap, never blocks. Raises EngineError("died") where the engine will never work again."""
 
     async def close(self) -> None:
         """Stop all work and free the model."""
+
+
+@runtime_checkable
+class SlowLoader(Protocol):
+    """An engine that knows how far its loading is."""
+
+    @property
+    def loaded(self) -> float | None:
+        """Share of the model that is loaded, from 0 to 1."""

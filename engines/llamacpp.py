@@ -34,14 +34,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from engines import llamacpp_wire as wire
+from engines.answer_plan import plan
 from engines.base import EngineError, EngineInfo, Event, GenerateRequest, Health
 from engines.control_text import Vocabulary
 from engines.cores import limited_threads
 from engines.gguf import GgufError, GgufHead, read_head
+from engines.grammar import CALL_END, CALL_START
 from engines.llamacpp_call import Call, Model, Server, Words
 from engines.llamacpp_chunks import ChunkReader, Reading, refusal
-from engines.llamacpp_grammar import CALL_END, CALL_START
 from engines.llamacpp_side import SideDoor
 from engines.slots import Slots
 from engines.specs import LlamaCppSpec
@@ -105,10 +105,10 @@ class LlamaCppEngine:
         model = self._model
         if model is None:
             raise EngineError("died", "the engine is not running")
-        plan = wire.plan(request, native=model.words.native)
+        planned = plan(request, native=model.words.native)
         slots = min(request.n, self._spec.slots)
         await self._slots.acquire(slots)
-        call = Call(plan, self._spec.slots, self._context_tokens)
+        call = Call(planned, self._spec.slots, self._context_tokens)
         self._launch(call, slots)
         try:
             while events := await call.batch():

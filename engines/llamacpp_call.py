@@ -1,7 +1,7 @@
 """One request on its way through llama.cpp, on a thread of its own.
 
 A call of llama.cpp blocks its thread until the answer is complete. Before it the prompt is prepared here, too, since
-that may ask the server (see llamacpp_side) and try a grammar (see llamacpp_grammar). Events gather in a list and the
+that may ask the server (see llamacpp_side) and try a grammar (see grammar). Events gather in a list and the
 loop is woken once for all that came since it last looked.
 """
 
@@ -17,14 +17,16 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
-from engines import llamacpp_grammar, llamacpp_wire
+from engines import grammar as grammars
+from engines import llamacpp_wire
+from engines.answer_plan import Plan, read_here
 from engines.base import EngineError, Event, Usage
 from engines.control_text import Masked, Vocabulary, mask
 from engines.final_message import split
+from engines.grammar import PROBE, Shape
 from engines.llamacpp_chunks import ChunkReader, Reading, refusal
-from engines.llamacpp_grammar import PROBE, Shape
 from engines.llamacpp_side import SideDoor
-from engines.llamacpp_wire import Part, Plan, Prompt
+from engines.llamacpp_wire import Part, Prompt
 
 THOUGHT_START, THOUGHT_END = "<think>", "</think>"
 """Of every open model that thinks in its answer."""
@@ -69,14 +71,14 @@ class Model:
         """Return a grammar that is known to work. Raises EngineError."""
         if not self._grammars:
             raise EngineError("unsupported", "this build of xllamacpp has no llguidance")
-        key = llamacpp_grammar.grammar(shape)
+        key = grammars.grammar(shape)
         with self._lock:
             if key in self._tried:
                 self._tried.move_to_end(key)
                 return self._tried[key]
         for end in (self.words.end, ""):  # not every control token can stand in a grammar
-            if self._works(llamacpp_grammar.grammar(shape, end=end, probe=True)):
-                return self._remember(key, llamacpp_grammar.grammar(shape, end=end))
+            if self._works(grammars.grammar(shape, end=end, probe=True)):
+                return self._remember(key, grammars.grammar(shape, end=end))
         raise EngineError(
             "invalid",
             "the JSON schema is invalid, has no value that fits it, or goes beyond what can be kept",
@@ -220,7 +222,7 @@ def prepared(plan: Plan, model: Model, slots: int, context_tokens: int) -> list[
         mark = f"nenya{secrets.token_hex(8)}"
         masked = mask(request.messages, request.tools, model.words.vocabulary, mark)
         if masked.originals:
-            plan = llamacpp_wire.read_here(plan, native=model.words.native)
+            plan = read_here(plan, native=model.words.native)
         rendered = plan.rendered or bool(masked.originals)
         pieces = masked.pieces(_rendered(plan, model, masked)) if rendered or plan.penalised else []
         whole = _one_prompt(model, pieces) if rendered else None

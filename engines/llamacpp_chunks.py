@@ -23,9 +23,9 @@ from engines.base import (
     TopLogprob,
     Usage,
 )
-from engines.forced_tools import CallWriter, ForcedCall, new_call_id
-from engines.stop_text import StopText, Tokens
-from engines.tagged_calls import TaggedCalls
+from engines.choice_writer import ChoiceWriter, Form
+from engines.forced_tools import ForcedCall, new_call_id
+from engines.stop_text import Tokens
 
 _IMPOSSIBLE_LOGPROB = -9999.0
 """What OpenAI says for a token without probability; llama.cpp says null."""
@@ -128,59 +128,13 @@ class _Chunk(Struct):
 _decoder = msgspec.json.Decoder(_Chunk)
 
 
-class _Writer:
-    """One choice on its way from text to deltas."""
-
-    def __init__(self, reading: Reading) -> None:
-        self._stop = StopText(reading.stop) if reading.stop else None
-        self._forced = CallWriter() if reading.forced is not None else None
-        self._tagged = TaggedCalls() if reading.tagged else None
-        self._owed: Tokens = ()
-        """Of text that waits in front of the stop strings."""
-        self.stopped = False
-
-    @property
-    def called(self) -> bool:
-        """Whether a call in tags was read."""
-        return self._tagged is not None and self._tagged.called
-
-    def feed(self, text: str, tokens: Tokens) -> Delta:
-        """Return what the next text adds; its choice is set by the caller."""
-        if self._forced is not None:
-            return Delta(0, tool_calls=self._forced.feed(text))
-        calls: tuple[ToolCallDelta, ...] = ()
-        if self._tagged is not None:
-            text, calls = self._tagged.feed(text)
-        return replace(self._sent(text, tokens), tool_calls=calls)
-
-    def flush(self) -> Delta:
-        """Return what waited; the choice is over."""
-        text = "" if self._tagged is None else self._tagged.flush()
-        delta = self._sent(text, ())
-        if self._stop is None or self.stopped:
-            return delta
-        rest = self._stop.flush()
-        return replace(delta, text=delta.text + rest.text, logprobs=delta.logprobs + rest.tokens)
-
-    def _sent(self, text: str, tokens: Tokens) -> Delta:
-        """Return what of text can be sent, with its tokens; none where calls have begun."""
-        tokens, self._owed = self._owed + tokens, ()
-        if not text:
-            self._owed = () if self.called else tokens
-            return Delta(0)
-        if self._stop is None:
-            return Delta(0, text, (), tokens)
-        kept = self._stop.feed(text, tokens)
-        self.stopped = self._stop.stopped
-        return Delta(0, kept.text, (), kept.tokens)
-
-
 class ChunkReader:
     """Turns the chunks of one call into events and keeps its counts."""
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
-        self._writers = [_Writer(reading) for _ in range(reading.choices)]
+        form = Form(reading.stop, reading.forced, reading.tagged)
+        self._writers = [ChoiceWriter(form) for _ in range(reading.choices)]
         self._finished: set[int] = set()
         self._last = 0
         self._counts: dict[int, Usage] = {}
@@ -251,7 +205,7 @@ class ChunkReader:
         self._finished.add(choice.index)
         events.append(Finish(index, self._reason(reason, writer)))
 
-    def _delta(self, choice: _Choice, writer: _Writer) -> Delta:
+    def _delta(self, choice: _Choice, writer: ChoiceWriter) -> Delta:
         text = choice.delta.content or choice.text
         calls = tuple(_call(call) for call in choice.delta.tool_calls or ())
         tokens: Tokens = ()
@@ -267,7 +221,7 @@ class ChunkReader:
             reasoning=choice.delta.reasoning_content or "",
         )
 
-    def _reason(self, reason: FinishReason, writer: _Writer) -> FinishReason:
+    def _reason(self, reason: FinishReason, writer: ChoiceWriter) -> FinishReason:
         if reason != "stop":
             return reason
         if self._reading.forced is not None:

@@ -19,43 +19,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
 
-from engines import schemas
-from engines.base import EngineError, GenerateRequest
-from engines.forced_tools import ForcedCall, call_of_any, force, offered
+from engines.answer_plan import Plan
+from engines.base import GenerateRequest
 from engines.llamacpp_chunks import Reading
-from engines.llamacpp_grammar import Shape
 
 _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp's seeds have 32 bits, and this one asks for a random one."""
-
-
-class Plan(Struct, frozen=True):
-    """What a request comes to, before its prompt is looked at."""
-
-    request: GenerateRequest
-    shape: Shape | None = None
-    """What holds the answer, None where nothing does."""
-    forced: ForcedCall | None = None
-    with_tools: bool = False
-    tagged: bool = False
-    """The answer may call, and the calls are read here."""
-
-    @property
-    def rendered(self) -> bool:
-        """Whether the chat endpoint can't take it."""
-        request = self.request
-        return request.prompt is not None or request.continue_final or self.shape is not None
-
-    @property
-    def penalised(self) -> bool:
-        """Whether the prompt's tokens must be known."""
-        sampling = self.request.sampling
-        return bool(sampling.frequency_penalty or sampling.presence_penalty)
 
 
 class Prompt(Struct, frozen=True):
@@ -75,76 +48,6 @@ class Part(Struct, frozen=True):
     body: bytes
     reading: Reading
     chat: bool = True
-
-
-def plan(request: GenerateRequest, *, native: bool) -> Plan:
-    """Return the plan. ``native``: the model writes calls in tags. Raises EngineError for what can't be served."""
-    if request.max_tokens is not None and request.max_tokens < 1:
-        raise EngineError("invalid", f"max_tokens must be at least 1, not {request.max_tokens}")
-    if request.prompt is not None and (request.tools is not None or not request.prompt):
-        raise EngineError("invalid", "a bare prompt must not be empty, and takes no tools")
-    tools = request.tools if offered(request.tools, request.tool_choice) else None
-    forced = force(tools, request.tool_choice, parallel=request.parallel_tool_calls)
-    if forced is not None:
-        if request.continue_final:
-            raise EngineError("unsupported", "a grammar can't begin in the middle of an answer")
-        shape = Shape(call=forced.schema, must_call=True, several=forced.several, native=native)
-        return Plan(request, shape, forced, with_tools=True)
-    answer = _answer_schema(request.response_format)
-    if request.continue_final and answer is not None:
-        raise EngineError("unsupported", "a grammar can't begin in the middle of an answer")
-    if tools is None:
-        return Plan(request, None if answer is None else Shape(answer=answer))
-    if answer is not None or request.continue_final or (request.logprobs and native):
-        return read_here(Plan(request, with_tools=True), answer, native=native)
-    return Plan(request, with_tools=True)
-
-
-def read_here(plan: Plan, answer: dict[str, Any] | None = None, *, native: bool) -> Plan:
-    """Return the plan with its optional calls under a grammar and read by this package. Raises EngineError."""
-    request = plan.request
-    if request.tools is None or not plan.with_tools or plan.shape is not None:
-        return plan
-    if not native:
-        raise EngineError(
-            "unsupported",
-            "this model's tool calls are read by llama.cpp, which can't keep a response_format, "
-            "control tokens in the text or an answer's beginning beside them: leave out one, or set "
-            "tool_choice",
-        )
-    shape = Shape(
-        answer=answer,
-        call=call_of_any(request.tools),
-        several=request.parallel_tool_calls,
-        native=native,
-    )
-    return Plan(request, shape, with_tools=True, tagged=True)
-
-
-class _JsonSchema(Struct):
-    schema: Any = UNSET
-
-
-class _Format(Struct):
-    type: str
-    json_schema: _JsonSchema | None = None
-
-
-def _answer_schema(response_format: bytes | None) -> dict[str, Any] | None:
-    if response_format is None:
-        return None
-    try:
-        wanted = msgspec.json.decode(response_format, type=_Format)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise EngineError("invalid", f"response_format: {error}") from error
-    if wanted.type == "text":
-        return None
-    if wanted.type == "json_object":
-        return {"type": "object"}
-    if wanted.type == "json_schema" and wanted.json_schema is not None:
-        schema = wanted.json_schema.schema
-        return {"type": "object"} if schema is UNSET else schemas.checked(schema)
-    raise EngineError("unsupported", f"response_format {wanted.type!r}")
 
 
 class _StreamOptions(Struct, frozen=True):

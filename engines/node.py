@@ -17,6 +17,7 @@ Exit codes:
     2  the spec or the socket's path is no good
     3  the model can't be loaded; one line on standard error, and Failed with id 0 to a router
     4  orphaned: standard input closed, or no router came (back)
+    5  the engine is broken (out of GPU memory, a GPU that fails); one line on standard error
 
 Memory is bounded where a router doesn't read: a request's events wait in its engine, and the
 connection is dropped after STUCK_S. Restarting a node that died or hangs is its parent's business.
@@ -40,7 +41,7 @@ from pathlib import Path
 import msgspec
 
 from engines import protocol
-from engines.base import Engine, EngineError, EngineInfo, Health
+from engines.base import Engine, EngineError, EngineInfo, Health, SlowLoader
 from engines.link import Link
 from engines.registry import make
 from engines.specs import EngineSpec
@@ -76,6 +77,7 @@ class Exit(enum.IntEnum):
     BAD_ORDERS = 2
     NO_MODEL = 3
     ORPHANED = 4
+    BROKEN = 5
 
 
 class BadOrdersError(ValueError):
@@ -133,7 +135,7 @@ class Node:
         self._links.add(link)
         self._greeted.set()
         if self.info is None:
-            link.send(protocol.Loading())
+            link.send(self._loading())
         else:
             link.send(protocol.Ready(protocol.VERSION, self.info))
 
@@ -142,12 +144,16 @@ class Node:
         self._links.discard(link)
         self.settle()
 
+    def _loading(self) -> protocol.Loading:
+        engine = self.engine
+        return protocol.Loading(engine.loaded if isinstance(engine, SlowLoader) else None)
+
     async def _load(self) -> None:
         try:
             self.engine = make(self._spec)
             info = await self.engine.start()
         except EngineError as error:
-            print("engines.node:", " ".join(error.message.split()), file=sys.stderr, flush=True)  # noqa: T201
+            _complain(error)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._greeted.wait(), FAREWELL_S)
             for link in self._links:
@@ -168,10 +174,17 @@ class Node:
         while lonely_s < ORPHAN_S:
             await asyncio.sleep(protocol.STATUS_INTERVAL_S)
             lonely_s = 0.0 if self._links else lonely_s + protocol.STATUS_INTERVAL_S
-            health = Health() if self.engine is None else self.engine.health()
+            try:
+                health = Health() if self.engine is None else self.engine.health()
+            except EngineError as error:
+                if self.info is not None:  # else it failed to load, which says more
+                    _complain(error)
+                    self.end(Exit.BROKEN)
+                    return
+                health = Health()
             for link in self._links:
                 if self.info is None:
-                    link.send(protocol.Loading())
+                    link.send(self._loading())
                 link.beat(protocol.Status(health, self.draining))
         self.end(Exit.ORPHANED)
 
@@ -185,6 +198,10 @@ class Node:
         except TimeoutError:
             log.error("the engine did not stop within %g s", CLOSE_S)  # noqa: TRY400  # no news
             os._exit(self._over.result())  # its threads would keep the process for ever
+
+
+def _complain(error: EngineError) -> None:
+    print("engines.node:", " ".join(error.message.split()), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def read_line(descriptor: int) -> bytes:

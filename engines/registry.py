@@ -11,13 +11,20 @@ from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec
 
 
 def make(spec: EngineSpec) -> Engine:
-    """Return the engine for ``spec``, not started. Raises EngineError for an unknown kind."""
+    """Return the engine for ``spec``, not started. Raises EngineError where its packages are missing."""
     if isinstance(spec, LlamaCppSpec):
         from engines.llamacpp import LlamaCppEngine  # noqa: PLC0415  # lazy: see above
 
         return LlamaCppEngine(spec)
     if isinstance(spec, ExLlamaV2Spec):
-        raise EngineError("unsupported", "the exllamav2 engine is not in this version")
+        try:
+            from engines.exl2.engine import ExLlamaV2Engine  # noqa: PLC0415  # lazy: see above
+        except ImportError as error:
+            raise EngineError(
+                "unsupported",
+                f"the exllamav2 engine needs more: pip install 'nenya[exllamav2]' ({error})",
+            ) from error
+        return ExLlamaV2Engine(spec)
     from engines.simulated.engine import SimulatedEngine  # noqa: PLC0415  # lazy: see above
 
     return SimulatedEngine(spec)

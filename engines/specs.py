@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
+
+from engines.base import WorkCosts
 
 Positive = Annotated[int, Meta(ge=1)]
 NonNegative = Annotated[float, Meta(ge=0)]
@@ -23,20 +25,51 @@ class LlamaCppSpec(
     """Most tokens of prompt and answer together, per request."""
     threads: Positive | None = None
     """Threads for inference; None takes the cores this process may use."""
+    costs: WorkCosts | None = None
+    """What work costs on it, for balancing; None takes the router's guess."""
+
+
+CacheFormat = Literal["fp16", "q8", "q6", "q4"]
 
 
 class ExLlamaV2Spec(
     Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="exllamav2"
 ):
-    """ExLlamaV2 on NVIDIA GPUs."""
+    """ExLlamaV2 on NVIDIA GPUs. Sizes of the cache are rounded up to pages of 256 tokens."""
 
     model: str
-    """A folder with an EXL2 or FP16 model."""
-    gpus: tuple[int, ...] = (0,)
+    """A folder with an EXL2, GPTQ or half-precision model."""
+    gpus: Annotated[tuple[int, ...], Meta(min_length=1)] = (0,)
+    """As nvidia-smi numbers them. Several are filled one after another, as far as the model needs them."""
+    gpu_split_gib: tuple[NonNegative, ...] | None = None
+    """GiB of the model for each of ``gpus``; None fills each in turn."""
+    tensor_parallel: bool = False
+    """Every layer over all ``gpus``, instead of whole layers on each. Needs flash-attn."""
     cache_tokens: Positive = 16384
     """Tokens the paged cache holds for all requests together."""
+    cache: CacheFormat = "fp16"
+    """How keys and values are kept. q8 and q6 halve the cache and more at hardly a loss, q4 quarters it."""
     context_tokens: Positive | None = None
-    slots: Positive = 16
+    """Most tokens of prompt and answer together, per request; None takes the model's, as far as the cache holds it."""
+    slots: Annotated[int, Meta(ge=1, le=256)] = 16
+    """Answers written at the same time; more wait inside."""
+    answer_tokens: Positive = 4096
+    """Tokens of an answer whose request sets no limit: pages are set aside for them when it starts."""
+    prefill_chunk_tokens: Annotated[int, Meta(ge=256, le=8192)] = 512
+    """Of each prompt that are computed between two steps of the running answers. More is faster for prompts, and
+    makes answers stutter."""
+    draft_model: str | None = None
+    """A folder with a small model of the same vocabulary, which guesses ahead. For few requests at a time."""
+    ngram_draft: bool = False
+    """Guess ahead from what the text has repeated so far; instead of ``draft_model``."""
+    draft_tokens: Annotated[int, Meta(ge=1, le=7)] = 4
+    """How far ahead is guessed."""
+    loras: tuple[str, ...] = ()
+    """Folders of adapters, applied to every request."""
+    template: str | None = None
+    """A file with a chat template, instead of the model's own."""
+    costs: WorkCosts | None = None
+    """What work costs on it, for balancing; None measures it when the model is loaded, and remembers."""
 
 
 class SimulatedSpec(
@@ -60,6 +93,8 @@ class SimulatedSpec(
     seed: int = 0
     faults: dict[str, float] = {}
     """Fault name to probability per request; see engines.simulated.faults."""
+    costs: WorkCosts | None = None
+    """What work costs on it, for balancing; None takes the figures above."""
 
 
 EngineSpec = LlamaCppSpec | ExLlamaV2Spec | SimulatedSpec

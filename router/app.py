@@ -352,9 +352,18 @@ class Router:
 
     def _follow(self, backend: str) -> Callable[[bool], None]:
         def on_available(available: bool) -> None:  # noqa: FBT001 - the supervisor's signature
+            if available:
+                self._note_costs(backend)
             self._set_available(backend, available=available, reason="node")
 
         return on_available
+
+    def _note_costs(self, backend: str) -> None:
+        """Weigh an engine by what it measured; what is under way keeps its weight."""
+        info = self._nodes[backend].info
+        if info is not None and info.costs is not None:
+            for target in self.pool.of_backend(backend):
+                target.load.costs = pools.costs_from(info.costs)
 
     def _set_available(self, backend: str, *, available: bool, reason: str) -> None:
         for target in self.pool.of_backend(backend):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
+from engines.base import WorkCosts
 from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
 from router.config.schema import Config, Model, Price, Queue
 from router.config.schema import Policy as PolicyName
@@ -420,6 +421,8 @@ def cache_tokens(spec: EngineSpec | None) -> int | None:
 
 def costs_of(spec: EngineSpec | None) -> Costs:
     """What work costs on that engine, as far as its settings say."""
+    if spec is not None and spec.costs is not None:
+        return costs_from(spec.costs)
     if not isinstance(spec, SimulatedSpec):
         return DEFAULT_COSTS
     step_s = 1 / spec.tokens_per_s
@@ -430,6 +433,11 @@ def costs_of(spec: EngineSpec | None) -> Costs:
         request_s=spec.batch_penalty * step_s,
         context_s=0.0,
     )
+
+
+def costs_from(costs: WorkCosts) -> Costs:
+    """An engine's own figures, as balancing takes them."""
+    return Costs(**msgspec.structs.asdict(costs))
 
 
 DEFAULT_COSTS = Costs()

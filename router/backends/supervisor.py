@@ -104,6 +104,11 @@ class LocalNode:
         return self._process.pid if self._process is not None else None
 
     @property
+    def info(self) -> EngineInfo | None:
+        """What the engine is, once it was ready."""
+        return self._info
+
+    @property
     def engine(self) -> NodeEngine:
         """The engine, the same object for ever, whatever becomes of the process."""
         return self._engine

@@ -134,7 +134,7 @@ ENGINE = [
     ('{kind: llamacpp, model: ""}', "line 1: engines.x.model: is empty"),
     ("{kind: llamacpp, model: ~}", "line 1: engines.x.model: must be text, not `~`"),
     ("{kind: llamacpp, model: a, gpus: [0]}", ("line 1: engines.x: unknown key `gpus`; possible "
-     "here: `model`, `slots`, `context_tokens`, `threads`")),
+     "here: `model`, `slots`, `context_tokens`, `threads`, `costs`")),
     ("{kind: exllamav2, model: a, gpus: [a]}",
      "line 1: engines.x.gpus[0]: must be a whole number, not `a`"),
     ("{kind: simulated, seed: yes}", "line 1: engines.x.seed: must be a whole number, not `yes`"),

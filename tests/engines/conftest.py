@@ -1,11 +1,13 @@
 """Hypothesis without its time limit, which a busy machine would break; and the engines of the contract suite."""
 
+import importlib.util
+
 import pytest
 from hypothesis import settings
 
 from engines import starter
 from engines.registry import make
-from engines.specs import LlamaCppSpec, SimulatedSpec
+from engines.specs import ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
 from tests.engines.node_client import NodeEngine
 
 settings.register_profile("engines", deadline=None)
@@ -16,9 +18,26 @@ SIMULATED = SimulatedSpec(
 )
 
 
-@pytest.fixture(params=["simulated", "llamacpp", "node"])
+EXLLAMAV2 = ExLlamaV2Spec(
+    model=str(starter.hf_path()), slots=4, cache_tokens=16384, answer_tokens=2048
+)
+
+
+@pytest.fixture
+def exl2_harness(monkeypatch):
+    """ExLlamaV2 on a CPU, in this process and in nodes; skips where it isn't installed."""
+    for package in ("torch", "exllamav2", "llguidance", "tokenizers"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: make exl2-deps, then scripts/check")
+    monkeypatch.setenv("NENYA_EXLLAMAV2_LOADER", "tests.engines.exl2.harness")
+
+
+@pytest.fixture(params=["simulated", "llamacpp", "node", "exllamav2"])
 async def engine(request):
-    if request.param == "llamacpp":
+    if request.param == "exllamav2":
+        request.getfixturevalue("exl2_harness")
+        engine = make(EXLLAMAV2)
+    elif request.param == "llamacpp":
         pytest.importorskip("xllamacpp")
         if not starter.gguf_path().exists():
             pytest.skip("the starter model is not there")

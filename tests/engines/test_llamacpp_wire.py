@@ -7,6 +7,7 @@ import json
 import pytest
 
 from engines import llamacpp_wire as wire
+from engines.answer_plan import plan
 from engines.base import (
     Delta,
     EngineError,
@@ -23,9 +24,9 @@ TOOLS = b'[{"type":"function","function":{"name":"f","parameters":{"type":"objec
 
 
 def parts_of(request, slots=4, pieces=None, tokens=()):
-    plan = wire.plan(request, native=True)
+    planned = plan(request, native=True)
     prompt = wire.Prompt(request.messages, request.tools, pieces, tokens)
-    return wire.parts(plan, prompt, "g" if plan.shape else None, slots, 1000)
+    return wire.parts(planned, prompt, "g" if planned.shape else None, slots, 1000)
 
 
 def body_of(slots=4, pieces=None, tokens=(), **request):
@@ -118,7 +119,7 @@ def test_penalties_are_taken_back_from_the_prompts_tokens():
 )
 def test_what_cannot_be_planned(fields, kind):
     with pytest.raises(EngineError) as raised:
-        wire.plan(GenerateRequest(messages=MESSAGES, **fields), native=True)
+        plan(GenerateRequest(messages=MESSAGES, **fields), native=True)
     assert raised.value.kind == kind
 
 
@@ -126,9 +127,9 @@ def test_optional_calls_beside_a_format_need_tags():
     request = GenerateRequest(
         messages=MESSAGES, tools=TOOLS, response_format=b'{"type":"json_object"}'
     )
-    assert wire.plan(request, native=True).tagged
+    assert plan(request, native=True).tagged
     with pytest.raises(EngineError) as raised:
-        wire.plan(request, native=False)
+        plan(request, native=False)
     assert raised.value.kind == "unsupported"
 
 

@@ -308,16 +308,17 @@ async def test_without_routers_a_node_ends(tmp_path, monkeypatch):
     ("spec", "kind", "message"),
     [
         (LlamaCppSpec(model="/nowhere/m.gguf"), "invalid", "there is no file /nowhere/m.gguf"),
-        (ExLlamaV2Spec(model="m"), "unsupported", "the exllamav2 engine is not in this version"),
+        (ExLlamaV2Spec(model="m"), "unsupported", "the exllamav2 engine needs more"),
     ],
 )
 async def test_a_model_that_cannot_be_loaded(spawn, spec, kind, message):
     process, connection = await spawn(spec, greet=False)
     connection.send(protocol.Hello())
     failed = await connection.next(protocol.Failed)
-    assert (failed.id, failed.kind, failed.message) == (0, kind, message)
+    assert (failed.id, failed.kind) == (0, kind)
+    assert failed.message.startswith(message)
     stderr = await process.process.stderr.read()
-    assert stderr.decode() == f"engines.node: {message}\n"
+    assert stderr.decode() == f"engines.node: {failed.message}\n"
     assert await process.process.wait() == Exit.NO_MODEL
 
 

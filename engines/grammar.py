@@ -1,9 +1,9 @@
-"""What an answer is held to, as a grammar of llguidance, which xllamacpp is built with.
+"""What an answer is held to, as a grammar of llguidance.
 
 llama.cpp's own conversion of JSON schemas passes over what it doesn't know (bounds of numbers, most of a pattern)
 with a line in its log. llguidance keeps JSON Schema or says no. But llama.cpp turns its no into a line in the log,
-too, and samples on without any grammar. So a grammar is tried first, with a letter in front that nobody would write:
-if the first token isn't that letter, the grammar is not at work, and the request is refused.
+too, and samples on without any grammar. So there a grammar is tried first, with a letter in front that nobody would
+write: if the first token isn't that letter, the grammar is not at work, and the request is refused.
 
 It also ends an answer that could go on only with the one token that llama.cpp names as the end, which need not be the
 one the model writes; so the latter stands in the grammar.
@@ -57,12 +57,14 @@ def grammar(shape: Shape, *, end: str = "", probe: bool = False) -> str:
     if shape.answer is not None:
         ways.append("answer")
         rules.append(f"answer: %json {_json(shape.answer)}")
-    if shape.call is not None:
+    if shape.call is not None and not shape.must_call and shape.answer is None:
+        ways = ["TEXT", "lead first"]
+        rules += _calls(shape)
+        rules.append("TEXT: /(.|\\n)*/")
+        rules.append(f"lead[lazy]: /(.|\\n)*{CALL_START}\\n/")  # ends TEXT where a call begins
+    elif shape.call is not None:
         ways.append("calls")
         rules += _calls(shape)
-        if not shape.must_call and shape.answer is None:
-            ways = ["TEXT calls?"]
-            rules.append(f"TEXT: ~/(.|\\n)*{CALL_START}(.|\\n)*/")
     start = f"({' | '.join(ways)})"
     if probe:
         start = f'"{PROBE}" {start}'
@@ -74,10 +76,11 @@ def grammar(shape: Shape, *, end: str = "", probe: bool = False) -> str:
 def _calls(shape: Shape) -> list[str]:
     call = shape.call or {}
     if shape.native:
-        more = f' ("\\n" call){{0,{MAX_CALLS - 1}}}' if shape.several else ""
+        more = f' ("\\n{CALL_START}\\n" call){{0,{MAX_CALLS - 1}}}' if shape.several else ""
         return [
-            f"calls: call{more}",
-            rf'call: "{CALL_START}\n" object "\n{CALL_END}"',
+            rf'calls: "{CALL_START}\n" first',
+            f"first: call{more}",
+            rf'call: object "\n{CALL_END}"',
             f"object: %json {_json(call)}",
         ]
     if not shape.must_call:

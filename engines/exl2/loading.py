@@ -1,0 +1,232 @@
+"""A model onto GPUs: weights, cache, draft, LoRAs, and the generator over them. On the worker's thread, blocking.
+
+Which GPUs there are is said by environment before torch is imported, so a node has none but its own. What the library
+would do wrongly without a word is set right or refused: see engines.exl2.folder and engines.exl2.paged_attention.
+
+The library is imported only in here and only by name: reading this file needs neither torch nor a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from engines.base import EngineError
+from engines.exl2 import memory
+from engines.exl2.folder import ModelFolder, read_folder
+from engines.exl2.memory import PAGE_TOKENS, pages_of
+from engines.specs import ExLlamaV2Spec
+
+MAX_STEP_TOKENS = 8
+"""Of one request in one step: what was sampled and what was guessed; the library's own ``max_q_size``."""
+
+OnProgress = Callable[[float], None]
+GIB = 1 << 30
+
+
+class Weights(Struct, frozen=True):
+    """What lies on the GPUs."""
+
+    model: Any
+    cache: Any
+    draft_model: Any = None
+    draft_cache: Any = None
+    loras: tuple[Any, ...] = ()
+
+
+class Machine(Struct, frozen=True):
+    """A generator that can be iterated."""
+
+    generator: Any
+    attention: str
+    """By what it attends; see paged_attention.install."""
+    gpu: str
+    """The name of the first one."""
+
+
+class Model(Struct, frozen=True):
+    """What is to be loaded."""
+
+    spec: ExLlamaV2Spec
+    folder: ModelFolder
+    draft: ModelFolder | None = None
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens of a request, guesses not counted."""
+        most = min(self.folder.context_tokens, pages_of(self.spec.cache_tokens) * PAGE_TOKENS)
+        if self.draft is not None:
+            most = min(most, self.draft.context_tokens)
+        return min(self.spec.context_tokens or most, most - self.guesses)
+
+    @property
+    def guesses(self) -> int:
+        """Tokens guessed ahead of each request."""
+        return self.spec.draft_tokens if self.draft is not None or self.spec.ngram_draft else 0
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Of a prompt in one go: whole pages."""
+        return pages_of(self.spec.prefill_chunk_tokens) * PAGE_TOKENS
+
+
+def examine(spec: ExLlamaV2Spec) -> Model:
+    """Read what is to be loaded. Raises EngineError for what can't be served."""
+    template = None if spec.template is None else Path(spec.template).expanduser()
+    folder = read_folder(Path(spec.model).expanduser(), template)
+    draft = None
+    if spec.draft_model is not None:
+        if spec.ngram_draft:
+            raise EngineError("invalid", "draft_model and ngram_draft exclude each other")
+        draft = read_folder(Path(spec.draft_model).expanduser())
+        if draft.vocabulary != folder.vocabulary:
+            raise EngineError(
+                "invalid",
+                f"the draft model has {draft.vocabulary} tokens, the model {folder.vocabulary}: "
+                "they must share a vocabulary",
+            )
+    for one in (folder, draft):
+        if one is not None and one.problems:
+            raise EngineError("invalid", f"{one.path} can't be served: {'; '.join(one.problems)}")
+    if spec.gpu_split_gib is not None and len(spec.gpu_split_gib) != len(spec.gpus):
+        raise EngineError(
+            "invalid",
+            f"gpu_split_gib has {len(spec.gpu_split_gib)} figures for {len(spec.gpus)} gpus",
+        )
+    return Model(spec, folder, draft)
+
+
+def load(model: Model, on_progress: OnProgress) -> Machine:
+    """Load everything. Raises EngineError."""
+    prepare_environment(model.spec)
+    try:
+        torch: Any = importlib.import_module("torch")
+        if not torch.cuda.is_available():
+            raise EngineError("unsupported", "torch sees no GPU: see docs/exllamav2.md")
+        importlib.import_module("exllamav2")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise EngineError(
+            "unsupported",
+            f"the exllamav2 engine can't be imported: {error}. See docs/exllamav2.md",
+        ) from error
+    try:
+        return machine(model, weights(model, on_progress), torch.cuda.get_device_name(0))
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(model) from error
+    except RuntimeError as error:
+        if "Insufficient VRAM" in str(error):
+            raise out_of_memory(model) from error
+        raise EngineError("internal", f"exllamav2 could not load it: {error}") from error
+    except (AssertionError, ValueError, OSError) as error:
+        raise EngineError("invalid", f"exllamav2 could not load it: {error}") from error
+
+
+def prepare_environment(spec: ExLlamaV2Spec) -> None:
+    """Say which GPUs there are, and leave the wrong attention out; before torch is imported."""
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in spec.gpus)
+    os.environ["EXLLAMA_NO_SDPA"] = "1"
+
+
+def out_of_memory(model: Model) -> EngineError:
+    """Return the error of a model that doesn't fit, with advice."""
+    free = memory.free_bytes(model.spec.gpus) or 0
+    said = memory.advice(model.folder, model.spec, free)
+    return EngineError("invalid", f"{model.folder.name} doesn't fit: {said or 'the GPU is full'}")
+
+
+def configuration(model: Model, folder: ModelFolder) -> Any:
+    """Return the library's config of a model, with what it would have read wrongly. Raises what it raises."""
+    library: Any = importlib.import_module("exllamav2")
+    config = library.ExLlamaV2Config(str(folder.path))
+    config.rotary_embedding_base = folder.rope_theta
+    config.arch_compat_overrides(quiet=True)
+    config.no_flash_attn = False  # for windows and soft caps, which our attention has
+    config.no_sdpa = True
+    # Its tables of positions end there, and reading beyond them is reading other memory.
+    config.max_seq_len = model.context_tokens + model.guesses
+    config.max_input_len = max(model.chunk_tokens, MAX_STEP_TOKENS * model.spec.slots)
+    config.max_attention_size = config.max_input_len**2
+    return config
+
+
+def weights(model: Model, on_progress: OnProgress) -> Weights:
+    """Load models and caches."""
+    library: Any = importlib.import_module("exllamav2")
+    spec = model.spec
+    share = 1.0 if model.draft is None else 0.9
+    main, cache = _one(model, model.folder, lambda done: on_progress(done * share))
+    draft_model = draft_cache = None
+    if model.draft is not None:
+        draft_model, draft_cache = _one(
+            model, model.draft, lambda done: on_progress(share + done * (1 - share))
+        )
+    loras = tuple(
+        library.ExLlamaV2Lora.from_directory(main, str(Path(lora).expanduser()))
+        for lora in spec.loras
+    )
+    return Weights(main, cache, draft_model, draft_cache, loras)
+
+
+def _one(model: Model, folder: ModelFolder, on_progress: OnProgress) -> tuple[Any, Any]:
+    library: Any = importlib.import_module("exllamav2")
+    spec = model.spec
+    names = {"fp16": "", "q8": "_Q8", "q6": "_Q6", "q4": "_Q4"}
+    kind = getattr(library, f"ExLlamaV2Cache{names[spec.cache]}")
+    tokens = pages_of(spec.cache_tokens) * PAGE_TOKENS
+
+    def told(done: int, modules: int) -> Iterator[None]:
+        on_progress(done / modules)
+        yield
+
+    loaded = library.ExLlamaV2(configuration(model, folder))
+    split = None if spec.gpu_split_gib is None else list(spec.gpu_split_gib)
+    if spec.tensor_parallel and folder is model.folder:
+        attn: Any = importlib.import_module("exllamav2.attn")
+        if not attn.has_flash_attn_with_paged:
+            raise EngineError("unsupported", "tensor_parallel needs flash-attn 2.5.7 or newer")
+        steps = loaded.load_tp_gen(
+            split, callback_gen=told, expect_cache_tokens=tokens, expect_cache_base=kind
+        )
+        _run(steps)
+        return loaded, library.ExLlamaV2Cache_TP(loaded, base=kind, max_seq_len=tokens)
+    if split is not None and folder is model.folder:
+        _run(loaded.load_gen(split, callback_gen=told))
+        return loaded, kind(loaded, max_seq_len=tokens)
+    cache = kind(loaded, max_seq_len=tokens, lazy=True)
+    _run(loaded.load_autosplit_gen(cache, callback_gen=told))
+    return loaded, cache
+
+
+def _run(steps: Iterator[Any]) -> None:
+    for _ in steps:
+        pass
+
+
+def machine(model: Model, loaded: Weights, gpu: str) -> Machine:
+    """Return the generator over what was loaded."""
+    attention: Any = importlib.import_module("engines.exl2.paged_attention")
+    generators: Any = importlib.import_module("exllamav2.generator")
+    library: Any = importlib.import_module("exllamav2")
+    by = attention.install()
+    generator = generators.ExLlamaV2DynamicGenerator(
+        model=loaded.model,
+        cache=loaded.cache,
+        tokenizer=library.ExLlamaV2Tokenizer(loaded.model.config),
+        max_batch_size=model.spec.slots,
+        max_chunk_size=model.chunk_tokens,
+        max_q_size=MAX_STEP_TOKENS,
+        draft_model=loaded.draft_model,
+        draft_cache=loaded.draft_cache,
+        num_draft_tokens=model.guesses or 4,
+        use_ngram_draft=model.spec.ngram_draft,
+        paged=True,
+    )
+    if loaded.loras:
+        generator.set_loras(list(loaded.loras))
+    return Machine(generator, by, gpu)
