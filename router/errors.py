@@ -112,6 +112,8 @@ def retry_after_headers(seconds: float) -> dict[str, str]:
 class FaultKind(enum.Enum):
     """What an attempt died of. The value is the label in metrics and the code in a client's error."""
 
+    LOCAL = "router_fault"
+    """The router's own network, resolver or descriptors: no target was asked."""
     CONNECT = "connect_failed"
     TIMEOUT_CONNECT = "connect_timeout"
     TIMEOUT_FIRST_BYTE = "first_token_timeout"
@@ -131,11 +133,14 @@ class FaultKind(enum.Enum):
     ENGINE_ERROR = "engine_error"
 
 
-BLAMELESS = frozenset({FaultKind.CLIENT_ERROR, FaultKind.CLIENT_SLOW, FaultKind.DEADLINE})
-"""Kinds that say nothing about the target: the request was wrong, nobody read its answer, or its time was up."""
+FINAL = frozenset({FaultKind.CLIENT_ERROR, FaultKind.CLIENT_SLOW, FaultKind.DEADLINE})
+"""Kinds that another target would not mend: the request was wrong, nobody read its answer, or its time was up."""
 
-FINAL = BLAMELESS
-"""Kinds that another target would not mend."""
+BLAMELESS = FINAL | {FaultKind.LOCAL}
+"""Kinds that say nothing about the target."""
+
+BUSY = frozenset({FaultKind.RATE_LIMITED, FaultKind.ENGINE_BUSY})
+"""Kinds that say the target is well but has enough to do."""
 
 
 class Fault(NenyaError):  # noqa: N818 - the domain's word
@@ -172,6 +177,7 @@ class Fault(NenyaError):  # noqa: N818 - the domain's word
 
 
 _STATUS = {
+    FaultKind.LOCAL: 503,
     FaultKind.TIMEOUT_CONNECT: 504,
     FaultKind.TIMEOUT_FIRST_BYTE: 504,
     FaultKind.TIMEOUT_IDLE: 504,

@@ -56,6 +56,14 @@ class Retry(msgspec.Struct, frozen=True):
     reason: FaultKind
 
 
+class RetryRefused(msgspec.Struct, frozen=True):
+    """An attempt failed that would have been made again, but for the model's retry budget."""
+
+    model: str
+    target: str
+    reason: FaultKind
+
+
 class TargetState(msgspec.Struct, frozen=True):
     """A target moved to another state of health."""
 
@@ -91,5 +99,14 @@ class UsageLost(msgspec.Struct, frozen=True):
     key_id: str
 
 
-Event = AttemptDone | RequestDone | Retry | TargetState | NodeState | LimitDecision | UsageLost
+Event = (
+    AttemptDone
+    | RequestDone
+    | Retry
+    | RetryRefused
+    | TargetState
+    | NodeState
+    | LimitDecision
+    | UsageLost
+)
 Listener = Callable[[Event], None]

@@ -31,6 +31,7 @@ from router.events import (
     LimitDecision,
     RequestDone,
     Retry,
+    RetryRefused,
     TargetState,
     UsageLost,
 )
@@ -164,6 +165,10 @@ class Metrics:
             "nenya_retries", "Attempts that failed and were followed by another", labels,
             registry=self._registry,
         )  # fmt: skip
+        self._retries_refused = Counter(
+            "nenya_retries_refused", "Failed attempts that the retry budget didn't let be followed by another",
+            ("model", "reason"), registry=self._registry,
+        )  # fmt: skip
 
     def _make_accounts(self) -> None:
         registry = self._registry
@@ -189,6 +194,8 @@ class Metrics:
             self._attempt(event)
         elif isinstance(event, Retry):
             self._retries.labels(self._target(event.target), event.reason.value).inc()
+        elif isinstance(event, RetryRefused):
+            self._retries_refused.labels(self._model(event.model), event.reason.value).inc()
         elif isinstance(event, TargetState) and event.state == "ejected":
             self._ejections.labels(self._target(event.target), _reason(event.reason)).inc()
         elif isinstance(event, LimitDecision):

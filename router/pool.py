@@ -1,8 +1,8 @@
 """Who may serve a request, and who does. Pure: state, arguments and ``now`` in, a lease or a refusal out.
 
 While somebody admits, the policy chooses among those. Where nobody does because all are ejected, they serve all the
-same (panic): a guess beats a certain error, and it is how a pool of one comes back. Who asked for rest (429 with
-retry-after) gets it, panic or not.
+same (panic), the least bad first: a guess beats a certain error, and it is how a pool of one comes back. Who asked
+for rest (429 with retry-after) gets it, panic or not.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import msgspec
 
 from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
-from router.config.schema import Config, Model
+from router.config.schema import Config, Health, Model
 from router.config.schema import Policy as PolicyName
 from router.load import NOTHING, UNKNOWN, Costs, Demand, Facts, Load, MeanOutput
-from router.policy import Policy
-from router.policy.breaker import Breaker
+from router.policy import Policy, Rotation
+from router.policy.breaker import Breaker, Cohort, SuccessRate
 from router.policy.cache_aware import CacheAware
 from router.policy.expected_cost import ExpectedCost
 from router.policy.least_inflight import LeastInflight
@@ -25,11 +25,12 @@ from router.policy.least_tokens import LeastTokens
 from router.policy.lmetric import LMetric
 from router.policy.power_of_two import PowerOfTwo
 from router.policy.round_robin import RoundRobin
+from router.policy.slow_start import SlowStart
 from router.policy.weighted import Weighted
 from router.prefix import PrefixIndex, by_slot
 from router.target import Lease, Target
 
-POLICIES: Mapping[PolicyName, Callable[[], Policy]] = {
+POLICIES: Mapping[PolicyName, Callable[[], Policy | Rotation]] = {
     "round_robin": RoundRobin,
     "weighted": Weighted,
     "least_inflight": LeastInflight,
@@ -54,17 +55,20 @@ RESTART_GUESS_S = 1.0
 class Member:
     """A target's place in one model's list."""
 
-    __slots__ = ("order", "target", "weight")
+    __slots__ = ("_whole_weight", "load", "order", "target", "warmth", "weight")
 
     def __init__(self, target: Target, order: int, weight: float) -> None:
         self.target = target
-        self.order = order
-        self.weight = weight
-
-    @property
-    def load(self) -> Load:
+        self.load = target.load
         """What the target has to do, for whichever model."""
-        return self.target.load
+        self.order = order
+        self.weight = self._whole_weight = weight
+        self.warmth = 1.0
+
+    def warm(self, part: float) -> None:
+        """That part of its weight is its due from now on."""
+        self.warmth = part
+        self.weight = self._whole_weight * part
 
 
 class Refusal(msgspec.Struct, frozen=True):
@@ -81,6 +85,7 @@ class Shared(msgspec.Struct, frozen=True):
 
     index: PrefixIndex
     rng: random.Random
+    slow_start: SlowStart
 
 
 class Route:
@@ -90,6 +95,7 @@ class Route:
         "_by_slot",
         "_index",
         "_rng",
+        "_seats",
         "_shared",
         "_slots",
         "members",
@@ -105,12 +111,14 @@ class Route:
         name: str,
         model: Model,
         members: tuple[Member, ...],
-        policy: Policy,
+        policy: Policy | Rotation,
         shared: Shared,
     ) -> None:
         self.name = name
         self.model = model
         self.members = members
+        self._seats = members
+        """All of the model's members, also where these are some of them."""
         self.policy = policy
         self.outputs = MeanOutput()
         self.wants_facts = policy.wants_facts and len(members) > 1
@@ -125,17 +133,25 @@ class Route:
         """The same route with some of its members; what it learns is learned here, too."""
         route = Route(self.name, self.model, members, self.policy, self._shared)
         route.outputs = self.outputs
+        route._seats = self._seats
         return route
 
     def lease(
         self, now: float, exclude: Collection[Target] = (), facts: Facts | None = None
     ) -> Lease | Refusal:
         """A lease on the member that should serve, or why there is none. ``exclude``: those tried already."""
+        if self._shared.slow_start:
+            self._shared.slow_start.update(now)
+        if isinstance(self.policy, Rotation):
+            member = self._next(self.policy, now, exclude)
+            if member is None:
+                return self._refusal(now, exclude)
+            return member.target.lease(now, NOTHING, self.outputs)
         depths = self._index.depths(facts.blocks) if facts is not None else []
-        shown: Sequence[Member] = self.members
-        if len(shown) > MANY and self.policy.scores:
-            shown = self._sample(depths)
-        ready = [m for m in shown if m.target.admits(now) and m.target not in exclude]
+        shown = self.members if len(self.members) <= MANY else self._sample(depths)
+        ready = [member for member in shown if member.target.admits(now)]
+        if exclude:
+            ready = [member for member in ready if member.target not in exclude]
         if not ready:
             ready = self._whoever(now, exclude)
         if not ready:
@@ -148,11 +164,31 @@ class Route:
         self._index.record(member.load.slot, facts.blocks)
         return member.target.lease(now, member.load.claim(demand), self.outputs)
 
+    def _next(self, rotation: Rotation, now: float, exclude: Collection[Target]) -> Member | None:
+        """Whose turn it is."""
+        narrow = None if self.members is self._seats else frozenset(self.members)
+
+        def ready(one: Member) -> bool:
+            target = one.target
+            return (
+                target.admits(now) and target not in exclude and (narrow is None or one in narrow)
+            )
+
+        member = rotation.next(self._seats, ready, self._rng)
+        if member is not None:
+            return member
+        left = set(self._whoever(now, exclude))
+        return rotation.next(self._seats, left.__contains__, self._rng)
+
     def _whoever(self, now: float, exclude: Collection[Target]) -> list[Member]:
-        """Those who admit, of all; where nobody does, those who serve in a panic."""
+        """Those who admit, of all; where nobody does, the least bad of those who serve in a panic."""
         left = [member for member in self.members if member.target not in exclude]
         ready = [member for member in left if member.target.admits(now)]
-        return ready or [member for member in left if member.target.panics(now)]
+        if ready:
+            return ready
+        left = [member for member in left if member.target.panics(now)]
+        least = min((member.target.breaker.badness for member in left), default=None)
+        return [member for member in left if member.target.breaker.badness == least]
 
     def _demand(
         self, facts: Facts, depths: list[tuple[int, int]], ready: Sequence[Member]
@@ -224,7 +260,9 @@ def build(
     other blocks than the router's own.
     """
     index = PrefixIndex() if block_tokens is None else PrefixIndex(block_tokens)
-    shared = Shared(index, rng or random.Random(0))  # noqa: S311 - balancing, no secrets
+    health = config.health
+    slow_start = SlowStart(health.slow_start_s, health.slow_start_aggression)
+    shared = Shared(index, rng or random.Random(0), slow_start)  # noqa: S311 - balancing, no secrets
     targets: dict[str, Target] = {}
     routes: dict[str, Route] = {}
     for name, model in config.models.items():
@@ -235,10 +273,12 @@ def build(
             there = listed.model or name
             id_ = backend if kind == "engine" else f"{backend}/{there}"
             if id_ not in targets:
-                breaker = Breaker(config.health.failures, config.health.eject_s)
                 load = _load(config.engines.get(listed.engine or ""), index)
+                breaker = _breaker(health)
                 targets[id_] = Target(id_, backend, there, kind=kind, breaker=breaker, load=load)
+                targets[id_].slow_start = slow_start
             members.append(Member(targets[id_], order, listed.weight))
+        _stand_in(members, health.max_ejected)
         route = Route(name, model, tuple(members), POLICIES[policy_of(model)](), shared)
         for known_as in (name, name.lower(), *(alias.lower() for alias in model.aliases)):
             routes[known_as] = route
@@ -253,6 +293,23 @@ def policy_of(model: Model) -> PolicyName:
         return model.policy
     engines_only = all(listed.engine for listed in model.targets)
     return "expected_cost" if engines_only and len(model.targets) > 1 else "least_inflight"
+
+
+def _breaker(health: Health) -> Breaker:
+    rate = SuccessRate(health.window_s, health.min_requests, health.min_success)
+    return Breaker(health.failures, health.eject_s, rate)
+
+
+def _stand_in(members: Sequence[Member], max_ejected: float) -> None:
+    """Make a model's targets stand in for each other. One that is alone may be ejected for the other models that
+    list it: here it serves all the same.
+    """
+    targets = dict.fromkeys(member.target for member in members)
+    cohort = Cohort(len(targets), max_ejected)
+    for target in targets if len(targets) > 1 else ():
+        target.breaker.join(cohort)
+    for member in members:
+        member.target.places.append(member)
 
 
 def _load(spec: EngineSpec | None, index: PrefixIndex) -> Load:

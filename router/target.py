@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from router.errors import IllegalMove
 from router.load import NOTHING, Claim, Load, MeanOutput
-from router.policy.breaker import Breaker, Permit, Verdict
+from router.policy.breaker import Breaker, Permit, State, Verdict
+from router.policy.slow_start import Place, SlowStart
+
+_ADMITTING = State.ADMITTING  # reading it through its class takes longer than the rest of `admits`
 
 
 class Target:
@@ -23,7 +26,9 @@ class Target:
         "kind",
         "load",
         "model",
+        "places",
         "resting_until",
+        "slow_start",
     )
 
     def __init__(
@@ -48,10 +53,18 @@ class Target:
         """False while its engine's process is not up."""
         self.resting_until = 0.0
         """It asked to be left alone until then (429 with retry-after)."""
+        self.slow_start = SlowStart()
+        """Where it is said that it was readmitted; all targets of a pool share one."""
+        self.places: list[Place] = []
+        """Where it stands in models' lists."""
 
     def admits(self, now: float) -> bool:
         """Whether a request should go there."""
-        return self.available and now >= self.resting_until and self.breaker.admits(now)
+        return (
+            self.available
+            and now >= self.resting_until
+            and (self.breaker.state is _ADMITTING or self.breaker.admits(now))
+        )
 
     def panics(self, now: float) -> bool:
         """Whether a request may go there when nobody admits: ejected or not, but up and not at rest."""
@@ -132,4 +145,7 @@ class Lease:
             self._outputs.saw(output_tokens)
         if retry_after_s is not None:
             target.resting_until = max(target.resting_until, now + retry_after_s)
-        return target.breaker.settle(self._permit, verdict, now)
+        moved = target.breaker.settle(self._permit, verdict, now)
+        if moved and target.breaker.state is _ADMITTING:
+            target.slow_start.begin(target.places, now)
+        return moved

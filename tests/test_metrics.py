@@ -15,6 +15,7 @@ from router.events import (
     NodeState,
     RequestDone,
     Retry,
+    RetryRefused,
     TargetState,
     UsageLost,
 )
@@ -148,6 +149,7 @@ def test_attempts_retries_and_ejections():
     metrics(AttemptDone("m", "t", "p", 0.5, FaultKind.CONNECT))
     metrics(AttemptDone("m", "u", "q", 1.5, None))
     metrics(Retry("t", FaultKind.CONNECT))
+    metrics(RetryRefused("m", "t", FaultKind.RESET))
     metrics(TargetState("t", "ejected", "connect_failed"))
     metrics(TargetState("t", "probing", "probe"))
     metrics(TargetState("t", "ejected", "who knows"))
@@ -156,6 +158,7 @@ def test_attempts_retries_and_ejections():
     assert value(metrics, name, **GENAI, error_type="connect_failed", target="t") == 0.5
     assert value(metrics, name, **{**GENAI, "provider": "q"}, error_type="", target="u") == 1.5
     assert value(metrics, "nenya_retries_total", target="t", reason="connect_failed") == 1
+    assert value(metrics, "nenya_retries_refused_total", model="m", reason="connection_reset") == 1
     assert value(metrics, "nenya_target_ejections_total", target="t", reason="connect_failed") == 1
     assert value(metrics, "nenya_target_ejections_total", target="t", reason="other") == 1
 
@@ -226,7 +229,7 @@ def test_names_and_buckets():
         "gen_ai_server_request_duration_seconds", "gen_ai_server_time_to_first_token_seconds",
         "gen_ai_server_time_per_output_token_seconds", "gen_ai_client_operation_duration_seconds", "nenya_requests",
         "nenya_tokens", "nenya_output_tokens_per_second", "nenya_overhead_seconds", "nenya_target_inflight_requests",
-        "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_build",
+        "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_retries_refused", "nenya_build",
             "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped",
     }  # fmt: skip
 

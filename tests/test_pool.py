@@ -13,11 +13,11 @@ from router.pool import MANY, SAMPLE, Refusal, build, cache_tokens, costs_of, po
 from router.target import Lease
 
 
-def config(**models):
+def config(health=None, **models):
     return Config(
         models=models,
         providers={name: Provider(base_url=f"http://{name}.test/v1") for name in "abc"},
-        health=Health(failures=2, eject_s=30),
+        health=health or Health(failures=2, eject_s=30, max_ejected=1),
     )
 
 

@@ -11,10 +11,11 @@ from router.dispatch.call import Call, Terms
 from router.dispatch.reply import Reply, answer_headers
 from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Walk
 from router.errors import ApiError, Fault, FaultKind, api_error, overloaded
-from router.events import Listener
+from router.events import Listener, RetryRefused
 from router.events import Retry as Retried
 from router.facts import facts_of
 from router.policy.breaker import Verdict
+from router.policy.retry_budget import RetryBudget
 from router.pool import Refusal
 from router.target import Lease, Target
 
@@ -36,6 +37,7 @@ class Dispatcher:
         self._clock = clock
         self._rng = rng
         self._emit = emit
+        self._budgets: dict[str, RetryBudget] = {}
 
     async def open(self, call: Call) -> Reply:
         """The answer's first piece, in hand. Raises ApiError when no attempt gave one."""
@@ -53,6 +55,8 @@ class Dispatcher:
     async def _first_answer(self, walk: Walk) -> Reply:
         tried: set[Target] = set()
         route = walk.call.route
+        budget = self._budget(route.name)
+        budget.request()
         facts = facts_of(walk.call.request) if route.wants_facts else None
         while True:
             lease = route.lease(self._clock.now(), tried, facts)
@@ -63,14 +67,29 @@ class Dispatcher:
             try:
                 return await self._attempt(walk, lease)
             except Fault as fault:
-                self._retry_or_raise(walk, fault)
+                self._retry_or_raise(walk, fault, lease.target, budget)
                 tried.add(lease.target)
                 self._emit(Retried(lease.target.id, fault.kind))
 
-    def _retry_or_raise(self, walk: Walk, fault: Fault) -> None:
+    def _retry_or_raise(
+        self, walk: Walk, fault: Fault, target: Target, budget: RetryBudget
+    ) -> None:
+        """Return where the request may be sent again. Raises ApiError, the client's answer."""
         walk.last_fault = fault
         if not fault.retryable or walk.attempts >= self._terms.retry.attempts:
             raise api_error(fault) from fault
+        if not budget.take(self._clock.now()):
+            self._emit(RetryRefused(walk.call.route.name, target.id, fault.kind))
+            raise api_error(fault) from fault
+
+    def _budget(self, model: str) -> RetryBudget:
+        """A model's own: what fails on one must not cost another its retries."""
+        budget = self._budgets.get(model)
+        if budget is None:
+            retry = self._terms.retry
+            budget = RetryBudget(retry.budget_share, retry.budget_per_s, self._clock.now())
+            self._budgets[model] = budget
+        return budget
 
     async def _attempt(self, walk: Walk, lease: Lease) -> Reply:
         """One attempt up to its first piece. Raises Fault; then, as on cancellation, the lease is settled."""

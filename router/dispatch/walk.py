@@ -7,7 +7,7 @@ from router.accounts.prices import Tokens
 from router.backends.base import Answer, Facts
 from router.clock import Clock
 from router.dispatch.call import Call, Terms
-from router.errors import Fault, FaultKind
+from router.errors import BUSY, Fault, FaultKind
 from router.events import AttemptDone, Listener, RequestDone, TargetState
 from router.policy.breaker import Verdict
 from router.target import Lease
@@ -126,9 +126,9 @@ class Attempt:
         now = self._clock.now()
         retry_after_s = None
         if fault is not None:
-            verdict = Verdict.BAD if fault.blames_target else Verdict.VOID
+            verdict = _verdict(fault)
             if fault.kind is FaultKind.RATE_LIMITED:
-                verdict, retry_after_s = Verdict.VOID, fault.retry_after_s
+                retry_after_s = fault.retry_after_s
         moved = lease.settle(verdict, now, retry_after_s, self.facts.output_tokens)
         self._emit(
             AttemptDone(
@@ -142,3 +142,10 @@ class Attempt:
         if moved:
             reason = fault.kind.value if fault is not None else verdict.value
             self._emit(TargetState(target.id, target.state, reason))
+
+
+def _verdict(fault: Fault) -> Verdict:
+    """What ``fault`` says about its target. Who named the time when he will answer is believed, and left alone."""
+    if fault.kind in BUSY:
+        return Verdict.LIMITED if fault.retry_after_s is None else Verdict.VOID
+    return Verdict.BAD if fault.blames_target else Verdict.VOID

@@ -31,7 +31,6 @@ class ExpectedCost:
     """Smallest expected cost; see the module."""
 
     wants_facts: ClassVar[bool] = True
-    scores: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._turns = Turns()
