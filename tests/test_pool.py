@@ -84,6 +84,75 @@ def test_when_all_are_ejected_they_serve_all_the_same(pool):
     assert set(names(pool, 6, now=1)) == {"a", "b", "c"}
 
 
+def test_in_a_panic_the_least_bad_serve(pool):
+    for target in pool.targets.values():
+        eject(target)
+    for name in "ac":  # its probe fails: ejected twice
+        pool.targets[f"{name}/m"].lease(30).settle(Verdict.BAD, 30)
+    assert names(pool, 1, now=31) == ["b"]
+    assert set(names(pool, 2, now=31)) == {"a", "c"}, "b is being probed"
+    assert names(pool, 3, now=31) == ["b"] * 3, "all are: the one that failed least often"
+
+
+def test_of_several_targets_one_always_serves_as_admitting():
+    pool = build(config(Health(failures=1), big=model("a", "b", "c")))
+    for _ in range(20):
+        for target in pool.targets.values():
+            if target.state == "admitting":
+                target.lease(0).settle(Verdict.BAD, 0)
+    states = sorted(target.state for target in pool.targets.values())
+    assert states == ["admitting", "ejected", "ejected"]
+
+
+def test_a_target_counts_in_every_model_that_lists_it():
+    pool = build(config(Health(failures=1), x=model("a", "b"), y=model("b", "c"), z=model("c")))
+    a, b, c = (pool.targets[f"{name}/m"] for name in "abc")
+    eject(a)
+    b.lease(0).settle(Verdict.BAD, 0)
+    assert b.state == "admitting", "x has nobody else"
+    eject(c)
+    assert c.state == "ejected"
+    assert pool.route("z").lease(1).target is c, "alone in z, it serves all the same"
+
+
+@pytest.mark.parametrize("policy", ["round_robin", "weighted", "power_of_two", "least_inflight"])
+def test_a_readmitted_target_gets_its_share_little_by_little(policy):
+    health = Health(failures=1, slow_start_s=100)
+    pool = build(config(health, big=model("a", "b", policy=policy), other=model("b", "c")))
+    route, target = pool.route("big"), pool.targets["b/m"]
+    eject(target)
+    target.lease(30).settle(Verdict.GOOD, 30)
+
+    def share(now):
+        leases = [route.lease(now) for _ in range(300)]
+        for lease in leases:
+            lease.settle(Verdict.GOOD, now)
+        return sum(lease.target is target for lease in leases) / 300
+
+    assert share(31) < 0.2
+    assert 0.2 < share(80) < 0.45
+    assert share(130) == pytest.approx(0.5, abs=0.1)
+    members = [*route.members, *pool.route("other").members]
+    assert {(member.warmth, member.weight) for member in members} == {(1, 1)}
+
+
+def test_a_narrowed_rotation_takes_turns_of_its_own_members(pool):
+    route = pool.route("big")
+    narrow = route.only(route.members[1:])
+    assert [narrow.lease(0).target.backend for _ in range(4)] == ["b", "c", "b", "c"]
+    assert names(pool, 2) == ["a", "b"]
+
+
+@pytest.mark.parametrize("policy", ["round_robin", "weighted"])
+def test_a_rotation_finds_the_one_of_very_many_that_is_up(policy):
+    pool = engines(MANY * 4, policy)
+    for target in pool.targets.values():
+        target.available = target.id == "e40"
+    route = pool.route("m")
+    assert [route.lease(0).target.id for _ in range(3)] == ["e40"] * 3
+    assert isinstance(route.lease(0, exclude={pool.targets["e40"]}), Refusal)
+
+
 def test_who_asks_for_rest_gets_it_even_when_nobody_else_is_left(pool):
     route = pool.route("big")
     for _ in range(3):
