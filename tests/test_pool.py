@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engines.specs import LlamaCppSpec, SimulatedSpec
 from router.config.schema import Config, Health, Model, Provider, Target
@@ -269,3 +272,84 @@ def test_what_engines_say_of_themselves():
     assert cache_tokens(LlamaCppSpec(model="starter", slots=2, context_tokens=100)) == 200
     assert cache_tokens(None) is None
     assert costs_of(None) is costs_of(LlamaCppSpec(model="starter"))
+
+
+LOADS = ("inflight", "pending_tokens", "pending_us", "context_tokens", "reserved_tokens")
+
+
+class Leases(RuleBasedStateMachine):
+    """Requests of two routes that share targets, in any order of starts, first tokens, ends and retries: nobody's load
+    is ever negative, a request in flight is counted once, and after the last all loads are exactly zero.
+    """
+
+    def __init__(self):
+        super().__init__()
+        spec, health = SimulatedSpec(kv_tokens=6400), Health(failures=2, slow_start_s=20)
+        models = {
+            name: Model(targets=[Target(engine=one) for one in of], policy=policy)
+            for name, of, policy in [("x", "abc", "expected_cost"), ("y", "bcd", "weighted")]
+        }
+        config = Config(engines=dict.fromkeys("abcd", spec), models=models, health=health)
+        self.pool = build(config)
+        self.now, self.open = 0.0, []
+
+    @rule(
+        name=st.sampled_from("xy"),
+        tokens=st.integers(1, 9000),
+        head=st.integers(0, 3),
+        limit=st.sampled_from([None, 1, 5000]),
+        tried=st.sets(st.sampled_from("abcd"), max_size=2),
+    )
+    def start(self, name, tokens, head, limit, tried):
+        route = self.pool.route(name)
+        blocks = tuple(range(head * 100, head * 100 + tokens // 64))
+        facts = Facts(tokens, blocks, limit) if route.wants_facts else None
+        exclude = {self.pool.targets[one] for one in tried}
+        lease = route.lease(self.now, exclude, facts)
+        if not isinstance(lease, Refusal):
+            assert lease.target not in exclude
+            assert lease.target in {member.target for member in route.members}
+            self.open.append(lease)
+
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 10**6))
+    def first_token(self, which):
+        self.open[which % len(self.open)].first_token(self.now)
+
+    @precondition(lambda self: self.open)
+    @rule(
+        which=st.integers(0, 10**6),
+        verdict=st.sampled_from(Verdict),
+        rest=st.sampled_from([None, None, 3.0]),
+    )
+    def settle(self, which, verdict, rest):
+        lease = self.open.pop(which % len(self.open))
+        lease.settle(verdict, self.now, rest, 50)
+        lease.first_token(self.now)
+
+    @rule(seconds=st.sampled_from([0.01, 1.0, 40.0]))
+    def wait(self, seconds):
+        self.now += seconds
+
+    @rule(which=st.sampled_from("abcd"), up=st.booleans())
+    def process(self, which, up):
+        target = self.pool.targets[which]
+        target.available = up
+        if not up:
+            self.pool.forget_cache(target)
+
+    @invariant()
+    def loads_are_those_of_the_open_leases(self):
+        for target in self.pool.targets.values():
+            assert min(getattr(target.load, name) for name in LOADS) >= 0
+            assert target.inflight == sum(lease.target is target for lease in self.open)
+
+    def teardown(self):
+        for lease in self.open:
+            lease.settle(Verdict.VOID, self.now)
+        for target in self.pool.targets.values():
+            assert [getattr(target.load, name) for name in LOADS] == [0] * len(LOADS)
+
+
+Leases.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestLeases = Leases.TestCase
