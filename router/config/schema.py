@@ -210,7 +210,8 @@ class Health(_Part, frozen=True):
     window_s: Seconds = 30
     """Over which the rate of success is looked at; Finagle's default."""
     min_requests: Count = 20
-    """The sample without which there is no rate; Hystrix's default. A good target (95 %) never has 11 bad of 20."""
+    """The sample without which there is no rate; Hystrix's default. Of a target that is 95 % good, 11 of 20 are bad
+    once in 10^9 samples."""
     min_success: Share = 0.5
     """Under it a target is ejected; Hystrix's default. 0 switches the rate off."""
     eject_s: Seconds = 30

@@ -9,8 +9,8 @@ Whoever sends a request takes a permit, and its outcome counts only while the pe
 move starts a new one. So a straggler's late success can't readmit a target, nor its late failure eject it anew.
 Probes are real requests: a health check of a language model costs money.
 
-Two signals, for each is blind where the other sees: a target that fails every second request never fails five times
-in a row, and one that died a second ago still has a good rate. Targets that stand in for each other form a cohort,
+Two signals, for each is blind where the other sees: failures among answers may never come five in a row, and a
+target that died a second ago still has a good rate. Targets that stand in for each other form a cohort,
 of which only a share may be out at once: where most seem to fail, what they share is the likelier culprit.
 
 Source: Envoy's outlier detection (consecutive failures; ejection time grows with each ejection in a row;
