@@ -16,12 +16,13 @@ from collections.abc import Callable
 from typing import get_args
 
 from engines.specs import SimulatedSpec
-from router.config.schema import Config, Model, Policy, Target
+from router.config.schema import Config, Model, Policy, Provider, Target
 from router.facts import facts_of
 from router.load import Demand, Facts
 from router.policy import Rotation
 from router.policy.breaker import Verdict
-from router.pool import MANY, Refusal, Route, build
+from router.pool import Refusal, Route, build
+from router.ratelimits import Reading, Readings, Spent
 from router.wire.chat import decode_chat
 
 ROUNDS = 5
@@ -29,14 +30,19 @@ ROUND_S = 0.05
 """Long enough that reading the clock doesn't show."""
 BLOCKS = tuple(range(125))
 """A prompt of 8,000 tokens, in blocks of 64."""
+TOLD: Readings = (
+    Reading("requests", 10**6, 10**6 - 10, 0.001),
+    Reading("tokens", 10**9, 10**9 - 10**5, 0.006),
+)
+SPENT = Spent(8000, 200)
 
 
 def main() -> int:
     """Print the table."""
     print(f"{'µs':24}{'pick 8':>10}{'lease 8':>10}{'pick 1000':>11}{'lease 1000':>12}")
     for policy in get_args(Policy):
-        cells = [cost for count in (8, 1000) for cost in _choosing(policy, count)]
-        print(f"{policy:24}{cells[0]:10.1f}{cells[1]:10.1f}{cells[2]:11.1f}{cells[3]:12.1f}")
+        _line(policy, policy, ())
+    _line("headroom, with limits", "headroom", TOLD)
     for name, body in (("1 KB", _body(1)), ("50 KB", _body(50))):
         request = decode_chat(body)
         print(f"{'decode, ' + name:24}{_best(lambda body=body: decode_chat(body)):10.1f}")  # type: ignore[misc]
@@ -44,8 +50,15 @@ def main() -> int:
     return 0
 
 
-def _choosing(policy: Policy, count: int) -> tuple[float, float]:
-    """Microseconds of the choice alone, and of a lease with its first token and its settling."""
+def _line(name: str, policy: Policy, told: Readings) -> None:
+    cells = [cost for count in (8, 1000) for cost in _choosing(policy, count, told)]
+    print(f"{name:24}{cells[0]:10.1f}{cells[1]:10.1f}{cells[2]:11.1f}{cells[3]:12.1f}")
+
+
+def _choosing(policy: Policy, count: int, told: Readings) -> tuple[float, float]:
+    """Microseconds of the choice alone, and of a lease with its first token and its settling; providers ``told`` of
+    their limits with every response.
+    """
     route = _route(policy, count)
     rng = random.Random(1)
     for member in route.members:
@@ -54,13 +67,17 @@ def _choosing(policy: Policy, count: int) -> tuple[float, float]:
         member.load.pending_us = rng.randrange(10**6)
         member.load.context_tokens = rng.randrange(10**5)
     pick = _best(_pick(route, rng))
-    facts = Facts(8000, BLOCKS) if route.wants_facts else None
+    facts = Facts(8000, BLOCKS) if route.wants_facts else Facts(8000) if route.wants_size else None
+    for member in route.members:
+        if told and member.target.quota is not None:
+            member.target.quota.hear(told, 0.0)
 
     def lease() -> None:
         one = route.lease(0.0, (), facts)
         assert not isinstance(one, Refusal)
+        one.hear(told, 1.0)
         one.first_token(1.0)
-        one.settle(Verdict.GOOD, 2.0, None, 200)
+        one.settle(Verdict.GOOD, 2.0, None, 200, SPENT)
 
     return pick, _best(lease)
 
@@ -69,15 +86,20 @@ def _pick(route: Route, rng: random.Random) -> Callable[[], object]:
     policy, members = route.policy, route.members
     if isinstance(policy, Rotation):
         return lambda: policy.next(members, lambda one: one.target.admits(0.0), rng)
-    shown = members if len(members) <= MANY else tuple(route._sample([]))  # noqa: SLF001 - what the pool would show it
+    shown = tuple(route._sample([])) if route._samples else members  # noqa: SLF001 - what the pool would show it
     demand = Demand(8000, 200.0, {shown[1].load.slot: 2048, shown[2].load.slot: 64})
     return lambda: policy.pick(shown, demand, 0.0, rng)
 
 
 def _route(policy: Policy, count: int) -> Route:
     names = [f"e{i}" for i in range(count)]
-    model = Model(targets=[Target(engine=name) for name in names], policy=policy)
-    config = Config(engines=dict.fromkeys(names, SimulatedSpec()), models={"m": model})
+    if policy == "headroom":
+        model = Model(targets=[Target(provider=name) for name in names], policy=policy)
+        provider = Provider(base_url="http://provider.test/v1")
+        config = Config(providers=dict.fromkeys(names, provider), models={"m": model})
+    else:
+        model = Model(targets=[Target(engine=name) for name in names], policy=policy)
+        config = Config(engines=dict.fromkeys(names, SimulatedSpec()), models={"m": model})
     route = build(config, random.Random(1)).route("m")
     assert route is not None
     return route

@@ -47,6 +47,9 @@ class GenerateRequest(Struct, frozen=True, omit_defaults=True):
     response_format: bytes | None = None
     prompt: str | None = None
     """Text to go on from, as it is: no chat template. Then ``messages`` is ``[]``, and there are no tools."""
+    continue_final: bool = False
+    """The last message is the assistant's and unfinished: the answer is what follows its text, from the very next
+    character on. An engine that can't do so for the rest of the request says ``unsupported``."""
 
 
 class TopLogprob(Struct, frozen=True, array_like=True):

@@ -19,7 +19,8 @@ from msgspec import Struct
 
 from engines import llamacpp_grammar, llamacpp_wire
 from engines.base import EngineError, Event, Usage
-from engines.control_text import Vocabulary, mask
+from engines.control_text import Masked, Vocabulary, mask
+from engines.final_message import split
 from engines.llamacpp_chunks import ChunkReader, Reading, refusal
 from engines.llamacpp_grammar import PROBE, Shape
 from engines.llamacpp_side import SideDoor
@@ -221,13 +222,7 @@ def prepared(plan: Plan, model: Model, slots: int, context_tokens: int) -> list[
         if masked.originals:
             plan = llamacpp_wire.read_here(plan, native=model.words.native)
         rendered = plan.rendered or bool(masked.originals)
-        pieces = []
-        if rendered or plan.penalised:
-            body = llamacpp_wire.conversation(plan, masked.messages, masked.tools)
-            text = model.side.render(body)
-            if plan.shape is not None:
-                text = _thought_over(text)
-            pieces = masked.pieces(text)
+        pieces = masked.pieces(_rendered(plan, model, masked)) if rendered or plan.penalised else []
         whole = _one_prompt(model, pieces) if rendered else None
         prompt = Prompt(request.messages, request.tools, whole)
     if plan.penalised:
@@ -236,8 +231,22 @@ def prepared(plan: Plan, model: Model, slots: int, context_tokens: int) -> list[
     return llamacpp_wire.parts(plan, prompt, grammar, slots, context_tokens)
 
 
+def _rendered(plan: Plan, model: Model, masked: Masked) -> str:
+    """The conversation up to where the answer begins or, where its beginning is there, goes on.
+
+    A beginning is put behind the rendered text as it is, which is where the model had written it.
+    """
+    messages, begun = masked.messages, ""
+    if plan.request.continue_final:
+        messages, begun = split(messages)
+    text = model.side.render(llamacpp_wire.conversation(plan, messages, masked.tools))
+    if plan.shape is not None or plan.request.continue_final:
+        text = _thought_over(text)
+    return text + begun
+
+
 def _thought_over(prompt: str) -> str:
-    """Close a thought that the template opens: under a grammar there is no room for one."""
+    """Close a thought that the template opens: under a grammar, or in an answer that has begun, is no room for one."""
     open_ = prompt.rstrip().endswith(THOUGHT_START)
     return f"{prompt.rstrip()}\n\n{THOUGHT_END}\n\n" if open_ else prompt
 

@@ -48,7 +48,8 @@ class Plan(Struct, frozen=True):
     @property
     def rendered(self) -> bool:
         """Whether the chat endpoint can't take it."""
-        return self.request.prompt is not None or self.shape is not None
+        request = self.request
+        return request.prompt is not None or request.continue_final or self.shape is not None
 
     @property
     def penalised(self) -> bool:
@@ -85,12 +86,16 @@ def plan(request: GenerateRequest, *, native: bool) -> Plan:
     tools = request.tools if offered(request.tools, request.tool_choice) else None
     forced = force(tools, request.tool_choice, parallel=request.parallel_tool_calls)
     if forced is not None:
+        if request.continue_final:
+            raise EngineError("unsupported", "a grammar can't begin in the middle of an answer")
         shape = Shape(call=forced.schema, must_call=True, several=forced.several, native=native)
         return Plan(request, shape, forced, with_tools=True)
     answer = _answer_schema(request.response_format)
+    if request.continue_final and answer is not None:
+        raise EngineError("unsupported", "a grammar can't begin in the middle of an answer")
     if tools is None:
         return Plan(request, None if answer is None else Shape(answer=answer))
-    if answer is not None or (request.logprobs and native):
+    if answer is not None or request.continue_final or (request.logprobs and native):
         return read_here(Plan(request, with_tools=True), answer, native=native)
     return Plan(request, with_tools=True)
 
@@ -103,8 +108,9 @@ def read_here(plan: Plan, answer: dict[str, Any] | None = None, *, native: bool)
     if not native:
         raise EngineError(
             "unsupported",
-            "this model's tool calls are read by llama.cpp, which can't keep a response_format "
-            "or control tokens in the text beside them: leave out one, or set tool_choice",
+            "this model's tool calls are read by llama.cpp, which can't keep a response_format, "
+            "control tokens in the text or an answer's beginning beside them: leave out one, or set "
+            "tool_choice",
         )
     shape = Shape(
         answer=answer,

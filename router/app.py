@@ -38,8 +38,9 @@ from router.clock import Clock, SystemClock
 from router.config.schema import Config, Price
 from router.dispatch import Call, Dispatcher, Reply, Terms
 from router.eligible import Eligible
-from router.errors import ApiError, ErrorObject, invalid_request
+from router.errors import invalid_request
 from router.events import Event, Listener, TargetState
+from router.policy.quota import Gauge
 from router.pool import Route
 from router.wire import sse
 from router.wire.chat import ChatRequest, decode_chat, unknown_model
@@ -83,6 +84,16 @@ class TargetStats(msgspec.Struct, frozen=True):
     provider: str
     state: str
     inflight: int
+    quota: tuple[Gauge, ...] = ()
+    """Its provider's limits, as far as they are known."""
+
+
+class LineStats(msgspec.Struct, frozen=True):
+    """How many wait for a model, of one priority, now."""
+
+    model: str
+    priority: int
+    waiting: int
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -90,6 +101,8 @@ class Stats(msgspec.Struct, frozen=True):
 
     inflight: int
     targets: tuple[TargetStats, ...]
+    lines: tuple[LineStats, ...] = ()
+    """Of priorities that somebody ever waited with."""
 
 
 class Router:
@@ -123,7 +136,7 @@ class Router:
         self._backends = self._make_backends()
         self._dispatcher = Dispatcher(
             self._backends,
-            _terms(config, self.accounts),
+            _terms(config, self.accounts, self._eligible),
             clock=self._clock,
             rng=self._rng,
             emit=self._emit,
@@ -146,8 +159,13 @@ class Router:
         """Return when every engine can take requests. Raises EngineError of one that can't load."""
         await asyncio.gather(*(node.wait_ready() for node in self._nodes.values()))
 
+    def stop_waiting(self) -> None:
+        """The router is about to close: requests that wait in line for a target, or would have to, get a 503 now."""
+        self._dispatcher.stop_waiting()
+
     async def close(self, drain_s: float = 0.0) -> None:
         """Stop: running answers get ``drain_s`` to end, nodes are stopped, connections closed."""
+        self.stop_waiting()
         deadline = self._clock.now() + drain_s
         while self.inflight and self._clock.now() < deadline:
             await self._clock.sleep(DRAIN_POLL_S)
@@ -213,8 +231,8 @@ class Router:
         """
         route = self._route(request.model or "", key_id)
         route = self._eligible.narrow(route, request, body)
-        _check_limit(request, route.model.max_completion_tokens)
         now = self._clock.now()
+        concerned = self.accounts.concerns(key_id)
         call = Call(
             request=request,
             body=body,
@@ -224,8 +242,9 @@ class Router:
             received_at=now if received_at is None else received_at,
             deadline=now + self.config.timeouts.total_s,
             charge=self.accounts.admit(Asked(key_id, route.name, request_size(request, body)))
-            if self.accounts.concerns(key_id)
+            if concerned
             else None,
+            priority=self.accounts.priority(key_id) if concerned else 0,
         )
         return await self._dispatcher.open(call)
 
@@ -259,9 +278,9 @@ class Router:
         )
 
     def ready(self) -> bool:
-        """At least one target can take requests now."""
+        """At least one target takes requests now, be it at once or in turn."""
         now = self._clock.now()
-        return any(target.admits(now) for target in self.pool.targets.values())
+        return any(target.serves(now) for target in self.pool.targets.values())
 
     @property
     def inflight(self) -> int:
@@ -269,16 +288,29 @@ class Router:
         return sum(target.inflight for target in self.pool.targets.values())
 
     def stats(self) -> Stats:
-        """A snapshot of every target."""
+        """A snapshot of every target and every line."""
         listed: dict[str, list[str]] = {id_: [] for id_ in self.pool.targets}
         for name in self.config.models:
             for member in self.pool.routes[name].members:
                 listed[member.target.id].append(name)
+        now = self._clock.now()
         targets = tuple(
-            TargetStats(t.id, tuple(listed[t.id]), t.backend, t.state, t.inflight)
+            TargetStats(
+                t.id,
+                tuple(listed[t.id]),
+                t.backend,
+                t.state,
+                t.inflight,
+                t.quota.gauges(now) if t.quota is not None else (),
+            )
             for t in self.pool.targets.values()
         )
-        return Stats(sum(t.inflight for t in targets), targets)
+        lines = tuple(
+            LineStats(name, priority, waiting)
+            for name in self.config.models
+            for priority, waiting in self.pool.routes[name].line.counts.items()
+        )
+        return Stats(sum(t.inflight for t in targets), targets, lines)
 
     def listen(self, listener: Listener) -> None:
         """Have ``listener`` called with every event from now on, where it happens; it must be quick."""
@@ -330,7 +362,9 @@ class Router:
                 target.available = available
                 if not available:
                     self.pool.forget_cache(target)
+                    target.concurrency.forget()
                 self._emit(TargetState(target.id, target.state, reason))
+                target.freed(self._clock.now())
 
     def _emit(self, event: Event) -> None:
         for listener in self._listeners:
@@ -357,11 +391,19 @@ def _pricing(price: Price | None) -> Pricing | msgspec.UnsetType:
     return Pricing(*one)
 
 
-def _terms(config: Config, accounts: Accounts) -> Terms:
+def _terms(config: Config, accounts: Accounts, eligible: Eligible) -> Terms:
     clocks = config.timeouts
     limits = Limits(clocks.connect_s, clocks.first_token_s, clocks.idle_s)
     whole = Limits(clocks.connect_s, clocks.answer_s, clocks.idle_s)
-    return Terms(limits, whole, config.retry, accounts)
+    return Terms(
+        limits,
+        whole,
+        config.retry,
+        config.recovery,
+        accounts,
+        prompt_s_per_1k=clocks.first_token_s_per_1k,
+        narrow=eligible.narrow,
+    )
 
 
 def _body(request: ChatRequest | Mapping[str, Any], *, stream: bool) -> bytes:
@@ -374,16 +416,3 @@ def _body(request: ChatRequest | Mapping[str, Any], *, stream: bool) -> bytes:
         return msgspec.json.encode(request)
     except (TypeError, ValueError) as error:
         raise invalid_request(f"The request can't be written as JSON: {error}") from error
-
-
-def _check_limit(request: Request, cap: int | None) -> None:
-    """A model's own cap on what it writes."""
-    asked = request.output_limit
-    if cap is None or asked is None or asked <= cap:
-        return
-    param = request.output_limit_name
-    message = (
-        f"{param} is too large: {asked}. This model supports at most {cap} completion tokens, "
-        f"whereas you provided {asked}."
-    )
-    raise ApiError(400, ErrorObject(message, "invalid_request_error", param, "invalid_value"))

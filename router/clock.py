@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Protocol
+
+
+class Timer(Protocol):
+    """A call to come."""
+
+    def cancel(self) -> None:
+        """Don't make it."""
 
 
 class Clock(Protocol):
@@ -21,6 +29,9 @@ class Clock(Protocol):
 
     async def sleep(self, seconds: float) -> None:
         """Let that long pass."""
+
+    def call_at(self, when: float, call: Callable[[], None]) -> Timer:
+        """Have ``call`` called in the running loop once `now` is ``when``."""
 
 
 class SystemClock:
@@ -37,3 +48,7 @@ class SystemClock:
     async def sleep(self, seconds: float) -> None:
         """``asyncio.sleep``."""
         await asyncio.sleep(seconds)
+
+    def call_at(self, when: float, call: Callable[[], None]) -> Timer:
+        """The loop's ``call_at``, a millisecond late rather than early: uvloop rounds to whole ones."""
+        return asyncio.get_running_loop().call_at(when + 0.001, call)

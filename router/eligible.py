@@ -29,6 +29,7 @@ class Eligible:
 
     def narrow(self, route: Route, request: Request, body: bytes) -> Route:
         """``route`` with the members that may serve ``request``, decoded from ``body``. Raises ApiError: none may."""
+        _check_limit(request, route.model.max_completion_tokens)
         extra = unknown_fields(request, body)
         if isinstance(request, ChatRequest) and not extra:
             return route
@@ -42,6 +43,19 @@ class Eligible:
     def _takes(self, member: Member, field: str) -> bool:
         taken: Collection[str] = self._taken.get(member.target.backend, ())
         return member.target.kind == "provider" and field in taken
+
+
+def _check_limit(request: Request, cap: int | None) -> None:
+    """A model's own cap on what it writes."""
+    asked = request.output_limit
+    if cap is None or asked is None or asked <= cap:
+        return
+    param = request.output_limit_name
+    message = (
+        f"{param} is too large: {asked}. This model supports at most {cap} completion tokens, "
+        f"whereas you provided {asked}."
+    )
+    raise invalid_request(message, param=param, code="invalid_value")
 
 
 def _who_can(route: Route, request: Request) -> tuple[Member, ...]:

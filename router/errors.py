@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from router.ratelimits import Readings
+
 
 class NenyaError(Exception):
     """The root."""
@@ -103,6 +105,11 @@ def overloaded(message: str, code: str, retry_after_s: float) -> ApiError:
     return ApiError(503, ErrorObject(message, "server_error", None, code), headers=headers)
 
 
+def shutting_down() -> ApiError:
+    """What requests get while the process is on its way out."""
+    return overloaded("The server is shutting down.", "shutting_down", 1.0)
+
+
 def retry_after_headers(seconds: float) -> dict[str, str]:
     """Both forms that SDKs read: whole seconds, at least one, and milliseconds; rounded up, never too early."""
     whole = max(1, int(-(-seconds // 1)))
@@ -127,20 +134,32 @@ class FaultKind(enum.Enum):
     REFUSED_CREDENTIALS = "credentials_refused"
     UNKNOWN_MODEL = "unknown_model"
     CLIENT_ERROR = "client_error"
+    CONTEXT_LENGTH = "context_length_exceeded"
+    CONTENT_FILTER = "content_filter"
     CLIENT_SLOW = "client_too_slow"
     ENGINE_BUSY = "engine_busy"
     ENGINE_DIED = "engine_died"
     ENGINE_ERROR = "engine_error"
 
 
-FINAL = frozenset({FaultKind.CLIENT_ERROR, FaultKind.CLIENT_SLOW, FaultKind.DEADLINE})
-"""Kinds that another target would not mend: the request was wrong, nobody read its answer, or its time was up."""
+FINAL = frozenset({
+    FaultKind.CLIENT_ERROR, FaultKind.CONTEXT_LENGTH, FaultKind.CONTENT_FILTER, FaultKind.CLIENT_SLOW,
+    FaultKind.DEADLINE,
+})  # fmt: skip
+"""Kinds that another target of the same model would not mend: the request was wrong, nobody read its answer, or its
+time was up.
+"""
 
 BLAMELESS = FINAL | {FaultKind.LOCAL}
 """Kinds that say nothing about the target."""
 
 BUSY = frozenset({FaultKind.RATE_LIMITED, FaultKind.ENGINE_BUSY})
 """Kinds that say the target is well but has enough to do."""
+
+OVERLOADED = frozenset({FaultKind.ENGINE_BUSY, FaultKind.TIMEOUT_CONNECT})
+"""Kinds that are what too many requests look like: a full queue, or one of connections that nobody takes from."""
+OVERLOADED_STATUSES = frozenset({503, 529})
+"""RFC 9110's for an overload, and Anthropic's."""
 
 
 class Fault(NenyaError):  # noqa: N818 - the domain's word
@@ -164,11 +183,20 @@ class Fault(NenyaError):  # noqa: N818 - the domain's word
         self.status = status
         self.retry_after_s = retry_after_s
         self.answer = answer
+        self.readings: Readings = ()
+        """What the provider's refusal told of its limits."""
 
     @property
     def retryable(self) -> bool:
         """Another attempt could end better."""
         return self.kind not in FINAL
+
+    @property
+    def overloads(self) -> bool:
+        """The target refused because it has too much to do, and didn't say when it will not."""
+        if self.kind is FaultKind.RATE_LIMITED:
+            return self.retry_after_s is None and not self.readings
+        return self.kind in OVERLOADED or self.status in OVERLOADED_STATUSES
 
     @property
     def blames_target(self) -> bool:

@@ -47,6 +47,22 @@ class RequestDone(msgspec.Struct, frozen=True):
     """At the model's price; None where it has none."""
     tokens_estimated: bool | None = None
     """True where the answer broke off before its usage was told, so that the tokens are a guess."""
+    burnt_input_tokens: int | None = None
+    """Tokens that targets took besides, as far as they told: by attempts that failed, and by reading the prompt again
+    to go on with an answer. None is none."""
+    burnt_output_tokens: int | None = None
+
+
+class Recovery(msgspec.Struct, frozen=True):
+    """What came of asking a target for the rest of a stream that broke after its first byte."""
+
+    target: str
+    """Who was asked; where nobody could be, who broke off."""
+    outcome: str
+    """``continued``; ``restarted``: nothing had been said; ``completed``: nothing but the end was missing;
+    ``rejected``: it takes no beginning; ``diverged``: it wrote something else; ``failed``: it broke, too;
+    ``impossible``: nobody could be asked.
+    """
 
 
 class Retry(msgspec.Struct, frozen=True):
@@ -62,6 +78,37 @@ class RetryRefused(msgspec.Struct, frozen=True):
     model: str
     target: str
     reason: FaultKind
+
+
+class Hedge(msgspec.Struct, frozen=True):
+    """A request was sent to a second target, because the first kept silent for unusually long."""
+
+    target: str
+    """The second."""
+    outcome: str
+    """``won``, ``lost``, or ``failed`` where neither answered."""
+
+
+class Fallback(msgspec.Struct, frozen=True):
+    """A model could not answer, and another is asked."""
+
+    model: str
+    to: str
+    reason: str
+    """The code of the error that the client would have got."""
+
+
+class Queued(msgspec.Struct, frozen=True):
+    """A request that could not be sent at once is in line no more, or never was."""
+
+    model: str
+    priority: int
+    outcome: str
+    """``served``; ``gone``: its client left; ``expired``: it waited too long; ``displaced`` by a higher priority;
+    ``closed``: the router shut down; ``full``: there was no room; ``shed``: refused before that; ``hopeless``: whoever
+    rests does so for too long.
+    """
+    wait_s: float
 
 
 class TargetState(msgspec.Struct, frozen=True):
@@ -102,8 +149,12 @@ class UsageLost(msgspec.Struct, frozen=True):
 Event = (
     AttemptDone
     | RequestDone
+    | Recovery
     | Retry
     | RetryRefused
+    | Hedge
+    | Fallback
+    | Queued
     | TargetState
     | NodeState
     | LimitDecision

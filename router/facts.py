@@ -38,6 +38,16 @@ def facts_of(request: Request) -> Facts:
     return _facts(text, ids, request)
 
 
+def size_of(request: Request, body_bytes: int) -> Facts:
+    """About how long it is, told at a glance: a body is mostly text, but for what is attached."""
+    tokens = body_bytes // CHARS_PER_TOKEN
+    if isinstance(request, ChatRequest) and any(map(_attachments, request.messages)):
+        attachments = sum(map(_attachments, request.messages))
+        tokens = sum(map(len, _pieces(request))) // CHARS_PER_TOKEN
+        tokens += attachments * ATTACHMENT_TOKENS
+    return Facts(max(1, tokens), (), request.output_limit)
+
+
 def _facts(text: str, tokens_beside: int, request: Request) -> Facts:
     tokens = len(text) // CHARS_PER_TOKEN + tokens_beside
     return Facts(max(1, tokens), blocks_of(text), request.output_limit)

@@ -14,11 +14,20 @@ import logging
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Literal, TextIO
 
 import msgspec
 
-from router.events import AttemptDone, Event, LimitDecision, NodeState, RequestDone, TargetState
+from router.events import (
+    AttemptDone,
+    Event,
+    LimitDecision,
+    NodeState,
+    Recovery,
+    RequestDone,
+    TargetState,
+)
 
 Format = Literal["auto", "human", "json"]
 Value = str | int | float | bool | None
@@ -127,19 +136,24 @@ class RequestLog:
             logger.handle(record)
 
 
+_LINES: Mapping[type, tuple[int, str]] = MappingProxyType(
+    {
+        Recovery: (logging.WARNING, "recovery"),
+        TargetState: (logging.INFO, "target"),
+        NodeState: (logging.INFO, "node"),
+    }
+)
+
+
 def _line(event: Event) -> tuple[int, str]:
     """An event's level and message; no message is no line."""
     if isinstance(event, RequestDone):
         return (logging.INFO if event.status < 500 else logging.WARNING), "request"
     if isinstance(event, AttemptDone):
         return logging.WARNING, "attempt failed" if event.fault is not None else ""
-    if isinstance(event, TargetState):
-        return logging.INFO, "target"
-    if isinstance(event, NodeState):
-        return logging.INFO, "node"
     if isinstance(event, LimitDecision):
         return logging.INFO, "" if event.outcome == "admitted" else "limit"
-    return logging.DEBUG, ""
+    return _LINES.get(type(event), (logging.DEBUG, ""))
 
 
 def _shown(event: Event) -> dict[str, Value]:

@@ -28,7 +28,11 @@ from router.errors import FaultKind
 from router.events import (
     AttemptDone,
     Event,
+    Fallback,
+    Hedge,
     LimitDecision,
+    Queued,
+    Recovery,
     RequestDone,
     Retry,
     RetryRefused,
@@ -70,11 +74,13 @@ OVERHEAD_BUCKETS = (
 STATES = ("admitting", "ejected", "probing", "unavailable")
 OUTCOMES = frozenset({
     "ok", "client_gone", "rate_limit_exceeded", "model_unavailable", "model_not_found", "context_length_exceeded",
-    "invalid_value", "invalid_request_error", "insufficient_quota", "shutting_down", "internal_error",
+    "invalid_value", "invalid_request_error", "insufficient_quota", "overloaded", "shutting_down", "internal_error",
     *(kind.value for kind in FaultKind),
 })  # fmt: skip
 """What a request may end with by name; upstreams send codes of their own, and those are ``other``."""
 
+TURNED_AWAY = frozenset({"full", "shed", "hopeless"})
+"""Outcomes of requests that never stood in line."""
 
 MAX_CACHED = 10_000
 """Label sets found without a look-up; the codes that upstreams invent must not fill memory."""
@@ -114,6 +120,7 @@ class Metrics:
         self._decided: dict[tuple[str, str, str], Counter] = {}
         self._make_requests()
         self._make_targets()
+        self._make_lines()
         self._make_accounts()
         info = Info("nenya_build", "Version of Nenya", registry=self._registry)
         info.info({"version": _version()})
@@ -147,6 +154,10 @@ class Metrics:
             "nenya_tokens", "Tokens; cached_input are part of input", ("model", "provider", "type"),
             registry=registry,
         )  # fmt: skip
+        self._burnt = Counter(
+            "nenya_burnt_tokens", "Tokens that targets took and no answer has a part in",
+            ("model", "provider", "type"), registry=registry,
+        )  # fmt: skip
         self._speed = Histogram(
             "nenya_output_tokens_per_second", "Tokens a second of a stream after its first",
             ("model", "provider"), buckets=SPEED_BUCKETS, registry=registry,
@@ -161,6 +172,10 @@ class Metrics:
         self._ejections = Counter(
             "nenya_target_ejections", "Times a target was ejected", labels, registry=self._registry
         )
+        self._refusals = Counter(
+            "nenya_upstream_429", "Attempts that a provider refused for its limits", ("target",),
+            registry=self._registry,
+        )  # fmt: skip
         self._retries = Counter(
             "nenya_retries", "Attempts that failed and were followed by another", labels,
             registry=self._registry,
@@ -168,6 +183,30 @@ class Metrics:
         self._retries_refused = Counter(
             "nenya_retries_refused", "Failed attempts that the retry budget didn't let be followed by another",
             ("model", "reason"), registry=self._registry,
+        )  # fmt: skip
+
+        self._hedges = Counter(
+            "nenya_hedges", "Requests sent to a second target because the first was late",
+            ("target", "outcome"), registry=self._registry,
+        )  # fmt: skip
+        self._fallbacks = Counter(
+            "nenya_fallbacks", "Requests that another model was asked to answer", ("model", "to", "reason"),
+            registry=self._registry,
+        )  # fmt: skip
+        self._recoveries = Counter(
+            "nenya_recoveries", "Streams that broke after their first byte: what came of asking for the rest",
+            ("target", "outcome"), registry=self._registry,
+        )  # fmt: skip
+
+    def _make_lines(self) -> None:
+        registry = self._registry
+        self._waits = Histogram(
+            "nenya_queue_wait_seconds", "Time in line for a target, however it ended",
+            ("model", "priority"), buckets=FIRST_TOKEN_BUCKETS, registry=registry,
+        )  # fmt: skip
+        self._queue_refusals = Counter(
+            "nenya_queue_refusals", "Requests that the line didn't take, or that left it with an error",
+            ("model", "reason"), registry=registry,
         )  # fmt: skip
 
     def _make_accounts(self) -> None:
@@ -194,14 +233,34 @@ class Metrics:
             self._attempt(event)
         elif isinstance(event, Retry):
             self._retries.labels(self._target(event.target), event.reason.value).inc()
-        elif isinstance(event, RetryRefused):
-            self._retries_refused.labels(self._model(event.model), event.reason.value).inc()
+        elif isinstance(event, Queued):
+            self._queued(event)
         elif isinstance(event, TargetState) and event.state == "ejected":
             self._ejections.labels(self._target(event.target), _reason(event.reason)).inc()
         elif isinstance(event, LimitDecision):
             self._decision(event)
         elif isinstance(event, UsageLost):
             self._usage_lost.inc()
+        else:
+            self._mended(event)
+
+    def _mended(self, event: Event) -> None:
+        if isinstance(event, RetryRefused):
+            self._retries_refused.labels(self._model(event.model), event.reason.value).inc()
+        elif isinstance(event, Hedge):
+            self._hedges.labels(self._target(event.target), event.outcome).inc()
+        elif isinstance(event, Fallback):
+            names = (self._model(event.model), self._model(event.to), _outcome(event.reason))
+            self._fallbacks.labels(*names).inc()
+        elif isinstance(event, Recovery):
+            self._recoveries.labels(self._target(event.target), event.outcome).inc()
+
+    def _queued(self, event: Queued) -> None:
+        model = self._model(event.model)
+        if event.outcome not in TURNED_AWAY:
+            self._waits.labels(model, str(event.priority)).observe(event.wait_s)
+        if event.outcome not in {"served", "gone"}:
+            self._queue_refusals.labels(model, event.outcome).inc()
 
     def _decision(self, event: LimitDecision) -> None:
         key = (event.scope, event.resource, event.outcome)
@@ -225,6 +284,10 @@ class Metrics:
             series.output_tokens.inc(event.output_tokens)
         if event.cost_usd:
             series.cost_usd.inc(event.cost_usd)
+        if event.burnt_input_tokens or event.burnt_output_tokens:
+            labels = self._model(event.model), self._provider(event.provider)
+            self._burnt.labels(*labels, "input").inc(event.burnt_input_tokens or 0)
+            self._burnt.labels(*labels, "output").inc(event.burnt_output_tokens or 0)
         if event.streaming and event.first_token_s is not None:
             self._stream(event, event.first_token_s, series)
 
@@ -238,6 +301,8 @@ class Metrics:
 
     def _attempt(self, event: AttemptDone) -> None:
         error = event.fault.value if event.fault is not None else ""
+        if event.fault is FaultKind.RATE_LIMITED:
+            self._refusals.labels(self._target(event.target)).inc()
         key = (event.model, event.target, event.provider, error)
         child = self._attempted.get(key)
         if child is None:
@@ -317,12 +382,38 @@ class _Page(Collector):
         state = GaugeMetricFamily(
             "nenya_target_state", "1 for the state a target is in", labels=["target", "state"]
         )
+        depth = GaugeMetricFamily(
+            "nenya_queue_depth", "Requests that wait for a target", labels=["model", "priority"]
+        )
+        for line in self._stats.lines:
+            depth.add_metric([line.model, str(line.priority)], line.waiting)
         for one in self._stats.targets:
             inflight.add_metric([one.target], one.inflight)
             for name in STATES:
                 state.add_metric([one.target, name], float(one.state == name))
         yield inflight
         yield state
+        yield depth
+        yield from self._limits()
+
+    def _limits(self) -> Iterator[Metric]:
+        labels = ["target", "resource"]
+        limit = GaugeMetricFamily(
+            "nenya_upstream_ratelimit_limit", "A limit that the provider sets us", labels=labels
+        )
+        remaining = GaugeMetricFamily(
+            "nenya_upstream_ratelimit_remaining", "What is thought to be left of it", labels=labels
+        )
+        reset = GaugeMetricFamily(
+            "nenya_upstream_ratelimit_reset_seconds", "Time until it is thought to be whole", labels=labels
+        )  # fmt: skip
+        for one in self._stats.targets:
+            for gauge in one.quota:
+                values = [one.target, gauge.resource]
+                limit.add_metric(values, gauge.limit)
+                remaining.add_metric(values, gauge.remaining)
+                reset.add_metric(values, gauge.reset_s)
+        yield from (limit, remaining, reset)
 
 
 def _outcome(code: str) -> str:

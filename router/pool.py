@@ -7,38 +7,46 @@ for rest (429 with retry-after) gets it, panic or not.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
 from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
-from router.config.schema import Config, Health, Model
+from router.config.schema import Config, Health, Model, Price, Queue
 from router.config.schema import Policy as PolicyName
+from router.counting import Need, counts_of
+from router.line import Line
 from router.load import NOTHING, UNKNOWN, Costs, Demand, Facts, Load, MeanOutput
 from router.policy import Policy, Rotation
 from router.policy.breaker import Breaker, Cohort, SuccessRate
 from router.policy.cache_aware import CacheAware
 from router.policy.expected_cost import ExpectedCost
+from router.policy.headroom import Headroom
 from router.policy.least_inflight import LeastInflight
 from router.policy.least_tokens import LeastTokens
 from router.policy.lmetric import LMetric
+from router.policy.local_first import LocalFirst
 from router.policy.power_of_two import PowerOfTwo
+from router.policy.quota import Quota
 from router.policy.round_robin import RoundRobin
 from router.policy.slow_start import SlowStart
 from router.policy.weighted import Weighted
 from router.prefix import PrefixIndex, by_slot
 from router.target import Lease, Target
 
-POLICIES: Mapping[PolicyName, Callable[[], Policy | Rotation]] = {
-    "round_robin": RoundRobin,
-    "weighted": Weighted,
-    "least_inflight": LeastInflight,
-    "least_tokens": LeastTokens,
-    "power_of_two": PowerOfTwo,
-    "lmetric": LMetric,
-    "cache_aware": CacheAware,
-    "expected_cost": ExpectedCost,
+POLICIES: Mapping[PolicyName, Callable[[Model], Policy | Rotation]] = {
+    "round_robin": lambda _: RoundRobin(),
+    "weighted": lambda _: Weighted(),
+    "least_inflight": lambda _: LeastInflight(),
+    "least_tokens": lambda _: LeastTokens(),
+    "power_of_two": lambda _: PowerOfTwo(),
+    "lmetric": lambda _: LMetric(),
+    "cache_aware": lambda _: CacheAware(),
+    "expected_cost": lambda _: ExpectedCost(),
+    "local_first": lambda model: LocalFirst(ExpectedCost(), Headroom(), model.spill_s),
+    "headroom": lambda _: Headroom(),
 }
 
 MANY = 32
@@ -48,17 +56,58 @@ SAMPLE = 16
 HOLDERS = 4
 """Members with the longest cached beginning that are shown besides: one for the cache, others where that is busy."""
 
+NO_NEED = Need(0, 0)
+"""Of a route without providers."""
+LEAST_EXPENSE = 1.0
+"""Millionths of a dollar a request: what is free isn't infinitely cheaper than what is nearly free."""
 RESTART_GUESS_S = 1.0
 """An engine that went down is usually back after one restart; a client that waits so long is well served."""
+
+
+class Fallbacks(msgspec.Struct, frozen=True):
+    """Other models' routes that may answer, in order, by what befell this one."""
+
+    failed: tuple[Route, ...] = ()
+    too_long: tuple[Route, ...] = ()
+    filtered: tuple[Route, ...] = ()
+
+    @property
+    def all(self) -> tuple[Route, ...]:
+        """Each of them, whatever it is for."""
+        return (*self.failed, *self.too_long, *self.filtered)
+
+
+NO_FALLBACKS = Fallbacks()
 
 
 class Member:
     """A target's place in one model's list."""
 
-    __slots__ = ("_whole_weight", "load", "order", "target", "warmth", "weight")
+    __slots__ = (
+        "_price",
+        "_thrift",
+        "_whole_weight",
+        "load",
+        "local",
+        "order",
+        "target",
+        "warmth",
+        "weight",
+    )
 
-    def __init__(self, target: Target, order: int, weight: float) -> None:
+    def __init__(
+        self,
+        target: Target,
+        order: int,
+        weight: float,
+        price: Price | None = None,
+        thrift: float = 0.0,
+    ) -> None:
+        """``price``: what it costs us; ``thrift``: how much that matters, 0 to 1."""
         self.target = target
+        self.local = target.kind == "engine"
+        self._price = price
+        self._thrift = thrift
         self.load = target.load
         """What the target has to do, for whichever model."""
         self.order = order
@@ -70,14 +119,29 @@ class Member:
         self.warmth = part
         self.weight = self._whole_weight * part
 
+    def headroom(self, now: float) -> float:
+        """Share of its provider's limits that is left, 0 to 1; 1 where none is known."""
+        quota = self.target.quota
+        return quota.headroom(now) if quota is not None and quota.knows else 1.0
+
+    def expense(self, demand: Demand) -> float | None:
+        """What it costs us there, as far as it matters; None where nobody said."""
+        price = self._price
+        if price is None or not self._thrift:
+            return None
+        usd = demand.input_tokens * price.input + demand.output_tokens * price.output
+        return float((usd + LEAST_EXPENSE) ** self._thrift)
+
 
 class Refusal(msgspec.Struct, frozen=True):
     """Nobody can take the request."""
 
     reason: str
-    """``all_tried``; ``resting``: those left asked to be left alone; ``unavailable``: no process is up."""
+    """``all_tried``; ``resting``: those left asked to be left alone; ``full``: some of those left have as many as
+    they may have; ``quota``: their limits don't let the request through yet; ``unavailable``: no process is up.
+    """
     retry_at: float
-    """When somebody may, in monotonic seconds."""
+    """When somebody may, in monotonic seconds; infinite where only an answer's end can tell."""
 
 
 class Shared(msgspec.Struct, frozen=True):
@@ -86,6 +150,7 @@ class Shared(msgspec.Struct, frozen=True):
     index: PrefixIndex
     rng: random.Random
     slow_start: SlowStart
+    queue: Queue = Queue()
 
 
 class Route:
@@ -94,10 +159,15 @@ class Route:
     __slots__ = (
         "_by_slot",
         "_index",
+        "_quotas",
         "_rng",
+        "_samples",
         "_seats",
         "_shared",
+        "_sized",
         "_slots",
+        "fallbacks",
+        "line",
         "members",
         "model",
         "name",
@@ -121,8 +191,16 @@ class Route:
         """All of the model's members, also where these are some of them."""
         self.policy = policy
         self.outputs = MeanOutput()
+        self.fallbacks = NO_FALLBACKS
+        queue = model.queue or shared.queue
+        self.line = Line(queue.max, queue.max_wait_s)
+        """Those who wait for the model."""
         self.wants_facts = policy.wants_facts and len(members) > 1
         """Whether ``lease`` is of use with facts; computing them costs more than most choices."""
+        self._quotas = [one.target.quota for one in members if one.target.quota is not None]
+        self._sized = isinstance(policy, Headroom) and len(members) > 1
+        self._samples = len(members) > MANY and not isinstance(policy, LocalFirst)
+        """Whether the policy is shown a sample; `LocalFirst` must see both kinds."""
         self._shared = shared
         self._index = shared.index
         self._rng = shared.rng
@@ -134,7 +212,24 @@ class Route:
         route = Route(self.name, self.model, members, self.policy, self._shared)
         route.outputs = self.outputs
         route._seats = self._seats
+        route.fallbacks = self.fallbacks
+        route.line = self.line
         return route
+
+    @property
+    def wants_size(self) -> bool:
+        """Whether ``lease`` is of use with facts that say no more than a request's length."""
+        return self._sized or any(quota.counting for quota in self._quotas)
+
+    @property
+    def has_fallbacks(self) -> bool:
+        """Whether another model may answer in its stead."""
+        return self.fallbacks is not NO_FALLBACKS
+
+    def providers(self) -> Route:
+        """The same route with its providers alone."""
+        chosen = tuple(one for one in self.members if one.target.kind == "provider")
+        return self if len(chosen) == len(self.members) else self.only(chosen)
 
     def lease(
         self, now: float, exclude: Collection[Target] = (), facts: Facts | None = None
@@ -142,49 +237,101 @@ class Route:
         """A lease on the member that should serve, or why there is none. ``exclude``: those tried already."""
         if self._shared.slow_start:
             self._shared.slow_start.update(now)
-        if isinstance(self.policy, Rotation):
-            member = self._next(self.policy, now, exclude)
-            if member is None:
-                return self._refusal(now, exclude)
-            return member.target.lease(now, NOTHING, self.outputs)
         depths = self._index.depths(facts.blocks) if facts is not None else []
-        shown = self.members if len(self.members) <= MANY else self._sample(depths)
-        ready = [member for member in shown if member.target.admits(now)]
-        if exclude:
-            ready = [member for member in ready if member.target not in exclude]
+        need = self._need(facts) if self._quotas else NO_NEED
+        if isinstance(self.policy, Rotation):
+            member = self._next(self.policy, need, now, exclude)
+            if isinstance(member, Refusal):
+                return member
+            demand = UNKNOWN if facts is None else self._demand(facts, depths, (member,))
+        else:
+            ready = self._ready(depths, need, now, exclude)
+            if isinstance(ready, Refusal):
+                return ready
+            demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
+            alone = len(self.members) == 1
+            member = ready[0] if alone else self.policy.pick(ready, demand, now, self._rng)
+        target, claim = member.target, NOTHING
+        if facts is not None:
+            self._index.record(member.load.slot, facts.blocks)
+            claim = member.load.claim(demand)
+        quota, hold = target.quota, None
+        if quota is not None and quota.counting:
+            hold = quota.reserve(need, now)
+        return target.lease(now, claim, self.outputs, hold)
+
+    def _ready(
+        self, depths: list[tuple[int, int]], need: Need, now: float, exclude: Collection[Target]
+    ) -> list[Member] | Refusal:
+        """Those whom the policy may choose among."""
+        shown = self._sample(depths) if self._samples else self.members
+        ready = [m for m in shown if m.target.admits(now) and m.target not in exclude]
         if not ready:
             ready = self._whoever(now, exclude)
         if not ready:
             return self._refusal(now, exclude)
-        demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
-        alone = len(self.members) == 1
-        member = ready[0] if alone else self.policy.pick(ready, demand, now, self._rng)
-        if facts is None:
-            return member.target.lease(now, NOTHING, self.outputs)
-        self._index.record(member.load.slot, facts.blocks)
-        return member.target.lease(now, member.load.claim(demand), self.outputs)
+        if not self._quotas:
+            return ready
+        fitting = [m for m in ready if not m.target.wait_s(need, now)]
+        if not fitting and len(shown) < len(self.members):
+            ready = self._whoever(now, exclude)
+            fitting = [m for m in ready if not m.target.wait_s(need, now)]
+        return fitting or Refusal("quota", self._fits_at(ready, exclude, need, now))
 
-    def _next(self, rotation: Rotation, now: float, exclude: Collection[Target]) -> Member | None:
+    def _need(self, facts: Facts | None) -> Need:
+        """What a request is thought to take of a provider's limits."""
+        output = int(self.outputs.value)
+        if facts is None:
+            return Need(0, output)
+        limit = facts.output_limit
+        return Need(facts.input_tokens, output if limit is None else min(output, limit), limit)
+
+    def _fits_at(
+        self, ready: Sequence[Member], exclude: Collection[Target], need: Need, now: float
+    ) -> float:
+        """When the first of those who are up lets the request through; ``ready`` are those who don't rest."""
+        resting = [
+            one
+            for one in self.members
+            if one.target.available and one.target.resting_until > now
+            and one.target not in exclude
+        ]  # fmt: skip
+        return min(
+            max(one.target.resting_until, now + one.target.wait_s(need, now))
+            for one in (*ready, *resting)
+        )
+
+    def _next(
+        self, rotation: Rotation, need: Need, now: float, exclude: Collection[Target]
+    ) -> Member | Refusal:
         """Whose turn it is."""
         narrow = None if self.members is self._seats else frozenset(self.members)
+        quotas = bool(self._quotas)
 
         def ready(one: Member) -> bool:
             target = one.target
             return (
-                target.admits(now) and target not in exclude and (narrow is None or one in narrow)
+                target.admits(now)
+                and target not in exclude
+                and (narrow is None or one in narrow)
+                and not (quotas and target.wait_s(need, now))
             )
 
         member = rotation.next(self._seats, ready, self._rng)
         if member is not None:
             return member
-        left = set(self._whoever(now, exclude))
-        return rotation.next(self._seats, left.__contains__, self._rng)
+        left = self._whoever(now, exclude)
+        if not left:
+            return self._refusal(now, exclude)
+        fitting = {one for one in left if not one.target.wait_s(need, now)}
+        member = rotation.next(self._seats, fitting.__contains__, self._rng)
+        return member or Refusal("quota", self._fits_at(left, exclude, need, now))
 
     def _whoever(self, now: float, exclude: Collection[Target]) -> list[Member]:
-        """Those who admit, of all; where nobody does, the least bad of those who serve in a panic."""
+        """Those who admit, of all; where nobody even serves, the least bad of those who do in a panic."""
         left = [member for member in self.members if member.target not in exclude]
         ready = [member for member in left if member.target.admits(now)]
-        if ready:
+        if ready or any(member.target.serves(now) for member in left):
             return ready
         left = [member for member in left if member.target.panics(now)]
         least = min((member.target.breaker.badness for member in left), default=None)
@@ -223,10 +370,15 @@ class Route:
         up = [member.target for member in self.members if member.target.available]
         if not up:
             return Refusal("unavailable", now + RESTART_GUESS_S)
-        resting = [target.resting_until for target in up if target not in exclude]
-        if resting:
-            return Refusal("resting", min(resting))
-        return Refusal("all_tried", now)
+        left = [target for target in up if target not in exclude]
+        if not left:
+            return Refusal("all_tried", now)
+        waits = (
+            one.resting_until if one.resting_until > now else one.breaker.until for one in left
+        )
+        retry_at = min((wait for wait in waits if wait > now), default=math.inf)
+        full = any(one.full and now >= one.resting_until for one in left)
+        return Refusal("full" if full else "resting", retry_at)
 
 
 class Pool:
@@ -262,7 +414,8 @@ def build(
     index = PrefixIndex() if block_tokens is None else PrefixIndex(block_tokens)
     health = config.health
     slow_start = SlowStart(health.slow_start_s, health.slow_start_aggression)
-    shared = Shared(index, rng or random.Random(0), slow_start)  # noqa: S311 - balancing, no secrets
+    rng = rng or random.Random(0)  # noqa: S311 - balancing, no secrets
+    shared = Shared(index, rng, slow_start, config.queue)
     targets: dict[str, Target] = {}
     routes: dict[str, Route] = {}
     for name, model in config.models.items():
@@ -275,24 +428,44 @@ def build(
             if id_ not in targets:
                 load = _load(config.engines.get(listed.engine or ""), index)
                 breaker = _breaker(health)
-                targets[id_] = Target(id_, backend, there, kind=kind, breaker=breaker, load=load)
+                provider = config.providers.get(listed.provider or "")
+                quota = Quota(counts_of(provider)) if provider is not None else None
+                targets[id_] = Target(
+                    id_, backend, there, kind=kind, breaker=breaker, load=load, quota=quota
+                )
                 targets[id_].slow_start = slow_start
-            members.append(Member(targets[id_], order, listed.weight))
+                if provider is not None:
+                    targets[id_].continues = provider.continues
+            target = targets[id_]
+            target.concurrency.cap(listed.max_inflight)
+            members.append(Member(target, order, listed.weight, listed.price, model.thrift))
         _stand_in(members, health.max_ejected)
-        route = Route(name, model, tuple(members), POLICIES[policy_of(model)](), shared)
+        route = Route(name, model, tuple(members), POLICIES[policy_of(model)](model), shared)
         for known_as in (name, name.lower(), *(alias.lower() for alias in model.aliases)):
             routes[known_as] = route
+    for name, model in config.models.items():
+        routes[name].fallbacks = _fallbacks(model, routes)
     return Pool(routes, targets, index)
+
+
+def _fallbacks(model: Model, routes: Mapping[str, Route]) -> Fallbacks:
+    listed = (model.fallback, model.context_fallback, model.content_filter_fallback)
+    if not any(listed):
+        return NO_FALLBACKS
+    return Fallbacks(*(tuple(routes[name.lower()] for name in names) for names in listed))
 
 
 def policy_of(model: Model) -> PolicyName:
     """The model's policy, or the one for targets like its own. Engines say how large their caches are and serve
-    first come first served, which a cost can be computed from; of a provider's insides nothing is known.
+    first come first served, which a cost can be computed from; of a provider's insides nothing is known but what it
+    tells of its limits.
     """
     if model.policy is not None:
         return model.policy
-    engines_only = all(listed.engine for listed in model.targets)
-    return "expected_cost" if engines_only and len(model.targets) > 1 else "least_inflight"
+    engines = sum(listed.engine is not None for listed in model.targets)
+    if engines < len(model.targets):
+        return "local_first" if engines else "headroom"
+    return "expected_cost" if engines > 1 else "least_inflight"
 
 
 def _breaker(health: Health) -> Breaker:
@@ -314,7 +487,7 @@ def _stand_in(members: Sequence[Member], max_ejected: float) -> None:
 
 def _load(spec: EngineSpec | None, index: PrefixIndex) -> Load:
     capacity = cache_tokens(spec)
-    return Load(index.add(capacity), costs_of(spec), capacity)
+    return Load(index.add(capacity), costs_of(spec), capacity, None if spec is None else spec.slots)
 
 
 def cache_tokens(spec: EngineSpec | None) -> int | None:

@@ -7,10 +7,17 @@ settled exactly once, so it can't drift, and nothing ever resets it. It is count
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
+from router.counting import Need
 from router.errors import IllegalMove
 from router.load import NOTHING, Claim, Load, MeanOutput
 from router.policy.breaker import Breaker, Permit, State, Verdict
+from router.policy.concurrency import Concurrency
+from router.policy.quota import Hold, Quota
 from router.policy.slow_start import Place, SlowStart
+from router.ratelimits import Readings, Spent
 
 _ADMITTING = State.ADMITTING  # reading it through its class takes longer than the rest of `admits`
 
@@ -22,16 +29,21 @@ class Target:
         "available",
         "backend",
         "breaker",
+        "concurrency",
+        "continues",
         "id",
         "kind",
         "load",
         "model",
+        "not_continuing_until",
+        "on_free",
         "places",
+        "quota",
         "resting_until",
         "slow_start",
     )
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - made in one place
         self,
         id: str,  # noqa: A002
         backend: str,
@@ -40,6 +52,7 @@ class Target:
         kind: str,
         breaker: Breaker,
         load: Load | None = None,
+        quota: Quota | None = None,
     ) -> None:
         """``id`` is its name in logs and metrics; ``backend`` and ``model`` say where a request goes."""
         self.id = id
@@ -49,6 +62,9 @@ class Target:
         """``engine`` or ``provider``."""
         self.breaker = breaker
         self.load = load or Load()
+        self.quota = quota
+        """What its provider lets us do; None of an engine."""
+        self.concurrency = Concurrency()
         self.available = True
         """False while its engine's process is not up."""
         self.resting_until = 0.0
@@ -57,18 +73,50 @@ class Target:
         """Where it is said that it was readmitted; all targets of a pool share one."""
         self.places: list[Place] = []
         """Where it stands in models' lists."""
+        self.continues: bool | Literal["auto"] = kind == "engine" or "auto"
+        """Whether it goes on with an answer that has begun: exactly, never, or to be found out."""
+        self.not_continuing_until = 0.0
+        """It was found not to; asked again then, for a server may have been exchanged."""
+        self.on_free: Callable[[Target, float], None] | None = None
+        """Hears of `freed`; set while somebody waits for this target."""
+
+    @property
+    def full(self) -> bool:
+        """It has as many requests in flight as it may have."""
+        return self.load.inflight >= self.concurrency.limit
 
     def admits(self, now: float) -> bool:
-        """Whether a request should go there."""
+        """Whether a request should go there: it `serves` and isn't `full`, asked in one call."""
         return (
             self.available
+            and self.load.inflight < self.concurrency.limit
             and now >= self.resting_until
             and (self.breaker.state is _ADMITTING or self.breaker.admits(now))
         )
 
+    def serves(self, now: float) -> bool:
+        """Whether it takes requests at all, be there room for one more or not."""
+        return self.available and now >= self.resting_until and self.breaker.admits(now)
+
     def panics(self, now: float) -> bool:
-        """Whether a request may go there when nobody admits: ejected or not, but up and not at rest."""
-        return self.available and now >= self.resting_until
+        """Whether a request may go there when nobody serves: ejected or not, but up, not at rest and not full."""
+        return self.available and now >= self.resting_until and not self.full
+
+    def freed(self, now: float) -> None:
+        """It may be able to take a request more; whoever waits for it hears."""
+        if self.on_free is not None:
+            self.on_free(self, now)
+
+    def may_continue(self, now: float) -> bool:
+        """Whether it may be asked to go on with an answer that has begun."""
+        return self.continues is not False and now >= self.not_continuing_until
+
+    def wait_s(self, need: Need, now: float) -> float:
+        """How long until its provider's limits let a request through; see `Quota.wait_s`."""
+        quota = self.quota
+        if quota is None or not quota.knows:
+            return 0.0
+        return quota.wait_s(need, now)
 
     @property
     def state(self) -> str:
@@ -80,9 +128,20 @@ class Target:
         """Requests it is working on."""
         return self.load.inflight
 
-    def lease(self, now: float, claim: Claim = NOTHING, outputs: MeanOutput | None = None) -> Lease:
-        """Send a request there: counted until the lease is settled. ``outputs`` hears how long the answer was."""
-        return Lease(self, self.breaker.enter(), now, claim, outputs)
+    def lease(
+        self,
+        now: float,
+        claim: Claim = NOTHING,
+        outputs: MeanOutput | None = None,
+        hold: Hold | None = None,
+    ) -> Lease:
+        """Send a request there: counted until the lease is settled. ``outputs`` hears how long the answer was; ``hold``
+        is what the request takes of the quota.
+        """
+        lease = Lease(self, self.breaker.enter(), now, claim, outputs, hold)
+        if self.concurrency.learned:
+            self.concurrency.entered(self.load.inflight, now)
+        return lease
 
     def __repr__(self) -> str:
         return f"Target({self.id}, {self.state}, inflight={self.inflight})"
@@ -94,6 +153,7 @@ class Lease:
     __slots__ = (
         "_begun",
         "_claim",
+        "_hold",
         "_outputs",
         "_permit",
         "_predicted_us",
@@ -103,13 +163,20 @@ class Lease:
     )
 
     def __init__(
-        self, target: Target, permit: Permit, since: float, claim: Claim, outputs: MeanOutput | None
+        self,
+        target: Target,
+        permit: Permit,
+        since: float,
+        claim: Claim,
+        outputs: MeanOutput | None,
+        hold: Hold | None,
     ) -> None:
         self.target = target
         self.since = since
         self._permit = permit
         self._claim = claim
         self._outputs = outputs
+        self._hold = hold
         self._begun = False
         self._settled = False
         self._predicted_us = target.load.pending_us + claim.work_us
@@ -125,22 +192,45 @@ class Lease:
         load.begin(claim)
         load.rate.saw(self._predicted_us * 1e-6, now - self.since)
 
+    def hear(self, readings: Readings, now: float) -> None:
+        """The response's head told of limits."""
+        if readings and self.target.quota is not None:
+            self.target.quota.hear(readings, now, self._hold)
+
+    def refused(self, readings: Readings, now: float, retry_after_s: float | None) -> None:
+        """The provider refused the request for one of its limits."""
+        self.hear(readings, now)
+        if self.target.quota is not None:
+            self.target.quota.refused(now, retry_after_s, told=bool(readings))
+
     def settle(
         self,
         verdict: Verdict,
         now: float,
         retry_after_s: float | None = None,
         output_tokens: int | None = None,
+        spent: Spent | None = None,
+        overloaded: bool = False,  # noqa: FBT001, FBT002 - beside the verdict, which is about health
     ) -> bool:
-        """Give the target back and say how it went; true where its health moved to another state.
+        """Give the target back and say how it went; true where its health moved to another state. ``spent``: what the
+        provider counted, where that is known.
 
-        Raises IllegalMove the second time.
+        ``overloaded``: it refused the request because it has too many. Raises IllegalMove the second time.
         """
         if self._settled:
             raise IllegalMove(f"lease of {self.target.id}", "settled", "settle")
         self._settled = True
         target = self.target
+        if overloaded:
+            target.concurrency.overloaded(self.since, target.load.inflight, now)
+        elif verdict is Verdict.GOOD and target.concurrency.learned:
+            target.concurrency.succeeded(self.since, target.load.inflight, now)
         target.load.remove(self._claim, begun=self._begun)
+        if target.quota is not None:
+            if self._hold is not None:
+                target.quota.settle(self._hold, spent, now)
+            elif verdict is Verdict.GOOD:
+                target.quota.answered()
         if output_tokens is not None and self._outputs is not None and verdict is Verdict.GOOD:
             self._outputs.saw(output_tokens)
         if retry_after_s is not None:

@@ -84,7 +84,7 @@ async def test_leaving_the_loop_early_cancels_the_answer():
 
 
 async def test_a_break_midway_is_raised_where_the_chunks_are_read():
-    async with Upstream(cut(2)) as up, upstream_router(up.url) as router:
+    async with Upstream(default=cut(2)) as up, upstream_router(up.url) as router:
         texts = []
         with pytest.raises(ApiError) as caught:
             async for chunk in router.stream({"model": "m", "messages": HELLO}):

@@ -3,111 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from types import SimpleNamespace
 
 import pytest
 
-from router.backends.base import Facts, Limits
-from router.config.schema import Config, Health, Model, Provider, Retry, Target
-from router.dispatch import Call, Dispatcher, Terms
-from router.errors import ApiError, Fault, FaultKind, invalid_request
+from router.config.schema import Health
+from router.errors import ApiError, FaultKind, invalid_request
 from router.events import AttemptDone, RequestDone, RetryRefused, TargetState
 from router.events import Retry as Retried
-from router.pool import build
-from router.wire.chat import ChatRequest, Message
-from tests.clocks import ManualClock
-
-
-class Script:
-    """A backend that does what it is told, and remembers what was closed."""
-
-    def __init__(self, *acts):
-        self.acts = list(acts)
-        self.opened = self.closed = 0
-
-    async def open(self, order):
-        await asyncio.sleep(0)
-        act = self.acts.pop(0) if len(self.acts) > 1 else self.acts[0]
-        if isinstance(act, Exception):
-            raise act
-        self.opened += 1
-        return Pieces(self, act)
-
-    async def close(self):
-        pass
-
-
-class Pieces:
-    def __init__(self, owner, pieces):
-        self.headers = {"x-from": "upstream"}
-        self.owner, self.pieces, self.facts, self.open = owner, list(pieces), Facts(), True
-
-    async def read(self):
-        await asyncio.sleep(0)
-        if not self.pieces:
-            return b""
-        piece = self.pieces.pop(0)
-        if isinstance(piece, Exception):
-            raise piece
-        if not self.pieces:
-            self.facts.finished = True
-            self.facts.output_tokens = 7
-        return piece
-
-    def close(self):
-        if self.open:
-            self.open = False
-            self.owner.closed += 1
-
-
-class World(SimpleNamespace):
-    """A dispatcher over scripted backends named a, b, c."""
-
-    def __init__(self, *scripts, policy="round_robin", attempts=3, health=None, **retry):
-        names = "abc"[: len(scripts)]
-        config = Config(
-            providers={name: Provider(base_url="http://x.test/v1") for name in names},
-            models={"m": Model(targets=[Target(provider=name) for name in names], policy=policy)},
-            health=health or Health(failures=2, eject_s=30, slow_start_s=0),
-        )
-        self.clock = ManualClock()
-        self.pool = build(config)
-        self.scripts = dict(zip(names, scripts, strict=True))
-        self.events = []
-        terms = Terms(
-            Limits(1, 10, 10), Limits(1, 300, 10), Retry(attempts=attempts, backoff_s=0.1, **retry)
-        )
-        self.dispatcher = Dispatcher(
-            self.scripts, terms, clock=self.clock, rng=random.Random(1), emit=self.events.append
-        )
-
-    def call(self, **fields):
-        request = ChatRequest(model="m", messages=[Message("user", "hi")], **fields)
-        now = self.clock.now()
-        return Call(request, b"{}", self.pool.route("m"), "req_1", "dev", now, now + 60)
-
-    async def ask(self):
-        """The whole answer's pieces."""
-        reply = await self.dispatcher.open(self.call())
-        pieces = []
-        try:
-            while piece := await reply.read():
-                pieces.append(piece)
-        finally:
-            reply.close()
-        return pieces
-
-    def seen(self, kind):
-        return [event for event in self.events if isinstance(event, kind)]
-
-    def assert_balanced(self):
-        assert [target.inflight for target in self.pool.targets.values()] == [0] * len(self.scripts)
-        assert all(script.opened == script.closed for script in self.scripts.values())
-
-
-def fault(kind=FaultKind.SERVER_ERROR, **fields):
-    return Fault(kind, "it broke", **fields)
+from tests.walks import Script, World, fault
 
 
 async def test_an_answer_is_relayed_whole_and_settled_once():
@@ -131,7 +34,7 @@ async def test_a_failure_before_the_first_piece_goes_to_another_target():
     world.assert_balanced()
     assert [event.target for event in world.seen(Retried)] == ["a/m"]
     assert world.seen(RequestDone)[0].attempts == 2
-    assert world.clock.slept == []
+    assert world.clock.timers == 0
 
 
 async def test_a_failure_between_head_and_first_piece_too():
@@ -148,9 +51,11 @@ async def test_an_answer_that_ends_before_it_began_is_a_cut():
 
 async def test_one_500_from_the_only_target_is_retried_there_after_a_pause():
     world = World(Script(fault(), [b"ok"]))
-    assert await world.ask() == [b"ok"]
-    assert len(world.clock.slept) == 1
-    assert 0 <= world.clock.slept[0] <= 0.1
+    began = world.clock.now()
+    assert await world.clock.run(world.ask()) == [b"ok"]
+    assert 0 < world.clock.now() - began <= 0.1
+    assert world.clock.timers == 0
+    assert world.seen(RequestDone)[0].overhead_s == 0
 
 
 async def test_attempts_end_with_the_last_faults_error():
@@ -226,7 +131,7 @@ async def test_the_routers_own_faults_blame_nobody_and_are_tried_elsewhere():
     assert world.pool.targets["a/m"].state == "admitting"
     alone = World(Script(fault(FaultKind.LOCAL)))
     with pytest.raises(ApiError) as caught:
-        await alone.ask()
+        await alone.clock.run(alone.ask())
     assert (caught.value.status, caught.value.error.code) == (503, "router_fault")
 
 
@@ -254,8 +159,9 @@ async def test_beyond_the_budget_a_failure_is_the_clients_at_once():
 
 async def test_429_from_all_waits_where_the_deadline_allows():
     world = World(Script(fault(FaultKind.RATE_LIMITED, retry_after_s=20), [b"ok"]))
-    assert await world.ask() == [b"ok"]
-    assert world.clock.slept == [20]
+    began = world.clock.now()
+    assert await world.clock.run(world.ask()) == [b"ok"]
+    assert world.clock.now() - began == 20
 
 
 async def test_429_beyond_the_deadline_is_the_clients_with_its_retry_after():

@@ -8,11 +8,14 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
+from router.app import LineStats
 from router.errors import FaultKind
 from router.events import (
     AttemptDone,
     LimitDecision,
     NodeState,
+    Queued,
+    Recovery,
     RequestDone,
     Retry,
     RetryRefused,
@@ -28,6 +31,7 @@ from router.metrics import (
     STATES,
     Metrics,
 )
+from router.policy.quota import Gauge
 
 OPEN = "application/openmetrics-text; version=1.0.0"
 
@@ -36,10 +40,12 @@ class TargetStats(msgspec.Struct, frozen=True):
     target: str
     state: str
     inflight: int
+    quota: tuple[Gauge, ...] = ()
 
 
 class Stats(msgspec.Struct, frozen=True):
     targets: tuple[TargetStats, ...]
+    lines: tuple[LineStats, ...] = ()
 
 
 DONE = RequestDone(
@@ -229,8 +235,12 @@ def test_names_and_buckets():
         "gen_ai_server_request_duration_seconds", "gen_ai_server_time_to_first_token_seconds",
         "gen_ai_server_time_per_output_token_seconds", "gen_ai_client_operation_duration_seconds", "nenya_requests",
         "nenya_tokens", "nenya_output_tokens_per_second", "nenya_overhead_seconds", "nenya_target_inflight_requests",
-        "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_retries_refused", "nenya_build",
+        "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_retries_refused", "nenya_hedges",
+            "nenya_fallbacks", "nenya_build", "nenya_recoveries", "nenya_burnt_tokens",
             "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped",
+            "nenya_upstream_429", "nenya_upstream_ratelimit_limit",
+            "nenya_upstream_ratelimit_remaining", "nenya_upstream_ratelimit_reset_seconds",
+        "nenya_queue_depth", "nenya_queue_refusals", "nenya_queue_wait_seconds",
     }  # fmt: skip
 
     def buckets(name: str) -> list[float]:
@@ -296,3 +306,58 @@ def test_an_event_costs_little():
             metrics(DONE)
         best = min(best, (time.perf_counter() - started) / 500)
     assert best < 100e-6
+
+
+def test_broken_streams_and_what_they_burnt():
+    metrics = make(TargetStats("t", "admitting", 1))
+    metrics(Recovery("t", "continued"))
+    metrics(Recovery("unknown", "failed"))
+    metrics(msgspec.structs.replace(DONE, burnt_input_tokens=12))
+    page = metrics.render()[1].decode()
+    assert 'nenya_recoveries_total{outcome="continued",target="t"} 1.0' in page
+    assert 'nenya_recoveries_total{outcome="failed",target="other"} 1.0' in page
+    assert 'type="input"} 12.0' in page
+
+
+def test_upstream_limits_are_gauges_of_each_target_and_resource():
+    gauge = Gauge("tokens_day", 1000, 400, 51.5)
+    seen = samples(
+        make(TargetStats("t", "admitting", 0, (gauge,)), TargetStats("u", "admitting", 0))
+    )
+    labels = frozenset({("target", "t"), ("resource", "tokens_day")})
+    found = {name: value for (name, where), value in seen.items() if "ratelimit" in name}
+    assert found == {
+        "nenya_upstream_ratelimit_limit": 1000,
+        "nenya_upstream_ratelimit_remaining": 400,
+        "nenya_upstream_ratelimit_reset_seconds": 51.5,
+    }
+    assert ("nenya_upstream_ratelimit_limit", labels) in seen
+
+
+def test_refusals_for_limits_are_counted_by_target():
+    metrics = make()
+    for fault in (FaultKind.RATE_LIMITED, FaultKind.RATE_LIMITED, FaultKind.CUT, None):
+        metrics(AttemptDone("m", "t", "p", 1.0, fault))
+    assert samples(metrics)["nenya_upstream_429_total", frozenset({("target", "t")})] == 2
+
+
+def test_lines_their_waits_and_whom_they_refused():
+    lines = (LineStats("m", 0, 3), LineStats("m", -1, 0))
+    metrics = Metrics(lambda: Stats((), lines), models=["m"], targets={})
+    for outcome in ("served", "gone", "expired", "full", "shed", "displaced"):
+        metrics(Queued("m", -1, outcome, 2.0))
+    metrics(Queued("who knows", 0, "full", 0.0))
+    assert value(metrics, "nenya_queue_depth", model="m", priority="0") == 3
+    assert value(metrics, "nenya_queue_depth", model="m", priority="-1") == 0
+    assert value(metrics, "nenya_queue_wait_seconds_count", model="m", priority="-1") == 4
+    assert value(metrics, "nenya_queue_wait_seconds_sum", model="m", priority="-1") == 8
+    found = samples(metrics)
+    refused = {
+        (dict(labels)["model"], dict(labels)["reason"]): count
+        for (name, labels), count in found.items()
+        if name == "nenya_queue_refusals_total"
+    }
+    assert refused == {
+        ("m", "expired"): 1, ("m", "full"): 1, ("m", "shed"): 1, ("m", "displaced"): 1,
+        ("other", "full"): 1,
+    }  # fmt: skip

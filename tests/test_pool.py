@@ -194,7 +194,7 @@ def test_several_engines_are_weighed_by_cost_and_all_else_by_requests():
     engine, provider = Target(engine="e"), Target(provider="p")
     assert policy_of(Model(targets=[engine, engine])) == "expected_cost"
     assert policy_of(Model(targets=[engine])) == "least_inflight"
-    assert policy_of(Model(targets=[engine, provider])) == "least_inflight"
+    assert policy_of(Model(targets=[engine, provider])) == "local_first"
     assert policy_of(Model(targets=[engine, engine], policy="lmetric")) == "lmetric"
 
 
@@ -272,6 +272,71 @@ def test_what_engines_say_of_themselves():
     assert cache_tokens(LlamaCppSpec(model="starter", slots=2, context_tokens=100)) == 200
     assert cache_tokens(None) is None
     assert costs_of(None) is costs_of(LlamaCppSpec(model="starter"))
+
+
+def test_a_full_target_is_left_out_and_all_full_is_a_refusal_until_an_answer_ends():
+    listed = [Target(provider=name, model="m", max_inflight=2) for name in "ab"]
+    route = build(config(big=Model(targets=listed))).route("big")
+    leases = [route.lease(0) for _ in range(4)]
+    assert sorted(lease.target.backend for lease in leases) == ["a", "a", "b", "b"]
+    assert route.lease(0) == Refusal("full", float("inf"))
+    leases[1].settle(Verdict.GOOD, 1)
+    assert route.lease(1).target is leases[1].target
+
+
+def test_full_beside_one_at_rest_says_when_the_rest_ends():
+    listed = [Target(provider="a", model="m", max_inflight=1), Target(provider="b", model="m")]
+    route = build(config(big=Model(targets=listed, policy="round_robin"))).route("big")
+    route.lease(0)
+    route.members[1].target.resting_until = 7.0
+    assert route.lease(0) == Refusal("full", 7.0)
+    assert route.lease(7).target.backend == "b"
+
+
+def test_nobody_goes_to_an_ejected_target_while_a_good_one_is_only_full():
+    listed = [Target(provider="a", model="m", max_inflight=1), Target(provider="b", model="m")]
+    route = build(config(big=Model(targets=listed))).route("big")
+    for _ in range(2):
+        route.members[1].target.lease(0).settle(Verdict.BAD, 0)
+    assert route.lease(0).target.backend == "a"
+    assert route.lease(0) == Refusal("full", 30.0)
+    assert route.lease(30).target.backend == "b"
+
+
+def test_the_limit_holds_in_a_panic_too():
+    listed = [Target(provider="a", model="m", max_inflight=1)]
+    route = build(config(big=Model(targets=listed))).route("big")
+    for _ in range(2):
+        route.members[0].target.lease(0).settle(Verdict.BAD, 0)
+    lease = route.lease(0)
+    assert lease.target.backend == "a"
+    assert route.lease(0).reason == "full"
+    lease.settle(Verdict.GOOD, 1)
+    assert route.lease(1).target is lease.target
+
+
+def test_of_several_limits_of_one_target_the_smallest_counts():
+    pool = build(
+        config(
+            one=Model(targets=[Target(provider="a", model="m", max_inflight=5)]),
+            two=Model(targets=[Target(provider="a", model="m", max_inflight=3)]),
+            three=Model(targets=[Target(provider="a", model="m")]),
+        )
+    )
+    assert pool.targets["a/m"].concurrency.limit == 3
+
+
+def test_a_lease_tells_of_an_overload_and_of_answers():
+    route = build(config(big=model("a"))).route("big")
+    leases = [route.lease(0) for _ in range(10)]
+    leases[0].settle(Verdict.VOID, 1, overloaded=True)
+    assert route.members[0].target.concurrency.limit == 7
+    assert route.lease(1).reason == "full"
+    for lease in leases[1:4]:
+        lease.settle(Verdict.GOOD, 1)
+    late = route.lease(2)
+    late.settle(Verdict.GOOD, 3)
+    assert route.members[0].target.concurrency.limit > 7
 
 
 LOADS = ("inflight", "pending_tokens", "pending_us", "context_tokens", "reserved_tokens")

@@ -10,6 +10,7 @@ import msgspec
 from benchmarks.simulate.engine import Happened, Job, SimulatedEngine
 from benchmarks.simulate.gpu import Gpu
 from benchmarks.simulate.load import Load, Request, arrivals
+from benchmarks.simulate.replicas import Replicas, Synchronised
 from engines.specs import SimulatedSpec
 from router.config.schema import Config, Model, Policy, Target
 from router.load import Facts
@@ -25,6 +26,7 @@ class Fleet(msgspec.Struct, frozen=True):
 
     gpu: Gpu
     speeds: tuple[float, ...]
+    replicas: Replicas = Replicas()
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -46,10 +48,13 @@ class Simulation:
 
     def __init__(self, fleet: Fleet, load: Load, policy: Policy, seed: int) -> None:
         names = [f"engine{i}" for i in range(len(fleet.speeds))]
-        self.pool = _pool(fleet, names, policy, load.block_tokens, seed)
-        route = self.pool.route(MODEL)
-        assert route is not None
-        self._route = route
+        self.pools = [
+            _pool(fleet, names, policy, load.block_tokens, seed + i)
+            for i in range(fleet.replicas.count)
+        ]
+        self._routes = [pool.routes[MODEL] for pool in self.pools]
+        self._rng = random.Random(seed)
+        self._synchronised = Synchronised(self.pools, fleet.replicas)
         self._number = {name: i for i, name in enumerate(names)}
         self._engines = [SimulatedEngine(fleet.gpu, load.block_tokens, s) for s in fleet.speeds]
         self._open: dict[int, tuple[Request, Lease, int]] = {}
@@ -61,6 +66,10 @@ class Simulation:
         agenda = [(engine.next_at, i) for i, engine in enumerate(engines)]
         heapify(agenda)
         for id_, request in enumerate(requests):
+            due = self._synchronised.due(request.at)
+            if due is not None:
+                self._until(due, agenda)
+                self._synchronised.sync()
             self._until(request.at, agenda)
             number = self._send(id_, request)
             if number is not None:
@@ -80,10 +89,13 @@ class Simulation:
             heappush(agenda, (engine.next_at, number))
 
     def _send(self, id_: int, request: Request) -> int | None:
+        route = self._routes[0] if len(self._routes) == 1 else self._rng.choice(self._routes)
         facts = None
-        if self._route.wants_facts:
+        if route.wants_facts:
             facts = Facts(request.input_tokens, request.blocks)
-        lease = self._route.lease(request.at, (), facts)
+        elif route.wants_size:
+            facts = Facts(request.input_tokens)
+        lease = route.lease(request.at, (), facts)
         assert not isinstance(lease, Refusal), "engines of a simulation don't fail"
         number = self._number[lease.target.id]
         job = Job(id_, request.input_tokens, request.output_tokens, request.blocks)

@@ -31,6 +31,7 @@ from engines.base import (
     ToolCallDelta,
     TopLogprob,
 )
+from engines.final_message import split
 from engines.forced_tools import force, new_call_id
 from engines.simulated.instances import smallest
 from engines.simulated.model import Prompt, chained
@@ -98,16 +99,39 @@ def write(request: GenerateRequest, choice: int, limit: Limit, default_seed: int
     """
     random_ = _random(request, choice, default_seed)
     forced = force(request.tools, request.tool_choice)
+    if request.continue_final and (forced is not None or _is_formatted(request)):
+        raise EngineError("unsupported", "a format can't begin in the middle of an answer")
     if forced is not None:
         value = smallest(forced.schema)
         pieces = _json_pieces(value["arguments"])
         reason: FinishReason = forced.reason if len(pieces) <= limit.tokens else "length"
         call = ToolCallDelta(0, new_call_id(), value["name"])
         return Script(tuple(_call_deltas(choice, call, pieces[: limit.tokens])), reason)
-    pieces, reason = _pieces(request, random_, limit)
+    if request.continue_final:
+        pieces, reason = _rest(request, choice, limit, default_seed)
+    else:
+        pieces, reason = _pieces(request, random_, limit)
     if any(stop in "".join(pieces) for stop in request.stop):
         pieces, reason = _until_stop(pieces, request.stop), "stop"
     return Script(tuple(_text_deltas(request, choice, random_, pieces)), reason)
+
+
+def _rest(
+    request: GenerateRequest, choice: int, limit: Limit, default_seed: int
+) -> tuple[list[str], FinishReason]:
+    """What follows the text so far: the rest of what this engine had said, if the text is its own; else other prose."""
+    before, begun = split(request.messages)
+    same = msgspec.structs.replace(request, messages=before)
+    words = begun.count(" ") + 1 if begun else 0
+    total = words + limit.tokens if limit.cuts else max(words, limit.tokens)
+    prose = list(_prose(_random(same, choice, default_seed), total))
+    said = "".join(prose[:words])
+    if said.startswith(begun):
+        pieces = [said[len(begun) :], *prose[words:]]
+    else:
+        pieces = ["", *_prose(_random(request, choice, default_seed), total - words)]
+    pieces = [piece for piece in pieces if piece][: limit.tokens]
+    return pieces or [""], "length" if limit.cuts else "stop"
 
 
 def _random(request: GenerateRequest, choice: int, default_seed: int) -> random.Random:
@@ -150,6 +174,10 @@ def _formatted(response_format: bytes | None, random_: random.Random) -> tuple[A
     if wanted.type == "json_schema" and wanted.json_schema is not None:
         return (smallest(schemas.checked(wanted.json_schema.schema)),)
     raise EngineError("unsupported", f"response_format {wanted.type!r}")
+
+
+def _is_formatted(request: GenerateRequest) -> bool:
+    return _formatted(request.response_format, random.Random(0)) is not None  # noqa: S311  # no secret
 
 
 def _prose(random_: random.Random, tokens: int) -> Iterator[str]:

@@ -87,6 +87,12 @@ class Accounts:
         """A request of this key must be admitted and settled."""
         return self._books is not None or key_id in self._bound
 
+    def priority(self, key_id: str) -> int:
+        """That of the key's tier, for those who wait; 0 without one."""
+        account = self._bound.get(key_id)
+        tier = account.tier if account is not None else None
+        return 0 if tier is None else tier.priority
+
     def admit(self, asked: Asked) -> Charge:
         """Reserve what the request is likely to take: of all its limits, or of none. Raises ApiError 429."""
         account = self._bound.get(asked.key_id) or Account(asked.key_id)

@@ -36,11 +36,11 @@ class Budgets:
 
     def settle(self, key_id: str, reserved: int, nanos: int) -> None:
         """What was ``reserved`` has cost ``nanos``."""
-        left = self._reserved[key_id] - reserved
+        left = (
+            self._reserved.pop(key_id, 0) - reserved
+        )  # of models without a price nothing is reserved
         if left:
             self._reserved[key_id] = left
-        else:
-            del self._reserved[key_id]
         self.spend(key_id, nanos)
 
     def spend(self, key_id: str, nanos: int) -> None:

@@ -29,7 +29,6 @@ BUSY_S = 2.0
 MOST_TOKENS = 10**12
 MOST_NANOS = 10**15
 """A million dollars: no request costs more, and the sum of nine thousand such still fits 64 bits."""
-_VERSION = 1
 _PEPPER_CHECK = "nenya pepper check"
 """Hashed like a secret, and no key's: a wrong pepper is told at the start instead of by every client's 401."""
 _SCHEMA = """
@@ -49,6 +48,14 @@ CREATE INDEX usage_at ON usage (at);
 CREATE TABLE state (generation INTEGER NOT NULL, pepper_check BLOB) STRICT;
 INSERT INTO state VALUES (0, NULL);
 """
+_CHANGES = (
+    """
+ALTER TABLE usage ADD COLUMN burnt_input_tokens INTEGER;
+ALTER TABLE usage ADD COLUMN burnt_output_tokens INTEGER;
+""",
+)
+"""To each version of the schema from the one before it; the first is `_SCHEMA`."""
+_VERSION = 1 + len(_CHANGES)
 _KEY_COLUMNS = (
     "id", "hash", "shown", "created_at", "tier", "models", "expires_at", "budget_nanos", "revoked_at", "previous_hash",
     "previous_until",
@@ -104,17 +111,19 @@ class Store:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._create()
-        elif version != _VERSION:
+        if version < _VERSION:
+            self._bring_up()
+        elif version > _VERSION:
             raise StoreError(f"{self.path}: made by another version of Nenya")
 
-    def _create(self) -> None:
+    def _bring_up(self) -> None:
+        """Make the tables, or change what an earlier version made of them."""
         with self._changing():
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version == 0:  # nobody else was quicker
-                for statement in _SCHEMA.split(";\n"):
-                    self._db.execute(statement)
+            if version < _VERSION:  # nobody else was quicker
+                for change in (_SCHEMA, *_CHANGES)[version:]:
+                    for statement in change.split(";\n"):
+                        self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={_VERSION}")
 
     @contextlib.contextmanager
@@ -221,7 +230,7 @@ class Store:
             )
             if usage:
                 rows = [_usage_row(entry) for entry in entries]
-                marks = ", ".join("?" * 18)
+                marks = ", ".join("?" * 20)
                 self._db.executemany(f"INSERT INTO usage VALUES ({marks})", rows)  # noqa: S608 - ours
 
     def select(self, query: str, values: Iterable[float | str]) -> list[tuple[object, ...]]:
@@ -244,6 +253,7 @@ def _usage_row(entry: Entry) -> tuple[object, ...]:
         _whole(done.input_tokens), _whole(done.cached_input_tokens), _whole(done.output_tokens),
         int(bool(done.tokens_estimated)), min(entry.cost_nanos, MOST_NANOS), done.status,
         _text(done.outcome), done.attempts, int(done.streaming), done.first_token_s, done.duration_s, done.overhead_s,
+        _whole(done.burnt_input_tokens), _whole(done.burnt_output_tokens),
     )  # fmt: skip
 
 

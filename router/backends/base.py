@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from router.ratelimits import Readings
 from router.wire.request import Request
 
 
@@ -37,6 +38,9 @@ class Order(msgspec.Struct, frozen=True):
     limits: Limits
     created: int
     """Seconds since the epoch, for answers that are made here."""
+    said: str = ""
+    """How a chat's answer begins: what is asked for is what follows it. Limits in ``request`` and ``body`` are those of
+    the rest already."""
 
 
 class Facts:
@@ -48,6 +52,7 @@ class Facts:
         "first_token_at",
         "input_tokens",
         "output_tokens",
+        "readings",
     )
 
     def __init__(self) -> None:
@@ -58,6 +63,8 @@ class Facts:
         self.input_tokens: int | None = None
         self.cached_input_tokens: int | None = None
         self.output_tokens: int | None = None
+        self.readings: Readings = ()
+        """What the response's head told of the provider's limits; there from the start."""
 
 
 class Answer(Protocol):

@@ -363,8 +363,8 @@ def fault_of(error: EngineError, prompt_name: str = "messages") -> Fault:
     if error.kind == "prompt_too_long":
         code = "context_length_exceeded"
         answer = invalid_request(error.message, param=prompt_name, code=code)
-    else:
-        answer = invalid_request(error.message)
+        return Fault(FaultKind.CONTEXT_LENGTH, error.message, answer=answer)
+    answer = invalid_request(error.message)
     return Fault(FaultKind.CLIENT_ERROR, error.message, answer=answer)
 
 

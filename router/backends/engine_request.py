@@ -17,6 +17,7 @@ from engines.base import GenerateRequest, Sampling
 from router.backends.base import Order
 from router.errors import ApiError, invalid_request
 from router.wire.chat import ChatRequest
+from router.wire.continuation import with_message
 from router.wire.legacy import CompletionRequest, beyond_engines
 from router.wire.messages import Message, RefusalPart, TextPart
 from router.wire.options import CustomTool, NamedFunction
@@ -72,17 +73,19 @@ def engine_requests(order: Order) -> tuple[GenerateRequest, ...]:
     """
     request = order.request
     if isinstance(request, ChatRequest):
-        return (_of_chat(request, order.body),)
+        return (_of_chat(request, order.body, order.said),)
     if isinstance(request, CompletionRequest):
         return _of_completion(request)
     raise invalid_request("This model writes text only.", param="model", status=404)
 
 
-def _of_chat(request: ChatRequest, body: bytes) -> GenerateRequest:
+def _of_chat(request: ChatRequest, body: bytes, said: str) -> GenerateRequest:
     _refuse(request)
     parts = _splice(body)
+    messages = bytes(parts.messages)
     return GenerateRequest(
-        messages=bytes(parts.messages),
+        messages=with_message(messages, said) if said else messages,
+        continue_final=bool(said),
         sampling=_sampling(request),
         max_tokens=request.output_limit,
         n=request.n or 1,

@@ -20,19 +20,21 @@ import re
 import time
 from collections.abc import Mapping
 from importlib import metadata
+from types import MappingProxyType
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Raw, Struct
 
 from router.backends.base import Answer, Facts, Order
-from router.backends.http import refusal
+from router.backends.http import limits, refusal
 from router.backends.http.connection import Connection, Exchange
 from router.backends.http.dial import Dialer, Origin, origin_of
 from router.backends.http.pool import Pool
 from router.backends.http.relay import Relay, Usage
 from router.config.schema import Provider
 from router.errors import ConfigError, Fault, FaultKind, Problem
-from router.wire import rewrite
+from router.wire import continuation, rewrite
 from router.wire.operation import Operation
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -43,6 +45,21 @@ MAX_ERROR_BYTES = 64 * 1024
 
 ERROR_BODY_S = 2.0
 """The status alone says where the request goes next; its text isn't worth a longer wait."""
+
+_FORMS: Mapping[str, continuation.Form] = MappingProxyType(
+    {
+        "mistral.ai": "prefix",
+        "deepseek.com": "prefix",
+        "openai.com": "message",
+        "azure.com": "message",
+        "anthropic.com": "message",
+        "openrouter.ai": "message",
+        "googleapis.com": "message",
+        "groq.com": "message",
+        "x.ai": "message",
+    }
+)
+"""Of hosts that have another form than the open servers (vLLM, SGLang, TGI, llama.cpp), or refuse their parameter."""
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIXED_HEADERS = frozenset(
@@ -102,6 +119,7 @@ class OpenAIBackend:
                 f"provider {name}", [Problem(str(error), f"providers.{name}")]
             ) from error
         self._provider = provider
+        self._form = _form(provider)
         self._secrets = _secrets(provider)
         self._dialer = Dialer(
             origin, private_network=provider.private_network, ca_file=provider.ca_file
@@ -122,6 +140,8 @@ class OpenAIBackend:
         streams = bool(request.stream)
         hide_usage = streams and not request.wants_usage
         body = rewrite.for_upstream(order.body, order.model, ask_usage=hide_usage)
+        if order.said:
+            body = continuation.with_beginning(body, order.said, self._form)
         heads = self._heads[request.operation]
         head = _head(heads.stream if streams else heads.whole, order.request_id, len(body))
         exchange = await self._send(head, body, order)
@@ -186,9 +206,13 @@ class OpenAIBackend:
 
     async def _refused(self, exchange: Exchange, order: Order) -> Fault:
         body = await _error_body(exchange, order)
-        return refusal.of_status(
-            exchange.status, exchange.headers, body, wall=time.time(), secrets=self._secrets
+        wall = time.time()
+        fault = refusal.of_status(
+            exchange.status, exchange.headers, body, wall=wall, secrets=self._secrets
         )
+        if exchange.limits:
+            fault.readings = limits.read(exchange.limits, wall)
+        return fault
 
     async def _no_stream(self, exchange: Exchange, order: Order) -> Fault:
         body = await _error_body(exchange, order)
@@ -221,6 +245,8 @@ class StreamAnswer:
         self._idle_s = order.limits.idle_s
         self._over = False
         self.facts = Facts()
+        if exchange.limits:
+            self.facts.readings = limits.read(exchange.limits, time.time())
         self.headers: Mapping[str, str] = exchange.headers
 
     async def read(self) -> bytes:
@@ -299,6 +325,8 @@ class WholeAnswer:
         self._idle_s = order.limits.idle_s
         self._over = False
         self.facts = Facts()
+        if exchange.limits:
+            self.facts.readings = limits.read(exchange.limits, time.time())
         self.headers: Mapping[str, str] = exchange.headers
 
     async def read(self) -> bytes:
@@ -425,6 +453,17 @@ def _head(prepared: bytes, request_id: str, body_bytes: int) -> bytes:
             body_bytes,
         )
     return b"%bcontent-length: %d\r\n\r\n" % (prepared, body_bytes)
+
+
+def _form(provider: Provider) -> continuation.Form:
+    """How it is asked to go on with an answer, by its config or else by its name."""
+    if provider.continue_form is not None:
+        return provider.continue_form
+    host = urlsplit(provider.base_url).hostname or ""
+    for domain, form in _FORMS.items():
+        if host == domain or host.endswith(f".{domain}"):
+            return form
+    return "continue_final_message"
 
 
 def _secrets(provider: Provider) -> tuple[str, ...]:

@@ -118,15 +118,18 @@ examples:
   nenya bench simulate trace.jsonl --rate 6 --seeds 5 --json result.json
   nenya bench simulate trace.jsonl --capacity --policies round_robin,lmetric,expected_cost
   nenya bench simulate trace.jsonl --speed 1,1,1,1,.4,.4,.4,.4 --gpu 80gb --slo ttft=2,tpot=0.04
+  nenya bench simulate trace.jsonl --rate 5 --replicas 4 --sync-ms 500
+  nenya bench simulate poisson --providers 3 --tpm 1000000,300000,100000 --burst 5
 
 reading the table:
   goodput   share of requests that met the objective of --slo
   TTFT      time to the first token        TPOT   time for each token after it
   cached    prompt tokens that were found in an engine's cache
+  429       refusals a request met         wait   from its arrival until it was sent where it was answered
   ±         half a 95 % confidence interval over seeds
 
-The router in it is the server's own code; the engines are models, so trust the order of the policies
-more than the numbers. It says which idea wins, not what your GPU will do.
+The router in it is the server's own code; engines and providers are models, so trust the order of the
+policies more than the numbers. It says which idea wins, not what your GPU or your provider will do.
 """
 
 if TYPE_CHECKING:
@@ -265,7 +268,11 @@ def _database(action: argparse.ArgumentParser) -> None:
 def _bench(commands: _Parsers) -> None:
     one = _command(commands, "bench", "compare policies and plan capacity", _BENCH)
     kinds = one.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
-    _simulate(_command(kinds, "simulate", "replay a load against models of engines", _SIMULATE))
+    _simulate(
+        _command(
+            kinds, "simulate", "replay a load against models of engines or of providers", _SIMULATE
+        )
+    )
 
 
 def _simulate(one: argparse.ArgumentParser) -> None:
@@ -291,6 +298,46 @@ def _simulate(one: argparse.ArgumentParser) -> None:
         help="search the highest rate at which 90 %% of requests meet the objective",
     )
     one.add_argument("--json", metavar="FILE", help="write everything there, too")
+    one.add_argument(
+        "--replicas", type=int, default=1, metavar="N", help="routers in front; default: 1"
+    )
+    one.add_argument(
+        "--sync-ms", metavar="T", help="how often they tell each other their load; default: never"
+    )
+    _simulated_providers(one.add_argument_group("accounts at providers instead of engines"))
+
+
+def _simulated_providers(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--providers", type=int, metavar="N", help="how many accounts")
+    group.add_argument(
+        "--tpm", metavar="A,B,...", help="each one's tokens a minute; one number is everybody's"
+    )
+    group.add_argument("--rpm", metavar="A,B,...", help="each one's requests a minute")
+    group.add_argument(
+        "--burst", default="60", metavar="S", help="seconds' worth of a limit that may come at once; default: 60"
+    )  # fmt: skip
+    group.add_argument(
+        "--share", default="0.95", metavar="X", help="load, as a share of all limits, unless --rate; default: 0.95"
+    )  # fmt: skip
+    group.add_argument(
+        "--heed",
+        choices=("headers", "retry-after", "own-retry-after"),
+        default="headers",
+        help="what the router goes by: headers of limits; a 429's retry-after alone; each request its own alone; "
+        "default: headers",
+    )
+    group.add_argument(
+        "--size-error", type=float, default=0.3, metavar="X", help="how wrong sizes are guessed, at most; default: 0.3"
+    )  # fmt: skip
+    group.add_argument(
+        "--counts",
+        choices=("max_tokens", "usage"),
+        default="max_tokens",
+        help="providers count an answer's tokens at admission, or as they are written; default: max_tokens",
+    )
+    group.add_argument(
+        "--outage", type=float, default=0.0, metavar="S", help="each account fails once for S seconds; default: 0"
+    )  # fmt: skip
 
 
 _COMMANDS: tuple[Callable[[_Parsers], None], ...] = (

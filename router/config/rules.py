@@ -27,6 +27,7 @@ def check(config: Config, report: Report) -> None:
     """Every rule; what is wrong goes to ``report``."""
     _targets(config, report)
     _model_names(config, report)
+    _fallbacks(config, report)
     _keys(config, report)
     accounts_rules.check(config, report)
     _providers(config, report)
@@ -99,6 +100,21 @@ def _model_names(config: Config, report: Report) -> None:
             whose = "this model" if owner == model else quoted(owner)
             shown = report.shown(path, name)
             report.problem(path, f"{shown} is already a name of {whose}; case is ignored")
+
+
+def _fallbacks(config: Config, report: Report) -> None:
+    owners = {name.casefold(): model for _, name, model in _each_name(config)}
+    for model, settings in config.models.items():
+        for field in ("fallback", "context_fallback", "content_filter_fallback"):
+            for index, name in enumerate(getattr(settings, field)):
+                path: Path = ("models", model, field, index)
+                owner = owners.get(name.casefold())
+                known = report.names("models")
+                if owner is None and name not in known:
+                    hint = nearest(name, known)
+                    report.problem(path, f"there is no model {report.shown(path, name)}{hint}")
+                elif owner == model:
+                    report.problem(path, "is this model itself")
 
 
 def _keys(config: Config, report: Report) -> None:

@@ -42,6 +42,11 @@ def is_null(node: yaml.Node) -> bool:
     return isinstance(node, yaml.ScalarNode) and is_plain(node) and node.value in _NULL
 
 
+def is_bool(node: yaml.Node) -> bool:
+    """True or false, without quotes."""
+    return isinstance(node, yaml.ScalarNode) and is_plain(node) and node.value in _BOOL
+
+
 def is_empty(node: yaml.Node) -> bool:
     """Nothing at all after the colon."""
     return is_null(node) and not node.value

@@ -14,6 +14,7 @@ from engines.specs import EngineSpec
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
+Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 Weight = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Money = Annotated[float, Meta(ge=0, le=1_000_000)]
@@ -35,7 +36,11 @@ Policy = Literal[
     "lmetric",
     "cache_aware",
     "expected_cost",
+    "local_first",
+    "headroom",
 ]
+Counts = Literal["usage", "uncached", "max_tokens", "input"]
+"""How a provider counts a request against its limits of tokens; see `router.counting`."""
 
 
 class _Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -97,6 +102,8 @@ class Rates(_Part, frozen=True):
 class Tier(Rates, frozen=True):
     """Limits that keys share by name; each key has them for itself, on each model."""
 
+    priority: Priority = 0
+    """Among those who wait for a target: higher first. Below 0 is sheddable: refused before the line is full."""
     models: dict[str, Rates] = {}
     """For these models, instead of the tier's own limits, all four."""
 
@@ -146,6 +153,12 @@ class Provider(_Part, frozen=True, kw_only=True):
     """PEM file of an authority to trust beside the system's; certificates are always verified."""
     extra_fields: list[Annotated[str, Meta(min_length=1)]] = []
     """Top-level fields of requests that aren't OpenAI's and are let through to this provider: ``[top_k, min_p]``."""
+    continues: bool | Literal["auto"] = "auto"
+    """Whether it goes on from an assistant's unfinished message: exactly, never, or to be told from what it writes."""
+    continue_form: Literal["continue_final_message", "prefix", "message"] | None = None
+    """How it is asked to; None goes by base_url."""
+    counts: Counts | None = None
+    """What its limits of tokens count; None goes by the host of base_url, else `usage`."""
     private_network: bool = False
     """Whether base_url's name may resolve to a private or loopback address; an address written out may always."""
 
@@ -161,6 +174,19 @@ class Target(_Part, frozen=True):
     model: str | None = None
     """The model's name there; None is the name it has here."""
     weight: Weight = 1
+    price: Price | None = None
+    """What it costs us there; the policy `headroom` looks at it."""
+    max_inflight: Count | None = None
+    """Requests at once; more wait in line. None is unlimited until it says that it is overloaded."""
+
+
+class Queue(_Part, frozen=True):
+    """The line of those who wait for a model: for room, for a rest to end, for another attempt."""
+
+    max: Count = 1024
+    """Envoy's default for pending requests."""
+    max_wait_s: Seconds = 60
+    """Providers count by the minute: within it a limit has room again."""
 
 
 class Model(_Part, frozen=True):
@@ -171,10 +197,24 @@ class Model(_Part, frozen=True):
     context_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     policy: Policy | None = None
-    """How one of several is chosen; None takes `expected_cost` where all are engines, else `least_inflight`."""
+    """How one of several is chosen; None takes `expected_cost` where all are engines, `local_first` where some are,
+    `headroom` where none is.
+    """
+    spill_s: Annotated[float, Meta(ge=0)] = 1
+    """Of `local_first`: how much later than a provider's an engine's first token may be. A reader notices a second."""
+    thrift: Share = 0.25
+    """How much `headroom` looks at prices: 0 not at all, 1 as much as at the load."""
     owned_by: str = "nenya"
     price: Price | None = None
     """What it costs whoever asks; None is nothing."""
+    fallback: list[str] = []
+    """Models that answer in its stead, in this order, where it fails or keeps a request waiting; not theirs in turn."""
+    context_fallback: list[str] = []
+    """The same where it says that a request is longer than its context."""
+    content_filter_fallback: list[str] = []
+    """The same where its provider refuses a request for its content."""
+    queue: Queue | None = None
+    """Instead of the config's, both knobs."""
 
 
 class Timeouts(_Part, frozen=True):
@@ -183,6 +223,8 @@ class Timeouts(_Part, frozen=True):
     total_s: Seconds = 600
     connect_s: Seconds = 5
     first_token_s: Seconds = 120
+    first_token_s_per_1k: Annotated[float, Meta(ge=0)] = 1
+    """More for a thousand tokens of prompt: five times what an 8 B model on a 24 GB card takes."""
     answer_s: Seconds = 300
     """For a whole answer of a provider, which shows nothing before it is written: 9,000 tokens at 30 a second."""
     idle_s: Seconds = 60
@@ -200,6 +242,19 @@ class Retry(_Part, frozen=True):
     """Retries of a model for each of its requests; Finagle's and linkerd's default."""
     budget_per_s: Annotated[float, Meta(ge=0)] = 10
     """Retries a second besides, kept for 10 s, so that few requests can be retried too; the same source."""
+    hedge_share: Annotated[float, Meta(ge=0, le=1)] = 0
+    """Of tokens that may be spent on asking a second provider when the first token is late; 0 never asks twice."""
+    fallback_wait_s: Annotated[float, Meta(ge=0)] = 1
+    """Longest wait for the model itself where a fallback could answer; a first token takes about as long."""
+
+
+class Recovery(_Part, frozen=True):
+    """What happens to a stream that broke after its first byte."""
+
+    enabled: bool = True
+    """Whether another target writes the rest."""
+    keep_bytes: Count = 1024 * 1024
+    """Of a stream, to go on from; one that is longer is given up if it breaks. About 5,000 tokens."""
 
 
 class Health(_Part, frozen=True):
@@ -237,6 +292,8 @@ class Config(_Part, frozen=True):
     engines: dict[str, EngineSpec] = {}
     timeouts: Timeouts = Timeouts()
     retry: Retry = Retry()
+    recovery: Recovery = Recovery()
+    queue: Queue = Queue()
     health: Health = Health()
 
     @property

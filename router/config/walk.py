@@ -231,8 +231,9 @@ def _is_collection(kind: inspect.Type) -> bool:
 
 def _fitting(node: yaml.Node, kinds: list[inspect.Type]) -> inspect.Type:
     """The first kind that has the node's form; the first of all if none has."""
+    form = "true or false" if scalars.is_bool(node) else _form(node)
     for kind in kinds:
-        if _wanted(_bare(kind)) == _form(node):
+        if _wanted(_bare(kind)) == form:
             return kind
     return kinds[0]
 

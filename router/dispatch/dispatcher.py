@@ -1,4 +1,4 @@
-"""The way to an answer's first piece: lease, attempt, retry; the only loop with ``await`` between decisions."""
+"""The way to an answer's first piece: lease, attempt, retry, fall back; the only loop with ``await`` between steps."""
 
 from __future__ import annotations
 
@@ -7,17 +7,23 @@ from collections.abc import Mapping
 
 from router.backends.base import Answer, Backend, Order
 from router.clock import Clock
+from router.dispatch.admission import Admission
 from router.dispatch.call import Call, Terms
+from router.dispatch.hedge import Sending, sooner
 from router.dispatch.reply import Reply, answer_headers
-from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Walk
-from router.errors import ApiError, Fault, FaultKind, api_error, overloaded
-from router.events import Listener, RetryRefused
+from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
+from router.errors import ApiError, Fault, FaultKind, api_error
+from router.events import Fallback, Hedge, Listener, RetryRefused
 from router.events import Retry as Retried
-from router.facts import facts_of
+from router.facts import facts_of, size_of
 from router.policy.breaker import Verdict
+from router.policy.hedge_budget import HedgeBudget
 from router.policy.retry_budget import RetryBudget
-from router.pool import Refusal
+from router.pool import Refusal, Route
 from router.target import Lease, Target
+
+HEDGE_QUANTILE = 0.95
+"""Of first tokens at the target: one request in twenty is slower, which is what the budget is made for."""
 
 
 class Dispatcher:
@@ -35,15 +41,16 @@ class Dispatcher:
         self._backends = backends
         self._terms = terms
         self._clock = clock
-        self._rng = rng
         self._emit = emit
         self._budgets: dict[str, RetryBudget] = {}
+        self._hedges = HedgeBudget(terms.retry.hedge_share)
+        self._admission = Admission(terms.retry, clock=clock, rng=rng, emit=emit)
 
     async def open(self, call: Call) -> Reply:
         """The answer's first piece, in hand. Raises ApiError when no attempt gave one."""
         walk = Walk(call, self._terms, self._clock, self._emit)
         try:
-            return await self._first_answer(walk)
+            attempt = await self._first_answer(walk)
         except ApiError as error:
             walk.end(error.error.code or error.error.type, error.status)
             error.headers = answer_headers(error.headers, call.charge)
@@ -51,21 +58,73 @@ class Dispatcher:
         except BaseException:
             walk.end(CLIENT_GONE, CLIENT_GONE_STATUS)
             raise
+        return Reply(walk, attempt, self._send)
 
-    async def _first_answer(self, walk: Walk) -> Reply:
-        tried: set[Target] = set()
+    def stop_waiting(self) -> None:
+        """Whoever waits in line, now or later, hears that the server shuts down; what runs goes on."""
+        self._admission.close()
+
+    # Who answers: the model, or a fallback
+
+    async def _first_answer(self, walk: Walk) -> Attempt:
+        """From the model that was asked for, or else from one of its fallbacks. Raises ApiError: the model's own,
+        unless a fallback found the request itself wrong.
+        """
         route = walk.call.route
-        budget = self._budget(route.name)
-        budget.request()
-        facts = facts_of(walk.call.request) if route.wants_facts else None
+        if not route.has_fallbacks:
+            return await self._of(walk, route)
+        left = {one.name: one for one in route.fallbacks.all}
+        first: ApiError | None = None
         while True:
-            lease = route.lease(self._clock.now(), tried, facts)
-            if isinstance(lease, Refusal):
-                await self._wait(walk, lease)
-                tried.clear()
+            try:
+                return await self._of(walk, route, may_turn=bool(left))
+            except ApiError as error:
+                first = first or error
+                turned = self._instead(walk, left)
+                if turned is None:
+                    raise error if walk.is_final else first from None
+                self._emit(Fallback(walk.call.route.name, turned.name, error.error.code or ""))
+                route = turned
+
+    def _instead(self, walk: Walk, left: dict[str, Route]) -> Route | None:
+        """The next fallback that can serve the request after what befell it; taken from ``left``."""
+        call, fault = walk.call, walk.last_fault
+        fallbacks = call.route.fallbacks
+        options = fallbacks.failed
+        if fault is not None and fault.kind is FaultKind.CONTEXT_LENGTH:
+            options = fallbacks.too_long
+        elif fault is not None and fault.kind is FaultKind.CONTENT_FILTER:
+            options = fallbacks.filtered
+        elif walk.is_final:
+            return None
+        for option in options:
+            if left.pop(option.name, None) is None:
                 continue
             try:
-                return await self._attempt(walk, lease)
+                route = self._terms.narrow(option, call.request, call.body)
+            except ApiError:
+                continue
+            walk.turn_to(route)
+            return route
+        return None
+
+    async def _of(self, walk: Walk, route: Route, *, may_turn: bool = False) -> Attempt:
+        """From one model. ``may_turn``: a fallback could answer, so nobody waits for long. Raises ApiError."""
+        tried: set[Target] = set()
+        budget = self._budget(route.name)
+        budget.request()
+        call = walk.sent
+        facts = facts_of(call.request) if route.wants_facts else None
+        if facts is None and route.wants_size:
+            facts = size_of(call.request, len(call.body))
+        while True:
+            lease = self._admission.lease(walk, route, tried, facts)
+            if isinstance(lease, Refusal):
+                lease = await self._admission.wait(
+                    walk, route, tried, facts, lease, may_turn=may_turn
+                )
+            try:
+                return await self._attempt(walk, route, lease, tried)
             except Fault as fault:
                 self._retry_or_raise(walk, fault, lease.target, budget)
                 tried.add(lease.target)
@@ -76,10 +135,10 @@ class Dispatcher:
     ) -> None:
         """Return where the request may be sent again. Raises ApiError, the client's answer."""
         walk.last_fault = fault
-        if not fault.retryable or walk.attempts >= self._terms.retry.attempts:
+        if not fault.retryable or walk.tries >= self._terms.retry.attempts:
             raise api_error(fault) from fault
         if not budget.take(self._clock.now()):
-            self._emit(RetryRefused(walk.call.route.name, target.id, fault.kind))
+            self._emit(RetryRefused(walk.route.name, target.id, fault.kind))
             raise api_error(fault) from fault
 
     def _budget(self, model: str) -> RetryBudget:
@@ -91,63 +150,94 @@ class Dispatcher:
             self._budgets[model] = budget
         return budget
 
-    async def _attempt(self, walk: Walk, lease: Lease) -> Reply:
-        """One attempt up to its first piece. Raises Fault; then, as on cancellation, the lease is settled."""
+    # One attempt
+
+    async def _attempt(self, walk: Walk, route: Route, lease: Lease, tried: set[Target]) -> Attempt:
+        """One attempt up to its first piece, or the sooner of two. Raises Fault; then all leases are settled."""
+        if self._hedges.on and lease.target.kind == "provider" and walk.call.request.stream:
+            return await self._hedged(walk, route, lease, tried)
+        return await self._send(walk, lease, walk.sent)
+
+    async def _hedged(self, walk: Walk, route: Route, lease: Lease, tried: set[Target]) -> Attempt:
+        tokens = walk.call.prompt_tokens + route.outputs.value
+        self._hedges.earn(tokens)
+        patience = lease.target.load.first_tokens.quantile(walk.call.prompt_tokens, HEDGE_QUANTILE)
+        if patience is None:
+            return await self._send(walk, lease, walk.sent)
+        rival: Target | None = None
+
+        def second() -> Sending | None:
+            nonlocal rival
+            other = self._rival(route, walk.sent, tried | {lease.target}, tokens)
+            if other is None:
+                return None
+            rival = other.target
+            tried.add(rival)
+            return self._send(walk, other, walk.sent)
+
+        try:
+            won = await sooner(
+                self._send(walk, lease, walk.sent), second, patience_s=patience, clock=self._clock
+            )
+        except Fault:
+            if rival is not None:
+                self._emit(Hedge(rival.id, "failed"))
+            raise
+        if rival is not None:
+            self._emit(Hedge(rival.id, "won" if won.lease.target is rival else "lost"))
+        return won
+
+    def _rival(self, route: Route, call: Call, exclude: set[Target], tokens: float) -> Lease | None:
+        """Another provider's lease, where one is free for the asking and the budget allows."""
+        providers = route.providers()
+        if not providers.members or not self._hedges.spend(tokens):
+            return None
+        facts = size_of(call.request, len(call.body))
+        lease = providers.lease(self._clock.now(), exclude, facts)
+        if isinstance(lease, Refusal):
+            self._hedges.refund(tokens)
+            return None
+        return lease
+
+    async def _send(self, walk: Walk, lease: Lease, call: Call) -> Attempt:
+        """One attempt up to its first piece. Raises Fault; then, as on cancellation, the lease is settled.
+
+        ``call``: what the target is asked, which may be the rest of an answer.
+        """
         attempt = walk.begin(lease)
         try:
             backend = self._backends[lease.target.backend]
-            answer = await backend.open(self._order(walk.call, lease.target))
+            answer = await backend.open(self._order(call, lease.target))
             attempt.answer = answer
+            if answer.facts.readings:
+                lease.hear(answer.facts.readings, self._clock.now())
             if answer.facts.first_token_at is not None:
                 lease.first_token(answer.facts.first_token_at)
-            first = await _first_piece(answer)
+            attempt.first = await _first_piece(answer)
         except BaseException as error:
             attempt.end(error if isinstance(error, Fault) else None, Verdict.VOID)
             raise
-        walk.first_token_at = self._clock.now()
-        if walk.call.request.stream:
-            lease.first_token(walk.first_token_at)
-        return Reply(walk, attempt, answer, first)
+        now = self._clock.now()
+        if call.request.stream:
+            lease.first_token(now)
+            lease.target.load.first_tokens.saw(call.prompt_tokens, now - lease.since)
+        if walk.first_at is None:
+            walk.first_at = now
+        return attempt
 
     def _order(self, call: Call, target: Target) -> Order:
         shows_progress = call.request.stream or target.kind == "engine"
+        limits = self._terms.limits if shows_progress else self._terms.whole_limits
         return Order(
             request=call.request,
             body=call.body,
             model=target.model,
             request_id=call.request_id,
             deadline=call.deadline,
-            limits=self._terms.limits if shows_progress else self._terms.whole_limits,
+            limits=self._terms.scaled(limits, call.prompt_tokens),
             created=int(self._clock.wall()),
+            said=call.said,
         )
-
-    async def _wait(self, walk: Walk, refusal: Refusal) -> None:
-        """Wait until somebody may take the request: as long as targets asked for, and before any is tried
-        again, exponentially longer with full jitter. Raises ApiError where nobody is up or the wait would outlast
-        the deadline.
-
-        Source: AWS Architecture Blog, "Exponential Backoff And Jitter".
-        """
-        now = self._clock.now()
-        fault = walk.last_fault
-        wait = max(0.0, refusal.retry_at - now)
-        if refusal.reason == "unavailable":
-            raise api_error(fault) if fault is not None else self._nobody_up(walk, wait)
-        if walk.attempts:
-            retry = self._terms.retry
-            wait = max(wait, self._rng.random() * retry.backoff_s * 2 ** (walk.attempts - 1))
-        if fault is not None and fault.retry_after_s is not None:
-            wait = max(wait, fault.retry_after_s)
-        if now + wait >= walk.call.deadline:
-            message = "All targets of this model asked to be left alone for a while."
-            raise api_error(fault or Fault(FaultKind.RATE_LIMITED, message, retry_after_s=wait))
-        await self._clock.sleep(wait)
-
-    def _nobody_up(self, walk: Walk, wait: float) -> ApiError:
-        message = (
-            f"The model `{walk.call.route.name}` has no target that is up. Try again in a moment."
-        )
-        return overloaded(message, "model_unavailable", wait)
 
 
 async def _first_piece(answer: Answer) -> bytes:

@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from router.accounts.charge import Charge
-from router.backends.base import Answer
+from router.dispatch.recovery import Open, Recovery, room
 from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
 from router.errors import Fault, api_error
 from router.policy.breaker import Verdict
 
-LIMIT_HEADERS = "x-ratelimit-"
-
 
 def answer_headers(theirs: Mapping[str, str], charge: Charge | None) -> Mapping[str, str]:
-    """An answer's headers: of limits only the client's own, never those that an upstream sets us."""
+    """An answer's headers, with the client's own limits."""
     ours = charge.headers if charge is not None else {}
-    if ours or any(name.startswith(LIMIT_HEADERS) for name in theirs):
-        kept = (
-            (name, value) for name, value in theirs.items() if not name.startswith(LIMIT_HEADERS)
-        )
-        return {**dict(kept), **ours}
-    return theirs
+    return {**theirs, **ours} if ours else theirs
 
 
 class Reply:
@@ -32,7 +25,10 @@ class Reply:
         "_attempt",
         "_charge",
         "_first",
+        "_kept",
+        "_open",
         "_over",
+        "_room",
         "_walk",
         "attempts",
         "headers",
@@ -41,13 +37,22 @@ class Reply:
         "target",
     )
 
-    def __init__(self, walk: Walk, attempt: Attempt, answer: Answer, first: bytes) -> None:
+    def __init__(self, walk: Walk, attempt: Attempt, open_: Open) -> None:
+        """``open_`` makes further attempts, where the answer breaks and somebody else may write the rest."""
+        answer = attempt.answer
+        assert answer is not None, "it has its first piece"
+        walk.latest = attempt
         self._walk = walk
-        self._attempt = attempt
+        self._open = open_
+        self._attempt: Attempt | None = attempt
         self._answer = answer
-        self._first = first
+        self._first = attempt.first
         self._over = False
         self._charge = walk.call.charge
+        self._room = room(walk)
+        self._kept: list[bytes] | None = [] if self._room else None
+        """What the client got, to go on from; None where that is not possible, or not any more."""
+        attempt.used = True
         self.streaming = bool(walk.call.request.stream)
         self.attempts = walk.attempts
         self.overhead_s = walk.overhead_s
@@ -58,25 +63,28 @@ class Reply:
         """The next bytes; the first call returns at once, ``b""`` comes after the last.
 
         A stream gives blobs of whole server-sent events, the last ends with ``[DONE]``; otherwise there is one piece,
-        the JSON. Raises ApiError where the answer broke: the client must be told.
+        the JSON. Raises ApiError where the answer broke and nobody wrote the rest: the client must be told.
         """
-        if self._first:
-            first, self._first = self._first, b""
-            if self._charge is not None:
-                self._charge.saw(first)
-            return first
         if self._over:
             return b""
-        try:
-            piece = await self._answer.read()
-        except Fault as fault:
-            error = api_error(fault)
-            self._finish(fault, error.error.code or error.error.type, error.status)
-            raise error from fault
+        if self._first:
+            piece, self._first = self._first, b""
+        else:
+            try:
+                piece = await self._answer.read()
+            except Fault as fault:
+                piece = await self._mended(fault)
         if not piece:
-            self._finish(None, "ok", 200)
-        elif self._charge is not None:
+            if not self._over:
+                self._finish(None, "ok", 200)
+            return b""
+        if self._charge is not None:
             self._charge.saw(piece)
+        if self._kept is not None:
+            self._kept.append(piece)
+            self._room -= len(piece)
+            if self._room < 0:
+                self._kept = None
         return piece
 
     def close(self) -> None:
@@ -88,7 +96,30 @@ class Reply:
         else:
             self._finish(None, CLIENT_GONE, CLIENT_GONE_STATUS)
 
+    async def _mended(self, fault: Fault) -> bytes:
+        """The answer broke: the first bytes of its rest; none where the reply was closed meanwhile. Raises ApiError."""
+        broken, self._attempt = self._attempt, None
+        rest = None
+        if broken is not None:
+            broken.end(fault, Verdict.VOID)
+            if self._kept is not None and fault.retryable:
+                rest = await Recovery(self._walk, self._open).mend(self._kept, broken)
+        if self._over:
+            if rest is not None and rest.attempt is not None:
+                rest.attempt.end(None, Verdict.VOID)
+            return b""
+        if rest is None:
+            error = api_error(fault)
+            self._finish(fault, error.error.code or error.error.type, error.status)
+            raise error from fault
+        self._answer, self._attempt = rest, rest.attempt
+        if rest.attempt is not None:
+            rest.attempt.used = True
+        return await rest.read()
+
     def _finish(self, fault: Fault | None, outcome: str, status: int) -> None:
         self._over = True
-        self._attempt.end(fault, Verdict.GOOD if outcome == "ok" else Verdict.VOID)
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.end(fault, Verdict.GOOD if outcome == "ok" else Verdict.VOID)
         self._walk.end(outcome, status)

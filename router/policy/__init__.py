@@ -30,8 +30,18 @@ class Candidate(Protocol):
         """That part: 1, or less in slow start."""
 
     @property
+    def local(self) -> bool:
+        """Whether it is one of our own engines."""
+
+    @property
     def load(self) -> Load:
         """What it has to do; to be read only."""
+
+    def headroom(self, now: float) -> float:
+        """Share of its provider's limits that is left, 0 to 1."""
+
+    def expense(self, demand: Demand) -> float | None:
+        """What it costs there, as far as that matters; None where nobody said."""
 
 
 C = TypeVar("C", bound=Candidate)

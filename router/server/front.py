@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from aiohttp import hdrs
 
-from router.errors import ApiError, ErrorObject, overloaded
+from router.errors import ApiError, ErrorObject, shutting_down
 from router.server.exchange import ClientGone, Exchange
 from router.server.floods import Floods
 from router.server.routes import Call, Route, Routes
@@ -78,11 +78,6 @@ class Front:
                 raise
             exchange.last = True
             raise flood from None
-
-
-def shutting_down() -> ApiError:
-    """503 for what the server no longer waits for."""
-    return overloaded("The server is shutting down.", "shutting_down", 1.0)
 
 
 def internal() -> ApiError:

@@ -95,8 +95,11 @@ class Serving:
             raise
 
     async def stop(self, drain_s: float) -> None:
-        """Take no request more, give running answers ``drain_s`` to end, then end them with an explicit error."""
+        """Take no request more, nor keep any waiting for a target; give running answers ``drain_s`` to end, then end
+        them with an explicit error.
+        """
         self._admin.draining = True
+        self._router.stop_waiting()
         for server in self._servers[:1]:
             server.close()
         for gate in self._gates[:1]:

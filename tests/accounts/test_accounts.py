@@ -251,6 +251,14 @@ def test_a_budget_is_reserved_and_settled():
     gate.admit("rich")
 
 
+def test_a_budget_holds_nothing_for_a_model_without_a_price():
+    gate = Gate()
+    charges = [gate.admit("rich", "n") for _ in range(3)]
+    for charge in charges:
+        gate.accounts.settle(charge, Tokens(10, 0, 2))
+    assert gate.accounts.budgets.reserved == gate.accounts.budgets.spent("rich") == 0
+
+
 def test_a_refusal_by_budget_takes_nothing_of_the_limits():
     gate = Gate(CONFIG.replace("budget_usd: 0.001", "budget_usd: 0, tier: slow"))
     gate.refused("rich")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -196,3 +197,16 @@ def test_two_processes_write_side_by_side(path):
     assert time.monotonic() - start < 15
     with Store(path) as store:
         assert store.spent() == {"alice": 200}
+
+
+def test_a_file_of_the_first_version_gets_what_came_since(path):
+    with Store(path) as opened:
+        opened.book([entry(burnt_input_tokens=5)], usage=True)
+    with contextlib.closing(sqlite3.connect(path)) as raw:
+        raw.execute("ALTER TABLE usage DROP COLUMN burnt_input_tokens")
+        raw.execute("ALTER TABLE usage DROP COLUMN burnt_output_tokens")
+        raw.execute("PRAGMA user_version=1")
+    with Store(path) as opened:
+        opened.book([entry(burnt_input_tokens=7, burnt_output_tokens=2)], usage=True)
+        query = "SELECT burnt_input_tokens, burnt_output_tokens FROM usage"
+        assert opened.select(query, ()) == [(None, None), (7, 2)]

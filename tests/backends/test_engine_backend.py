@@ -268,7 +268,7 @@ def test_every_parameter_was_decided_upon():
 @pytest.mark.parametrize(
     ("kind", "fault_kind", "status"),
     [
-        ("prompt_too_long", FaultKind.CLIENT_ERROR, 400),
+        ("prompt_too_long", FaultKind.CONTEXT_LENGTH, 400),
         ("unsupported", FaultKind.CLIENT_ERROR, 400),
         ("invalid", FaultKind.CLIENT_ERROR, 400),
         ("busy", FaultKind.ENGINE_BUSY, 503),

@@ -11,6 +11,7 @@ import uvloop
 
 from engines.base import Delta, EngineError, EngineInfo, Finish, GenerateRequest, Health, Usage
 from engines.protocol import (
+    VERSION,
     Cancel,
     Drain,
     Events,
@@ -35,7 +36,7 @@ from router.wire.chat import decode_chat
 INFO = EngineInfo("fake", "m", 100, 2, 1000)
 ASK = GenerateRequest(messages=b"[]")
 HELLO = (Delta(0, "Hé"), Delta(0, "llo"), Finish(0, "stop"), Usage(5, 2))
-GREETING = (Loading(0.5), Ready(1, INFO))
+GREETING = (Loading(0.5), Ready(VERSION, INFO))
 
 
 class FakeNode:
@@ -219,7 +220,7 @@ async def test_a_request_before_the_link_is_up():
 @pytest.mark.parametrize(
     ("greet", "kind", "words"),
     [
-        ((Ready(2, INFO),), "unsupported", "version 2 of the protocol, this router version 1"),
+        ((Ready(VERSION + 1, INFO),), "unsupported", f"version {VERSION + 1} of the protocol"),
         ((Loading(), Failed(0, "internal", "no such file")), "internal", "no such file"),
     ],
 )

@@ -14,6 +14,7 @@ from router.backends.http import connection as wire
 from router.backends.openai import OpenAIBackend
 from router.config.schema import Provider
 from router.errors import ConfigError, Fault, FaultKind
+from router.ratelimits import Reading
 from tests import upstream as up
 from tests.backends.orders import CANARY, ask, backend, order, read_all
 from tests.upstream import Upstream
@@ -132,12 +133,33 @@ async def test_a_stream_is_relayed_as_it_comes() -> None:
 
 
 async def test_headers_that_clients_may_see() -> None:
-    headers = {"x-ratelimit-remaining-requests": "5", "set-cookie": "a=b", "server": "x"}
+    headers = {"openai-processing-ms": "5", "set-cookie": "a=b", "server": "x"}
     async with both(up.stream(1, headers=headers)) as (_, target):
         answer = await target.open(order(stream=True))
-        assert answer.headers["x-ratelimit-remaining-requests"] == "5"
+        assert answer.headers["openai-processing-ms"] == "5"
         assert not {"set-cookie", "server"} & set(answer.headers)
+        assert answer.facts.readings == ()
         await read_all(answer)
+
+
+async def test_limits_are_read_for_us_and_kept_from_clients() -> None:
+    headers = {"x-ratelimit-remaining-requests": "5", "x-ratelimit-reset-requests": "1s"}
+    told = (Reading("requests", remaining=5, reset_s=1.0),)
+    scripts = (
+        up.stream(1, headers=headers),
+        up.json_answer(headers=headers),
+        up.status(429, headers=headers),
+    )
+    async with both(*scripts) as (_, target):
+        for stream in (True, False):
+            answer = await target.open(order(stream=stream))
+            assert answer.facts.readings == told
+            assert not any(name.startswith("x-ratelimit") for name in answer.headers)
+            await read_all(answer)
+        with pytest.raises(Fault) as caught:
+            await target.open(order())
+        assert caught.value.kind is FaultKind.RATE_LIMITED
+        assert caught.value.readings == told
 
 
 # Connections.

@@ -53,7 +53,7 @@ async def outcome(script: up.Script, **how) -> tuple[bytes, Fault]:
         (up.status(404, up.error_body(code="model_not_found")), FaultKind.UNKNOWN_MODEL),
         (up.rate_limited(), FaultKind.RATE_LIMITED),
         (up.rate_limited(None), FaultKind.RATE_LIMITED),
-        (up.context_too_long(), FaultKind.CLIENT_ERROR),
+        (up.context_too_long(), FaultKind.CONTEXT_LENGTH),
         (up.refuses_prefix(), FaultKind.CLIENT_ERROR),
         (up.status(302, b"", headers={"location": "http://127.0.0.1:1/"}), FaultKind.MALFORMED),
         (up.raw(b"SSH-2.0-x\r\n"), FaultKind.MALFORMED),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import engines
 from engines.base import EngineError, GenerateRequest, Health
-from engines.protocol import Status
+from engines.protocol import VERSION, Status
 from engines.specs import ExLlamaV2Spec, SimulatedSpec
 from router.backends.base import Limits, Order
 from router.backends.engine import EngineBackend
@@ -417,14 +417,14 @@ PRELUDE = f"""#!{sys.executable}
 import signal, socket, sys, time
 sys.path.insert(0, {ROOT!r})
 from engines.base import EngineInfo, Health
-from engines.protocol import Failed, Ready, Status, encode
+from engines.protocol import VERSION, Failed, Ready, Status, encode
 line = sys.stdin.readline()
 def accept():
     server = socket.socket(socket.AF_UNIX)
     server.bind(sys.argv[-1])
     server.listen()
     return server.accept()[0]
-def ready(version=1):
+def ready(version=VERSION):
     peer = accept()
     peer.sendall(encode(Ready(version, EngineInfo("fake", "m", 1, 1, 1))))
     return peer
@@ -449,8 +449,8 @@ async def test_a_node_without_a_heartbeat_is_killed(python):
 
 
 async def test_a_node_that_speaks_another_version(python):
-    async with Stage(python=python("peer = ready(2); time.sleep(60)")) as stage:
-        with pytest.raises(EngineError, match="version 2"):
+    async with Stage(python=python("peer = ready(VERSION + 1); time.sleep(60)")) as stage:
+        with pytest.raises(EngineError, match=f"version {VERSION + 1}"):
             await stage.node.wait_ready()
 
 

@@ -116,7 +116,7 @@ def test_a_run_leaves_nothing_and_is_repeatable(policy):
     served = simulation.run(list(arrivals(load, 2.0, 5)))
     assert len(served) == 200
     assert served == simulate(fleet, load, policy, faster=2.0, seed=5)
-    for target in simulation.pool.targets.values():
+    for target in simulation.pools[0].targets.values():
         one = target.load
         assert (one.inflight, one.pending_tokens, one.pending_us) == (0, 0, 0)
         assert (one.context_tokens, one.reserved_tokens) == (0, 0)
@@ -126,7 +126,7 @@ def test_the_rate_finds_the_slow_engines():
     load = poisson(600, 20.0, seed=1)
     simulation = Simulation(Fleet(GPUS["24gb"], (1.0, 0.4)), load, "expected_cost", seed=1)
     simulation.run(list(arrivals(load, 0.2, 1)))
-    fast, slow = (target.load.rate.value for target in simulation.pool.targets.values())
+    fast, slow = (target.load.rate.value for target in simulation.pools[0].targets.values())
     assert slow / fast == pytest.approx(0.4, rel=0.25)
 
 
@@ -238,7 +238,7 @@ def test_the_command_prints_a_table_and_writes_json(mooncake, tmp_path, capsys):
     assert "goodput %" in told.out
     assert "seed 2" in told.err
     result = json.loads(out.read_text())
-    assert len(result["rows"]) == 8
+    assert len(result["rows"]) == 9
     assert result["speeds"] == [1.0, 0.5]
 
 

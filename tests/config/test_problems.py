@@ -80,7 +80,7 @@ def test_what_is_not_yaml_is_told_without_showing_the_line(text: str, problem: s
 
 SHAPE = [
     ("listen: x", ("line 3: unknown key `listen`; possible here: `models`, `server`, `keys`, "
-     "`tiers`, `accounts`, `providers`, `engines`, `timeouts`, `retry`, `health`")),
+      "`tiers`, `accounts`, `providers`, `engines`, `timeouts`, `retry`, `recovery`, `queue`, `health`")),
     ("sever: {}", "line 3: unknown key `sever`; did you mean `server`?"),
     ("server: {lisen: x}", "line 3: server: unknown key `lisen`; did you mean `listen`?"),
     ("<<: {}", "line 3: unknown key `<<`; merge keys are not part of YAML 1.2"),
@@ -222,7 +222,8 @@ MODEL = [
     ("server: {}", ["line 1: `models` is missing"]),
     ("models:\n  m: {targets: [{engine: e}], policy: leastinflight}",
      [("line 3: models.m.policy: must be one of `cache_aware`, `expected_cost`, "
-      "`least_inflight`, `least_tokens`, `lmetric`, `power_of_two`, `round_robin`, `weighted`, not "
+      "`headroom`, `least_inflight`, `least_tokens`, `lmetric`, `local_first`, `power_of_two`, `round_robin`, "
+      "`weighted`, not "
       "`leastinflight`; did you mean `least_inflight`?")]),
     ("models:\n  m:\n    targets: [{engine: e}]\n    aliases:\n      - a\n      - A",
      ["line 7: models.m.aliases[1]: `A` is already a name of this model; case is ignored"]),
@@ -232,6 +233,11 @@ MODEL = [
      ["line 3: models.m.aliases[0]: `n` is already a name of `N`; case is ignored"]),
     ("models:\n  m: {targets: [{engine: e}]}\n  M: {targets: [{engine: e}]}",
      ["line 4: models.M: `M` is already a name of `m`; case is ignored"]),
+    ("models:\n  m: {targets: [{engine: e}], fallback: [n, mm]}\n  mn: {targets: [{engine: e}]}",
+     ["line 3: models.m.fallback[0]: there is no model `n`; did you mean `mn`?",
+      "line 3: models.m.fallback[1]: there is no model `mm`; did you mean `m`?"]),
+    ("models:\n  m: {targets: [{engine: e}], aliases: [n], context_fallback: [N]}",
+     ["line 3: models.m.context_fallback[0]: is this model itself"]),
 ]  # fmt: skip
 
 

@@ -96,6 +96,12 @@ def test_null_switches_the_admin_port_off(text: str) -> None:
     assert little(f"server: {{admin: {text}}}").server.admin is None
 
 
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("auto", "auto")])
+def test_a_knob_may_be_a_yes_a_no_or_a_word(text: str, value: object) -> None:
+    config = little(f"providers: {{p: {{base_url: 'https://x.test/v1', continues: {text}}}}}\n")
+    assert config.providers["p"].continues is value
+
+
 def test_sections_whose_lines_are_all_comments_are_the_default() -> None:
     config = little("server:\nkeys:\nproviders:\n  # together: {}\ntimeouts:\n")
     assert (config.server, config.keys, config.providers) == (Server(), [], {})

@@ -28,6 +28,7 @@ class Site:
 
     def __init__(self, router: Router, serving: Serving, events: list[Event]) -> None:
         self.router = router
+        self.serving = serving
         self.events = events
         self.url = serving.url
         self.admin_url = serving.admin_url

@@ -106,6 +106,9 @@ class FakeRouter:
     def ready(self) -> bool:
         return self.is_ready
 
+    def stop_waiting(self) -> None:
+        pass
+
     def stats(self) -> Stats:
         return Stats(0, (TargetStats("fake/m", ("m",), "fake", "admitting", 0),))
 

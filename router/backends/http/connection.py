@@ -5,7 +5,8 @@ httptools) appends body pieces to a list without entering Python, a segment of t
 mailbox however many chunks are in it, and nothing waits in here: whoever awaits, awaits the mailbox.
 
 A response that leaves any doubt about where it ends (bytes behind it, bytes before the request) costs the
-connection, so that no answer can ever be taken for that of the next request.
+connection, so that they aren't taken for the answer to the next request. Bytes that a server sends unasked after the
+next request went out can't be told from its answer; HTTP/1.1 has no name for what belongs to what.
 
 Source: RFC 9112, sections 4 (responses), 6 (bodies), 7 (chunks), 9 (connections); RFC 9110, section 15.2 (1xx).
 """
@@ -84,7 +85,7 @@ class Exchange:
     """One request and its response."""
 
     __slots__ = (
-        "_connection", "headers", "heard", "mailbox", "reused", "sent_at", "stale", "status", "time",
+        "_connection", "headers", "heard", "limits", "mailbox", "reused", "sent_at", "stale", "status", "time",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +102,8 @@ class Exchange:
         """0 until the head has come."""
         self.headers: dict[str, str] = {}
         """The allow-listed ones, names in lower case."""
+        self.limits: dict[str, str] = {}
+        """Those that tell of the provider's limits, and its date; empty where none does."""
         self.heard = False
         """At least one byte came back."""
         self.stale = False
@@ -209,6 +212,8 @@ class Connection(asyncio.Protocol):
         self._stop_linger()
         if self._transport is not None:
             self._transport.abort()
+        else:
+            self._owner.gone(self)  # It never had a socket.
         if before is not State.OPENING:
             self._owner.closed(self)
 
@@ -296,7 +301,7 @@ class Connection(asyncio.Protocol):
             return
         exchange = self._exchange
         assert exchange is not None
-        self._framed = read_head(fields, exchange.headers)
+        self._framed = read_head(fields, exchange.headers, exchange.limits)
         exchange.status = status
         self._move(_READING_BODY)
         exchange.mailbox.wake()

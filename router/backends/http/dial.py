@@ -234,6 +234,7 @@ async def first(
     waiting = list(addresses)
     tasks: set[asyncio.Task[Connection]] = set()
     failed: list[BaseException] = []
+    stood: list[Connection] = []
     try:
         while True:
             if waiting:
@@ -252,12 +253,20 @@ async def first(
                 telling = [error for error in failed if not is_ours(error)]
                 raise (telling or failed)[-1]
     finally:
-        await _withdraw(tasks)
+        try:
+            await _withdraw(tasks)
+        except asyncio.CancelledError:
+            for one in stood:
+                one.abort()  # Nobody is left to take it.
+            raise
 
 
 async def _withdraw(tasks: set[asyncio.Task[Connection]]) -> None:
     for task in tasks:
         task.cancel()
-    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(outcome, Connection):
-            outcome.abort()
+    try:
+        await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        for task in tasks:
+            if not task.cancelled() and task.exception() is None:
+                task.result().abort()

@@ -1,7 +1,7 @@
-"""What the router reads of a response's head: how the body ends, and the headers that it keeps.
+"""What the router reads of a response's head: how the body ends, the headers that it keeps, and what is said of limits.
 
-Everything that isn't on the list is dropped here, so that no cookie or internal header of a provider can reach a
-client by way of a later mistake.
+Limits are kept apart: they are our account's at the provider, and no client's business. Everything that isn't on a list
+is dropped here, so that no cookie or internal header of a provider can reach a client by way of a later mistake.
 
 Source: RFC 9112, section 6 (how a body's length is told); RFC 9110, section 8.4 (content codings).
 """
@@ -23,7 +23,10 @@ MAX_VALUE_BYTES = 1024
 _KEPT = frozenset(
     {"content-type", "retry-after", "retry-after-ms", "x-request-id", "x-should-retry"}
 )
-_KEPT_PREFIXES = ("x-ratelimit-", "openai-")
+_KEPT_PREFIXES = ("openai-",)
+_LIMIT_PREFIXES = ("x-ratelimit", "ratelimit", "anthropic-ratelimit-", "x-tokenlimit-")
+_DATE = "date"
+"""Kept beside limits, which may be told as times on the provider's clock."""
 _READ = {
     "content-length": None,  # The parser has checked it and counts.
     "transfer-encoding": b"chunked",
@@ -35,13 +38,16 @@ class Refused(Exception):  # noqa: N818 - never leaves this package
     """A response that the parser would take and we don't."""
 
 
-def read_head(fields: Sequence[tuple[bytes, bytes]], headers: dict[str, str]) -> bool:
-    """Put what is kept of ``fields`` into ``headers``, names in lower case. Raises Refused.
+def read_head(
+    fields: Sequence[tuple[bytes, bytes]], headers: dict[str, str], limits: dict[str, str]
+) -> bool:
+    """Put what is kept of ``fields`` into ``headers`` and ``limits``, names in lower case. Raises Refused.
 
     Returns whether the head says where the body ends; if not, the end of the connection does.
     """
     framed = False
     size = 0
+    date = b""
     for raw_name, value in fields:
         size += len(raw_name) + len(value)
         name = _known(raw_name)
@@ -49,10 +55,14 @@ def read_head(fields: Sequence[tuple[bytes, bytes]], headers: dict[str, str]) ->
             continue
         if name in _READ:
             framed = _framing(name, value) or framed
+        elif name == _DATE:
+            date = value
         elif len(value) <= MAX_VALUE_BYTES and value.isascii():
             text = value.decode("ascii")
             if text.isprintable():
-                headers[name] = text
+                (limits if name.startswith(_LIMIT_PREFIXES) else headers)[name] = text
+    if limits:
+        limits[_DATE] = date.decode("latin-1")
     if size > MAX_HEAD_BYTES:
         raise Refused("too long a head")
     return framed
@@ -62,7 +72,12 @@ def read_head(fields: Sequence[tuple[bytes, bytes]], headers: dict[str, str]) ->
 def _known(name: bytes) -> str | None:
     """A header's name in lower case, if it is kept or read; a provider's few names are the same in every answer."""
     lower = name.decode("latin-1").lower()
-    wanted = lower in _KEPT or lower in _READ or lower.startswith(_KEPT_PREFIXES)
+    wanted = (
+        lower in _KEPT
+        or lower in _READ
+        or lower == _DATE
+        or lower.startswith(_KEPT_PREFIXES + _LIMIT_PREFIXES)
+    )
     return lower if wanted else None
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from router.errors import ApiError, ErrorObject, Fault, FaultKind
+from router.errors import BLAMELESS, ApiError, ErrorObject, Fault, FaultKind
 
 MAX_MESSAGE = 300
 """Characters of a provider's text in ours: its first sentence or two."""
@@ -39,6 +39,19 @@ _MODEL_CODES = frozenset({"model_not_found", "model_decommissioned", "model_not_
 _LIMIT_CODES = frozenset(
     {"rate_limit_exceeded", "rate_limit_error", "too_many_requests", "tokens", "requests"}
 )
+_CONTEXT_CODES = frozenset({"context_length_exceeded", "exceed_context_size_error"})
+_TOO_LONG = re.compile(
+    r"context (?:length|window|size)|(?:prompt|input) is too long|longer than the (?:maximum )?model"
+    r"|token count\b.{0,60}\bexceeds|tokens \+ `?max_new_tokens|reduce the length of",
+    re.IGNORECASE | re.DOTALL,
+)
+"""In the words of OpenAI, vLLM, SGLang, llama.cpp and Mistral; of Anthropic and Bedrock; of vLLM; of Google and SGLang;
+of Text Generation Inference; of Groq.
+"""
+_FILTER_CODES = frozenset(
+    {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
+)
+"""OpenAI's and Azure's."""
 _CLIENT_STATUSES = frozenset({400, 404, 413, 422})
 
 
@@ -96,7 +109,7 @@ def of_status(
         return Fault(kind, "the provider refused the router's account", status=status)
     if kind is FaultKind.UNKNOWN_MODEL:
         return Fault(kind, "the provider doesn't serve this model", status=status)
-    if kind is FaultKind.CLIENT_ERROR:
+    if kind in BLAMELESS:
         return Fault(
             kind, text, status=status, answer=_passed_on(status, told, text, body, secrets)
         )
@@ -175,7 +188,11 @@ def _kind(status: int, told: Told) -> FaultKind:
             return FaultKind.UNKNOWN_MODEL
         if status == 404 and told.code is None and told.type != "invalid_request_error":
             return FaultKind.UNKNOWN_MODEL  # A path that isn't there: this provider can't serve it.
-    return FaultKind.CLIENT_ERROR if status in _CLIENT_STATUSES else FaultKind.SERVER_ERROR
+    if status not in _CLIENT_STATUSES:
+        return FaultKind.SERVER_ERROR
+    if names & _CONTEXT_CODES or _TOO_LONG.search(told.message):
+        return FaultKind.CONTEXT_LENGTH
+    return FaultKind.CONTENT_FILTER if names & _FILTER_CODES else FaultKind.CLIENT_ERROR
 
 
 def _guess(told: Told) -> int | None:

@@ -1,17 +1,19 @@
 """A provider's event stream as its client gets it: whole events, checked at their edges, otherwise as they came.
 
-A chunk is never parsed on its way. What the router must see of it is found by searching bytes, which is safe
-because JSON escapes every quote inside a string: ``"error"`` between bare quotes is always a key or a whole value.
-The common blob (one-line events that begin with ``data: {`` and end with ``}``) is told by counting; anything else
-goes through `Relay._sort`, event by event. Usage is decoded once, from the last blobs.
+Every event is checked to be a JSON object, by a decoder that keeps nothing but an ``error``, which costs no more than
+looking for its edges would. The common blob, one-line events without an error, is passed on as it is; anything else
+goes through `Relay._sort`, event by event. What else the router must see is found by searching bytes, which is safe
+because JSON escapes every quote inside a string: ``"usage"`` between bare quotes is always a key or a whole value.
+Usage is decoded once, from the last blobs.
 
-It waits for nothing and knows no clock. What it can't see: an event that is broken inside its braces.
+It waits for nothing and knows no clock.
 
 Source: WHATWG HTML 9.2.6 (event streams); the shapes were read in recorded answers of eleven providers.
 """
 
 from __future__ import annotations
 
+import re
 from collections import deque
 
 import msgspec
@@ -22,15 +24,18 @@ from router.backends.http import refusal
 from router.errors import Fault, FaultKind
 from router.wire import sse
 
-TAIL_BLOBS = 8
+TAIL_BLOBS = 64
 """The finish_reason and the usage are in the last chunk with text or in the two behind it, and a blob holds at least
-one chunk; five more for what some provider may add."""
+one chunk; the others are for what some providers add, such as Azure the verdicts of a filter that runs behind."""
 
 _NO_ERROR = frozenset({b"", b"null", b"false", b"{}", b'""'})
 """Values of an ``error`` key that clients take for none, as the SDKs do."""
 
+_FIELDS = (b"data:", b":", b"event:", b"id:", b"retry:")
+"""How the lines of an event begin; clients would pass over one that begins otherwise, but it is a torn one."""
+
 _NO_CHOICES = (b'"choices":[]', b'"choices": []')
-_FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
+_FINISHED = re.compile(rb'"finish_reason"\s*:\s*"')
 
 
 class Details(Struct, frozen=True):
@@ -72,12 +77,16 @@ class _Chunk(Struct, frozen=True):
     x_groq: _Groq | None = None
 
 
-class _Error(Struct, frozen=True):
-    error: Raw = Raw()  # msgspec reads Raw | None as null alone.
+_NO_KEY = Raw()
+
+
+class _Error(Struct, frozen=True, gc=False):
+    error: Raw = _NO_KEY  # msgspec reads Raw | None as null alone.
 
 
 _chunks = msgspec.json.Decoder(_Chunk)
 _errors = msgspec.json.Decoder(_Error)
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Relay:
@@ -110,7 +119,7 @@ class Relay:
         """Every choice has its finish_reason. Of a single one it stands near the end; several end anywhere."""
         if self._choices > 1:
             return len(self._finished) >= self._choices
-        return any(blob.rfind(mark) >= 0 for blob in self._tail for mark in _FINISHED)
+        return any(_FINISHED.search(blob) for blob in reversed(self._tail))
 
     def feed(self, data: bytes) -> bytes:
         """What the client gets of ``data``: whole events, or ``b""``. After `done` or `fault`: nothing."""
@@ -134,11 +143,10 @@ class Relay:
         rest = self._splitter.flush()
         data = sse.data_of(rest.strip(b"\n")) if rest else None
         blob = self._pass(rest) if data is not None and _whole(data.strip()) else b""
-        return blob + self._close(cut)
+        return blob if self.done or self.fault is not None else blob + self._close(cut)
 
     def _close(self, cut: Fault | None) -> bytes:
-        if self.done or self.fault is not None:
-            return b""
+        """No more is read. Whoever has seen every finish_reason has the whole answer, whatever came after it."""
         if self.finished:
             self.done = True
             return sse.DONE
@@ -159,15 +167,13 @@ class Relay:
     def _pass(self, blob: bytes) -> bytes:
         ended = blob.endswith(sse.DONE)
         events = blob[: -len(sse.DONE)] if ended else blob
+        wrong: Fault | None = None
         if (events and not _plain(events)) or (ended and not events and not self.started):
-            events, ended = self._sort(blob)
+            events, ended, wrong = self._sort(blob)
         if events:
             events = self._note_data(events) if sse.has_data(events) else events
-        if ended:
-            self.heard = True
-            self.done = True
-            return events + sse.DONE
-        return events
+        self.heard = self.heard or ended
+        return events + self._close(wrong) if ended or wrong is not None else events
 
     def _note_data(self, events: bytes) -> bytes:
         self.heard = self.started = True
@@ -180,13 +186,13 @@ class Relay:
 
     def _note_finish(self, events: bytes) -> None:
         for event in sse.split(events):
-            chunk = _decode(event) if any(mark in event for mark in _FINISHED) else None
+            chunk = _decode(event) if _FINISHED.search(event) else None
             for choice in chunk.choices or () if chunk is not None else ():
                 if choice.finish_reason is not None:
                     self._finished.add(choice.index)
 
-    def _sort(self, blob: bytes) -> tuple[bytes, bool]:
-        """The good events of a blob that isn't plain, and whether [DONE] ended them; sets `fault` at a bad one."""
+    def _sort(self, blob: bytes) -> tuple[bytes, bool, Fault | None]:
+        """The good events of a blob that isn't plain, whether [DONE] ended them, and what was wrong with the next."""
         good: list[bytes] = []
         started = self.started
         for event in sse.split(blob):
@@ -194,26 +200,25 @@ class Relay:
             text = data.strip() if data is not None else None
             if text == b"[DONE]":
                 if started:
-                    return _joined(good), True
-                self.fault = Fault(FaultKind.MALFORMED, "the provider's stream has no answer in it")
-                break
-            self.fault = self._wrong(event, text, started=started)
-            if self.fault is not None:
-                break
+                    return _joined(good), True, None
+                empty = Fault(FaultKind.MALFORMED, "the provider's stream has no answer in it")
+                return _joined(good), False, empty
+            wrong = self._wrong(event, text, started=started)
+            if wrong is not None:
+                return _joined(good), False, wrong
             if text or (text is None and started):
                 good.append(event.strip(b"\n"))
             started = started or bool(text)
-        return _joined(good), False
+        return _joined(good), False, None
 
     def _wrong(self, event: bytes, text: bytes | None, *, started: bool) -> Fault | None:
+        proper = all(line.startswith(_FIELDS) for line in event.strip(b"\n").split(b"\n"))
         if text is None:
-            bare = event.strip()
-            if not bare.startswith(b"{"):
-                return None  # A comment, a retry or an id alone.
-            text = bare
-            proper = False
-        else:
-            proper = not text or _whole(text)
+            if proper:
+                return None
+            text = event.strip()
+        elif text:
+            proper = proper and _whole(text)
         is_error = event.startswith(b"event: error") or b"\nevent: error" in event
         if is_error or b'"error"' in text:
             fault = self._error_in(text, always=is_error, started=started)
@@ -236,14 +241,31 @@ class Relay:
 
 
 def _plain(events: bytes) -> bool:
-    if not events.startswith(b"data: {") or not events.endswith(b"}\n\n") or b'"error"' in events:
+    """Whether each is one line of data with a JSON object in it, and no error."""
+    if events[:7] != b"data: {" or events[-3:] != b"}\n\n":
         return False
-    lines = events.count(b"\n")
-    return lines == 2 or lines == 2 * events.count(b"}\n\ndata: {") + 2
+    decode = _errors.decode
+    try:
+        if events.find(b"\n") == len(events) - 2:
+            return decode(events[6:-2]).error is _NO_KEY
+        data = events[6:-2].split(b"\n\ndata: ")
+        for one in data:
+            if decode(one).error is not _NO_KEY:
+                return False
+    except _UNREADABLE:
+        return False
+    return events.count(b"\n") == 2 * len(data)
 
 
 def _whole(data: bytes) -> bool:
-    return data == b"[DONE]" or (data.startswith(b"{") and data.endswith(b"}"))
+    """Whether it is [DONE] or a JSON object."""
+    if data == b"[DONE]":
+        return True
+    try:
+        _errors.decode(data)
+    except _UNREADABLE:
+        return False
+    return True
 
 
 def _joined(events: list[bytes]) -> bytes:

@@ -78,10 +78,22 @@ async def test_only_allowed_headers_are_kept() -> None:
     _, kept, _ = await Wire().exchange(up.http(200, b"", headers=headers))
     assert kept == {
         "content-type": "application/json",
-        "x-ratelimit-remaining-tokens": "12",
         "retry-after": "3",
         "openai-processing-ms": "9",
     }
+
+
+async def test_limits_are_kept_apart_with_the_date_that_they_may_be_told_by() -> None:
+    wire = Wire()
+    exchange = wire.send()
+    headers = {"X-RateLimit-Remaining-Tokens": "12", "Date": "Thu, 21 Aug 2025 12:41:00 GMT"}
+    wire.answer(up.http(200, b"", headers=headers))
+    assert exchange.limits == {
+        "x-ratelimit-remaining-tokens": "12",
+        "date": "Thu, 21 Aug 2025 12:41:00 GMT",
+    }
+    _, kept, _ = await Wire().exchange(up.http(200, b"", headers={"Date": "now"}))
+    assert kept == {"content-type": "application/json"}
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from router.backends.http.connection import Connection, State
 from router.backends.http.dial import Dialer, allowed, embedded, first, interleave, origin_of
 from router.errors import ConfigError, Fault, FaultKind
 from tests.backends.http.fakes import Diary
+from tests.stepping import everywhere
 from tests.upstream import Upstream
 
 ip = ipaddress.ip_address
@@ -241,6 +242,32 @@ async def test_two_that_stand_at_once_leave_one(monkeypatch: pytest.MonkeyPatch)
     go.set()
     winner = await task
     assert [one.state for one in made if one is not winner] == [State.CLOSED]
+
+
+async def test_cancelled_at_every_await_no_connection_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where one stands already and the other is being given up."""
+    monkeypatch.setattr(dial, "HEAD_START_S", 0.001)
+    made: list[Connection] = []
+
+    async def attempt(address: dial.Address) -> Connection:
+        connection = make()
+        made.append(connection)
+        try:
+            await asyncio.sleep(0.01 if str(address) == "1.1.1.1" else 0.005)
+        except BaseException:
+            connection.abort()
+            raise
+        return connection
+
+    async def use() -> None:
+        connection = await first([ip("1.1.1.1"), ip("2.2.2.2")], attempt)
+        connection.abort()
+
+    async for where in everywhere(use):
+        assert {one.state for one in made} <= {State.CLOSED}, where
+    assert len(made) > 4
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,12 @@ from collections.abc import Callable
 import pytest
 
 from router.backends.http.connection import Connection, State
+from router.backends.http.dial import Dialer, origin_of
 from router.backends.http.pool import Pool
 from router.errors import Fault, FaultKind
 from tests import upstream as up
 from tests.backends.http.fakes import FakeTransport, drain
+from tests.stepping import everywhere
 
 OK = up.http(200, b"hello")
 
@@ -172,6 +174,28 @@ async def test_a_failure_to_open_frees_the_slot() -> None:
         with pytest.raises(Fault):
             await setting.acquire()
     assert setting.pool.in_use == 0
+
+
+async def test_what_never_stood_is_forgotten(unused_tcp_port: int) -> None:
+    """Refused, and given up on the way; else a provider that is down would fill memory."""
+    loop = asyncio.get_running_loop()
+    origin = origin_of(f"http://127.0.0.1:{unused_tcp_port}")
+    pool = Pool(loop, Dialer(origin), max_connections=9, keep_alive_s=60)
+    for _ in range(3):
+        with pytest.raises(Fault):
+            await pool.acquire(loop.time() + 5)
+    assert pool._sockets == set()
+    async with up.Upstream() as upstream:
+        dialer = Dialer(origin_of(upstream.url))
+        pool = Pool(loop, dialer, max_connections=9, keep_alive_s=60)
+
+        async def use() -> None:
+            connection = await pool.acquire(loop.time() + 5, fresh=True)
+            connection.abort()
+
+        async for where in everywhere(use):
+            await settle()
+            assert (pool.in_use, pool._sockets) == (0, set()), where
 
 
 async def test_a_fresh_one_is_never_an_idle_one() -> None:

@@ -33,8 +33,33 @@ def of(status: int, body: bytes = b"", **headers: str) -> Fault:
         (
             404,
             error_body(kind="invalid_request_error", code="context_length_exceeded"),
-            FaultKind.CLIENT_ERROR,
+            FaultKind.CONTEXT_LENGTH,
         ),
+        (400, error_body(kind="exceed_context_size_error"), FaultKind.CONTEXT_LENGTH),
+        (
+            400,
+            error_body("prompt is too long: 210000 tokens > 200000 maximum"),
+            FaultKind.CONTEXT_LENGTH,
+        ),
+        (
+            400,
+            error_body("This model's maximum context length is 4096 tokens."),
+            FaultKind.CONTEXT_LENGTH,
+        ),
+        (
+            400,
+            error_body(
+                "The input token count (9) exceeds the maximum number of tokens allowed (8)."
+            ),
+            FaultKind.CONTEXT_LENGTH,
+        ),
+        (
+            422,
+            b'{"error":"Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4097"}',
+            FaultKind.CONTEXT_LENGTH,
+        ),
+        (400, error_body(code="content_filter"), FaultKind.CONTENT_FILTER),
+        (400, error_body(code="content_policy_violation"), FaultKind.CONTENT_FILTER),
         (404, b'{"detail":"Not Found"}', FaultKind.UNKNOWN_MODEL),
         (408, b"", FaultKind.SERVER_ERROR),
         (409, b"", FaultKind.SERVER_ERROR),
@@ -149,7 +174,7 @@ def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
         ({"message": "m", "code": "rate_limit_exceeded"}, FaultKind.RATE_LIMITED),
         ({"message": "m", "code": 502}, FaultKind.SERVER_ERROR),
         ({"message": "m", "type": "server_error"}, FaultKind.SERVER_ERROR),
-        ({"message": "m", "code": "context_length_exceeded"}, FaultKind.CLIENT_ERROR),
+        ({"message": "m", "code": "context_length_exceeded"}, FaultKind.CONTEXT_LENGTH),
         ({"message": "m", "code": "model_not_found"}, FaultKind.UNKNOWN_MODEL),
         ({"message": "m", "code": "invalid_api_key"}, FaultKind.REFUSED_CREDENTIALS),
         ({}, FaultKind.SERVER_ERROR),

@@ -129,7 +129,9 @@ def test_odd_but_good_events(pieces: up.Segments) -> None:
     "bad",
     [
         b'data: {"choices":[{"del\n\n', b"data: <html>\n\n", b"data: null\n\n", b'data: ["x"]\n\n',
-        b"{broken\n\n", b'data: {"a":1}{\n\n',
+        b"{broken\n\n", b'data: {"a":1}{\n\n', b'data: {"choices":[{"delta":{"content":"x"}\n\n',
+        b'data: {"choices":[{"delta":{"content":"x}"}}}\n\n', b"data: {choices}\n\n",
+        b"dat\n\n", b"data\n\n", b"id: 3\nda\n\n", b'ata: {"choices":[]}\n\n', b'\x00\xff\ndata: {"choices":[]}\n\n',
     ],
 )  # fmt: skip
 def test_a_malformed_chunk_is_never_passed_on(pieces: up.Segments, bad: bytes) -> None:
@@ -173,6 +175,33 @@ def test_no_done(pieces: up.Segments, cut: Fault | None) -> None:
     out, fault, facts = relayed(unfinished, pieces, cut=cut)
     assert (out, fault and fault.kind) == (unfinished, FaultKind.CUT)
     assert not facts.finished
+
+
+@pytest.mark.parametrize("pieces", SEGMENTS)
+def test_done_without_a_finish_is_no_end(pieces: up.Segments) -> None:
+    data = b"".join(up.events(2, finish=None, done=False))
+    out, fault, facts = relayed(data + up.DONE, pieces)
+    assert (out, fault and fault.kind) == (data, FaultKind.CUT)
+    assert not facts.finished
+
+
+@pytest.mark.parametrize("pieces", SEGMENTS)
+def test_a_finish_is_seen_however_it_is_spaced_and_whatever_comes_behind(
+    pieces: up.Segments,
+) -> None:
+    finish = up.event(up.chunk({}, finish="stop")).replace(b'":', b'" :  ')
+    verdicts = up.event(up.chunk({}, content_filter_offsets={"start": 0})) * 40
+    data = b"".join(up.events(2, finish=None, done=False)) + finish + verdicts + up.DONE
+    assert relayed(data, pieces)[:2] == (data, None)
+
+
+@pytest.mark.parametrize("pieces", SEGMENTS)
+@pytest.mark.parametrize("bad", [b"data: [DO\n\n", b"data: " + up.error_body() + b"\n\n"])
+def test_what_goes_wrong_behind_the_finish_costs_nobody_the_answer(
+    pieces: up.Segments, bad: bytes
+) -> None:
+    data = b"".join(up.events(2, done=False))
+    assert relayed(data + bad, pieces)[:2] == (data + up.DONE, None)
 
 
 @pytest.mark.parametrize("missing", [1, 2])
@@ -244,9 +273,9 @@ json_values = st.recursive(
 def test_segmentation_never_matters(
     chunks: list[dict[str, object]], seed: int, hide: bool, newline: bytes
 ) -> None:
-    data = b"".join(up.event(chunk) for chunk in chunks).replace(b"\n", newline)
-    if chunks:
-        data += b"data: [DONE]" + newline * 2
+    finish = [up.chunk({}, finish="stop")]
+    data = b"".join(up.event(chunk) for chunk in [*chunks, *finish]).replace(b"\n", newline)
+    data += b"data: [DONE]" + newline * 2
     one, two = relayed(data, hide=hide), relayed(data, up.at_random(seed), hide=hide)
     assert one[0] == two[0]
     assert (one[1] and str(one[1])) == (two[1] and str(two[1]))
