@@ -19,8 +19,9 @@ from engines.specs import SimulatedSpec
 from router.config.schema import Config, Model, Policy, Provider, Target
 from router.facts import facts_of
 from router.load import Demand, Facts
+from router.policy import Rotation
 from router.policy.breaker import Verdict
-from router.pool import MANY, Refusal, Route, build
+from router.pool import Refusal, Route, build
 from router.ratelimits import Reading, Readings, Spent
 from router.wire.chat import decode_chat
 
@@ -65,11 +66,7 @@ def _choosing(policy: Policy, count: int, told: Readings) -> tuple[float, float]
         member.load.pending_tokens = rng.randrange(20_000)
         member.load.pending_us = rng.randrange(10**6)
         member.load.context_tokens = rng.randrange(10**5)
-    shown = route.members
-    if count > MANY and route.policy.scores:
-        shown = tuple(route._sample([]))  # noqa: SLF001 - what the pool would show it
-    demand = Demand(8000, 200.0, {shown[1].load.slot: 2048, shown[2].load.slot: 64})
-    pick = _best(lambda: route.policy.pick(shown, demand, 0.0, rng))
+    pick = _best(_pick(route, rng))
     facts = Facts(8000, BLOCKS) if route.wants_facts else Facts(8000) if route.wants_size else None
     for member in route.members:
         if told and member.target.quota is not None:
@@ -83,6 +80,15 @@ def _choosing(policy: Policy, count: int, told: Readings) -> tuple[float, float]
         one.settle(Verdict.GOOD, 2.0, None, 200, SPENT)
 
     return pick, _best(lease)
+
+
+def _pick(route: Route, rng: random.Random) -> Callable[[], object]:
+    policy, members = route.policy, route.members
+    if isinstance(policy, Rotation):
+        return lambda: policy.next(members, lambda one: one.target.admits(0.0), rng)
+    shown = tuple(route._sample([])) if route._samples else members  # noqa: SLF001 - what the pool would show it
+    demand = Demand(8000, 200.0, {shown[1].load.slot: 2048, shown[2].load.slot: 64})
+    return lambda: policy.pick(shown, demand, 0.0, rng)
 
 
 def _route(policy: Policy, count: int) -> Route:

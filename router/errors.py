@@ -119,6 +119,8 @@ def retry_after_headers(seconds: float) -> dict[str, str]:
 class FaultKind(enum.Enum):
     """What an attempt died of. The value is the label in metrics and the code in a client's error."""
 
+    LOCAL = "router_fault"
+    """The router's own network, resolver or descriptors: no target was asked."""
     CONNECT = "connect_failed"
     TIMEOUT_CONNECT = "connect_timeout"
     TIMEOUT_FIRST_BYTE = "first_token_timeout"
@@ -140,19 +142,24 @@ class FaultKind(enum.Enum):
     ENGINE_ERROR = "engine_error"
 
 
-BLAMELESS = frozenset({
+FINAL = frozenset({
     FaultKind.CLIENT_ERROR, FaultKind.CONTEXT_LENGTH, FaultKind.CONTENT_FILTER, FaultKind.CLIENT_SLOW,
     FaultKind.DEADLINE,
 })  # fmt: skip
-"""Kinds that say nothing about the target: the request was wrong, nobody read its answer, or its time was up."""
+"""Kinds that another target of the same model would not mend: the request was wrong, nobody read its answer, or its
+time was up.
+"""
+
+BLAMELESS = FINAL | {FaultKind.LOCAL}
+"""Kinds that say nothing about the target."""
+
+BUSY = frozenset({FaultKind.RATE_LIMITED, FaultKind.ENGINE_BUSY})
+"""Kinds that say the target is well but has enough to do."""
 
 OVERLOADED = frozenset({FaultKind.ENGINE_BUSY, FaultKind.TIMEOUT_CONNECT})
 """Kinds that are what too many requests look like: a full queue, or one of connections that nobody takes from."""
 OVERLOADED_STATUSES = frozenset({503, 529})
 """RFC 9110's for an overload, and Anthropic's."""
-
-FINAL = BLAMELESS
-"""Kinds that another target of the same model would not mend."""
 
 
 class Fault(NenyaError):  # noqa: N818 - the domain's word
@@ -198,6 +205,7 @@ class Fault(NenyaError):  # noqa: N818 - the domain's word
 
 
 _STATUS = {
+    FaultKind.LOCAL: 503,
     FaultKind.TIMEOUT_CONNECT: 504,
     FaultKind.TIMEOUT_FIRST_BYTE: 504,
     FaultKind.TIMEOUT_IDLE: 504,

@@ -72,6 +72,14 @@ class Retry(msgspec.Struct, frozen=True):
     reason: FaultKind
 
 
+class RetryRefused(msgspec.Struct, frozen=True):
+    """An attempt failed that would have been made again, but for the model's retry budget."""
+
+    model: str
+    target: str
+    reason: FaultKind
+
+
 class Hedge(msgspec.Struct, frozen=True):
     """A request was sent to a second target, because the first kept silent for unusually long."""
 
@@ -143,6 +151,7 @@ Event = (
     | RequestDone
     | Recovery
     | Retry
+    | RetryRefused
     | Hedge
     | Fallback
     | Queued

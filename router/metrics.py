@@ -36,6 +36,7 @@ from router.events import (
     Recovery,
     RequestDone,
     Retry,
+    RetryRefused,
     TargetState,
     UsageLost,
 )
@@ -192,6 +193,10 @@ class Metrics:
             "nenya_retries", "Attempts that failed and were followed by another", labels,
             registry=self._registry,
         )  # fmt: skip
+        self._retries_refused = Counter(
+            "nenya_retries_refused", "Failed attempts that the retry budget didn't let be followed by another",
+            ("model", "reason"), registry=self._registry,
+        )  # fmt: skip
 
         self._hedges = Counter(
             "nenya_hedges", "Requests sent to a second target because the first was late",
@@ -250,7 +255,9 @@ class Metrics:
         self._usage_lost.inc()
 
     def _mended(self, event: Event) -> None:
-        if isinstance(event, Hedge):
+        if isinstance(event, RetryRefused):
+            self._retries_refused.labels(self._model(event.model), event.reason.value).inc()
+        elif isinstance(event, Hedge):
             self._hedges.labels(self._target(event.target), event.outcome).inc()
         elif isinstance(event, Fallback):
             names = (self._model(event.model), self._model(event.to), _outcome(event.reason))

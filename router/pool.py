@@ -1,8 +1,8 @@
 """Who may serve a request, and who does. Pure: state, arguments and ``now`` in, a lease or a refusal out.
 
 While somebody admits, the policy chooses among those. Where nobody does because all are ejected, they serve all the
-same (panic): a guess beats a certain error, and it is how a pool of one comes back. Who asked for rest (429 with
-retry-after) gets it, panic or not.
+same (panic), the least bad first: a guess beats a certain error, and it is how a pool of one comes back. Who asked
+for rest (429 with retry-after) gets it, panic or not.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import msgspec
 
 from engines.base import WorkCosts
 from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
-from router.config.schema import Config, Model, Price, Queue
+from router.config.schema import Config, Health, Model, Price, Queue
 from router.config.schema import Policy as PolicyName
 from router.counting import Need, counts_of
 from router.line import Line
 from router.load import NOTHING, UNKNOWN, Costs, Demand, Facts, Load, MeanOutput
-from router.policy import Policy
-from router.policy.breaker import Breaker
+from router.policy import Policy, Rotation
+from router.policy.breaker import Breaker, Cohort, SuccessRate
 from router.policy.cache_aware import CacheAware
 from router.policy.expected_cost import ExpectedCost
 from router.policy.headroom import Headroom
@@ -32,11 +32,12 @@ from router.policy.local_first import LocalFirst
 from router.policy.power_of_two import PowerOfTwo
 from router.policy.quota import Quota
 from router.policy.round_robin import RoundRobin
+from router.policy.slow_start import SlowStart
 from router.policy.weighted import Weighted
 from router.prefix import PrefixIndex, by_slot
 from router.target import Lease, Target
 
-POLICIES: Mapping[PolicyName, Callable[[Model], Policy]] = {
+POLICIES: Mapping[PolicyName, Callable[[Model], Policy | Rotation]] = {
     "round_robin": lambda _: RoundRobin(),
     "weighted": lambda _: Weighted(),
     "least_inflight": lambda _: LeastInflight(),
@@ -83,7 +84,17 @@ NO_FALLBACKS = Fallbacks()
 class Member:
     """A target's place in one model's list."""
 
-    __slots__ = ("_price", "_thrift", "local", "order", "target", "weight")
+    __slots__ = (
+        "_price",
+        "_thrift",
+        "_whole_weight",
+        "load",
+        "local",
+        "order",
+        "target",
+        "warmth",
+        "weight",
+    )
 
     def __init__(
         self,
@@ -95,16 +106,19 @@ class Member:
     ) -> None:
         """``price``: what it costs us; ``thrift``: how much that matters, 0 to 1."""
         self.target = target
-        self.order = order
-        self.weight = weight
         self.local = target.kind == "engine"
         self._price = price
         self._thrift = thrift
-
-    @property
-    def load(self) -> Load:
+        self.load = target.load
         """What the target has to do, for whichever model."""
-        return self.target.load
+        self.order = order
+        self.weight = self._whole_weight = weight
+        self.warmth = 1.0
+
+    def warm(self, part: float) -> None:
+        """That part of its weight is its due from now on."""
+        self.warmth = part
+        self.weight = self._whole_weight * part
 
     def headroom(self, now: float) -> float:
         """Share of its provider's limits that is left, 0 to 1; 1 where none is known."""
@@ -136,6 +150,7 @@ class Shared(msgspec.Struct, frozen=True):
 
     index: PrefixIndex
     rng: random.Random
+    slow_start: SlowStart
     queue: Queue = Queue()
 
 
@@ -147,6 +162,8 @@ class Route:
         "_index",
         "_quotas",
         "_rng",
+        "_samples",
+        "_seats",
         "_shared",
         "_sized",
         "_slots",
@@ -165,12 +182,14 @@ class Route:
         name: str,
         model: Model,
         members: tuple[Member, ...],
-        policy: Policy,
+        policy: Policy | Rotation,
         shared: Shared,
     ) -> None:
         self.name = name
         self.model = model
         self.members = members
+        self._seats = members
+        """All of the model's members, also where these are some of them."""
         self.policy = policy
         self.outputs = MeanOutput()
         self.fallbacks = NO_FALLBACKS
@@ -181,6 +200,8 @@ class Route:
         """Whether ``lease`` is of use with facts; computing them costs more than most choices."""
         self._quotas = [one.target.quota for one in members if one.target.quota is not None]
         self._sized = isinstance(policy, Headroom) and len(members) > 1
+        self._samples = len(members) > MANY and not isinstance(policy, LocalFirst)
+        """Whether the policy is shown a sample; `LocalFirst` must see both kinds."""
         self._shared = shared
         self._index = shared.index
         self._rng = shared.rng
@@ -191,6 +212,7 @@ class Route:
         """The same route with some of its members; what it learns is learned here, too."""
         route = Route(self.name, self.model, members, self.policy, self._shared)
         route.outputs = self.outputs
+        route._seats = self._seats
         route.fallbacks = self.fallbacks
         route.line = self.line
         return route
@@ -214,28 +236,22 @@ class Route:
         self, now: float, exclude: Collection[Target] = (), facts: Facts | None = None
     ) -> Lease | Refusal:
         """A lease on the member that should serve, or why there is none. ``exclude``: those tried already."""
+        if self._shared.slow_start:
+            self._shared.slow_start.update(now)
         depths = self._index.depths(facts.blocks) if facts is not None else []
-        shown: Sequence[Member] = self.members
-        if len(shown) > MANY and self.policy.scores:
-            shown = self._sample(depths)
-        need = NO_NEED
-        ready = [m for m in shown if m.target.admits(now) and m.target not in exclude]
-        if not ready:
-            ready = self._whoever(now, exclude)
-        if not ready:
-            return self._refusal(now, exclude)
-        if self._quotas:
-            need = self._need(facts)
-            fitting = [m for m in ready if not m.target.wait_s(need, now)]
-            if not fitting and len(shown) < len(self.members):
-                ready = self._whoever(now, exclude)
-                fitting = [m for m in ready if not m.target.wait_s(need, now)]
-            if not fitting:
-                return Refusal("quota", self._fits_at(ready, exclude, need, now))
-            ready = fitting
-        demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
-        alone = len(self.members) == 1
-        member = ready[0] if alone else self.policy.pick(ready, demand, now, self._rng)
+        need = self._need(facts) if self._quotas else NO_NEED
+        if isinstance(self.policy, Rotation):
+            member = self._next(self.policy, need, now, exclude)
+            if isinstance(member, Refusal):
+                return member
+            demand = UNKNOWN if facts is None else self._demand(facts, depths, (member,))
+        else:
+            ready = self._ready(depths, need, now, exclude)
+            if isinstance(ready, Refusal):
+                return ready
+            demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
+            alone = len(self.members) == 1
+            member = ready[0] if alone else self.policy.pick(ready, demand, now, self._rng)
         target, claim = member.target, NOTHING
         if facts is not None:
             self._index.record(member.load.slot, facts.blocks)
@@ -244,6 +260,24 @@ class Route:
         if quota is not None and quota.counting:
             hold = quota.reserve(need, now)
         return target.lease(now, claim, self.outputs, hold)
+
+    def _ready(
+        self, depths: list[tuple[int, int]], need: Need, now: float, exclude: Collection[Target]
+    ) -> list[Member] | Refusal:
+        """Those whom the policy may choose among."""
+        shown = self._sample(depths) if self._samples else self.members
+        ready = [m for m in shown if m.target.admits(now) and m.target not in exclude]
+        if not ready:
+            ready = self._whoever(now, exclude)
+        if not ready:
+            return self._refusal(now, exclude)
+        if not self._quotas:
+            return ready
+        fitting = [m for m in ready if not m.target.wait_s(need, now)]
+        if not fitting and len(shown) < len(self.members):
+            ready = self._whoever(now, exclude)
+            fitting = [m for m in ready if not m.target.wait_s(need, now)]
+        return fitting or Refusal("quota", self._fits_at(ready, exclude, need, now))
 
     def _need(self, facts: Facts | None) -> Need:
         """What a request is thought to take of a provider's limits."""
@@ -268,13 +302,41 @@ class Route:
             for one in (*ready, *resting)
         )
 
+    def _next(
+        self, rotation: Rotation, need: Need, now: float, exclude: Collection[Target]
+    ) -> Member | Refusal:
+        """Whose turn it is."""
+        narrow = None if self.members is self._seats else frozenset(self.members)
+        quotas = bool(self._quotas)
+
+        def ready(one: Member) -> bool:
+            target = one.target
+            return (
+                target.admits(now)
+                and target not in exclude
+                and (narrow is None or one in narrow)
+                and not (quotas and target.wait_s(need, now))
+            )
+
+        member = rotation.next(self._seats, ready, self._rng)
+        if member is not None:
+            return member
+        left = self._whoever(now, exclude)
+        if not left:
+            return self._refusal(now, exclude)
+        fitting = {one for one in left if not one.target.wait_s(need, now)}
+        member = rotation.next(self._seats, fitting.__contains__, self._rng)
+        return member or Refusal("quota", self._fits_at(left, exclude, need, now))
+
     def _whoever(self, now: float, exclude: Collection[Target]) -> list[Member]:
-        """Those who admit, of all; where nobody even serves, those who do in a panic."""
+        """Those who admit, of all; where nobody even serves, the least bad of those who do in a panic."""
         left = [member for member in self.members if member.target not in exclude]
         ready = [member for member in left if member.target.admits(now)]
         if ready or any(member.target.serves(now) for member in left):
             return ready
-        return [member for member in left if member.target.panics(now)]
+        left = [member for member in left if member.target.panics(now)]
+        least = min((member.target.breaker.badness for member in left), default=None)
+        return [member for member in left if member.target.breaker.badness == least]
 
     def _demand(
         self, facts: Facts, depths: list[tuple[int, int]], ready: Sequence[Member]
@@ -351,8 +413,10 @@ def build(
     other blocks than the router's own.
     """
     index = PrefixIndex() if block_tokens is None else PrefixIndex(block_tokens)
+    health = config.health
+    slow_start = SlowStart(health.slow_start_s, health.slow_start_aggression)
     rng = rng or random.Random(0)  # noqa: S311 - balancing, no secrets
-    shared = Shared(index, rng, config.queue)
+    shared = Shared(index, rng, slow_start, config.queue)
     targets: dict[str, Target] = {}
     routes: dict[str, Route] = {}
     for name, model in config.models.items():
@@ -363,18 +427,20 @@ def build(
             there = listed.model or name
             id_ = backend if kind == "engine" else f"{backend}/{there}"
             if id_ not in targets:
-                breaker = Breaker(config.health.failures, config.health.eject_s)
                 load = _load(config.engines.get(listed.engine or ""), index)
+                breaker = _breaker(health)
                 provider = config.providers.get(listed.provider or "")
                 quota = Quota(counts_of(provider)) if provider is not None else None
                 targets[id_] = Target(
                     id_, backend, there, kind=kind, breaker=breaker, load=load, quota=quota
                 )
+                targets[id_].slow_start = slow_start
                 if provider is not None:
                     targets[id_].continues = provider.continues
             target = targets[id_]
             target.concurrency.cap(listed.max_inflight)
             members.append(Member(target, order, listed.weight, listed.price, model.thrift))
+        _stand_in(members, health.max_ejected)
         route = Route(name, model, tuple(members), POLICIES[policy_of(model)](model), shared)
         for known_as in (name, name.lower(), *(alias.lower() for alias in model.aliases)):
             routes[known_as] = route
@@ -401,6 +467,23 @@ def policy_of(model: Model) -> PolicyName:
     if engines < len(model.targets):
         return "local_first" if engines else "headroom"
     return "expected_cost" if engines > 1 else "least_inflight"
+
+
+def _breaker(health: Health) -> Breaker:
+    rate = SuccessRate(health.window_s, health.min_requests, health.min_success)
+    return Breaker(health.failures, health.eject_s, rate)
+
+
+def _stand_in(members: Sequence[Member], max_ejected: float) -> None:
+    """Make a model's targets stand in for each other. One that is alone may be ejected for the other models that
+    list it: here it serves all the same.
+    """
+    targets = dict.fromkeys(member.target for member in members)
+    cohort = Cohort(len(targets), max_ejected)
+    for target in targets if len(targets) > 1 else ():
+        target.breaker.join(cohort)
+    for member in members:
+        member.target.places.append(member)
 
 
 def _load(spec: EngineSpec | None, index: PrefixIndex) -> Load:

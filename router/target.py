@@ -13,10 +13,13 @@ from typing import Literal
 from router.counting import Need
 from router.errors import IllegalMove
 from router.load import NOTHING, Claim, Load, MeanOutput
-from router.policy.breaker import Breaker, Permit, Verdict
+from router.policy.breaker import Breaker, Permit, State, Verdict
 from router.policy.concurrency import Concurrency
 from router.policy.quota import Hold, Quota
+from router.policy.slow_start import Place, SlowStart
 from router.ratelimits import Readings, Spent
+
+_ADMITTING = State.ADMITTING  # reading it through its class takes longer than the rest of `admits`
 
 
 class Target:
@@ -34,8 +37,10 @@ class Target:
         "model",
         "not_continuing_until",
         "on_free",
+        "places",
         "quota",
         "resting_until",
+        "slow_start",
     )
 
     def __init__(  # noqa: PLR0913 - made in one place
@@ -64,6 +69,10 @@ class Target:
         """False while its engine's process is not up."""
         self.resting_until = 0.0
         """It asked to be left alone until then (429 with retry-after)."""
+        self.slow_start = SlowStart()
+        """Where it is said that it was readmitted; all targets of a pool share one."""
+        self.places: list[Place] = []
+        """Where it stands in models' lists."""
         self.continues: bool | Literal["auto"] = kind == "engine" or "auto"
         """Whether it goes on with an answer that has begun: exactly, never, or to be found out."""
         self.not_continuing_until = 0.0
@@ -82,7 +91,7 @@ class Target:
             self.available
             and self.load.inflight < self.concurrency.limit
             and now >= self.resting_until
-            and self.breaker.admits(now)
+            and (self.breaker.state is _ADMITTING or self.breaker.admits(now))
         )
 
     def serves(self, now: float) -> bool:
@@ -226,4 +235,7 @@ class Lease:
             self._outputs.saw(output_tokens)
         if retry_after_s is not None:
             target.resting_until = max(target.resting_until, now + retry_after_s)
-        return target.breaker.settle(self._permit, verdict, now)
+        moved = target.breaker.settle(self._permit, verdict, now)
+        if moved and target.breaker.state is _ADMITTING:
+            target.slow_start.begin(target.places, now)
+        return moved

@@ -6,8 +6,9 @@ import asyncio
 
 import pytest
 
+from router.config.schema import Health
 from router.errors import ApiError, FaultKind, invalid_request
-from router.events import AttemptDone, RequestDone, TargetState
+from router.events import AttemptDone, RequestDone, RetryRefused, TargetState
 from router.events import Retry as Retried
 from tests.walks import Script, World, fault
 
@@ -98,6 +99,62 @@ async def test_429_with_retry_after_leaves_the_target_alone_until_then():
     world.clock.advance(20)
     assert {(await world.ask())[0] for _ in range(2)} == {b"a", b"b"}
     assert world.pool.targets["a/m"].state == "admitting"
+
+
+async def test_429_without_retry_after_counts_in_the_rate_only():
+    health = Health(failures=2, min_requests=10, eject_s=30)
+    world = World(Script(fault(FaultKind.RATE_LIMITED)), Script([b"ok"]), health=health)
+    for _ in range(9):
+        assert await world.ask() == [b"ok"]
+    assert world.pool.targets["a/m"].state == "admitting"
+    for _ in range(3):
+        assert await world.ask() == [b"ok"]
+    assert [(e.target, e.state, e.reason) for e in world.seen(TargetState)] == [
+        ("a/m", "ejected", "rate_limited")
+    ]
+
+
+async def test_429_with_retry_after_never_ejects():
+    health = Health(failures=2, min_requests=5, eject_s=30)
+    limited = fault(FaultKind.RATE_LIMITED, retry_after_s=1)
+    world = World(Script(limited), Script([b"ok"]), health=health)
+    for _ in range(30):
+        assert await world.ask() == [b"ok"]
+        world.clock.advance(1)
+    assert world.seen(TargetState) == []
+
+
+async def test_the_routers_own_faults_blame_nobody_and_are_tried_elsewhere():
+    world = World(Script(fault(FaultKind.LOCAL)), Script([b"ok"]))
+    for _ in range(30):
+        assert await world.ask() == [b"ok"]
+    assert world.pool.targets["a/m"].state == "admitting"
+    alone = World(Script(fault(FaultKind.LOCAL)))
+    with pytest.raises(ApiError) as caught:
+        await alone.clock.run(alone.ask())
+    assert (caught.value.status, caught.value.error.code) == (503, "router_fault")
+
+
+async def test_beyond_the_budget_a_failure_is_the_clients_at_once():
+    health = Health(failures=1000, min_success=0)
+    scripts = [Script(fault()) for _ in "abc"]
+    world = World(*scripts, health=health, budget_per_s=1, budget_share=0.2)
+    for _ in range(100):
+        with pytest.raises(ApiError) as caught:
+            await world.ask()
+        assert (caught.value.status, caught.value.error.code) == (502, "server_error")
+    world.assert_balanced()
+    assert 10 + 0.2 * 90 <= len(world.seen(Retried)) <= 10 + 0.2 * 100
+    refused = world.seen(RetryRefused)
+    assert (refused[0].model, refused[0].reason) == ("m", FaultKind.SERVER_ERROR)
+    assert len(refused) + len(world.seen(Retried)) == len(world.seen(AttemptDone)) - sum(
+        event.attempts == 3 for event in world.seen(RequestDone)
+    )
+    world.clock.advance(100)
+    before = len(world.seen(Retried))
+    with pytest.raises(ApiError):
+        await world.ask()
+    assert len(world.seen(Retried)) == before + 2
 
 
 async def test_429_from_all_waits_where_the_deadline_allows():

@@ -18,6 +18,7 @@ from router.events import (
     Recovery,
     RequestDone,
     Retry,
+    RetryRefused,
     TargetState,
     UsageLost,
 )
@@ -154,6 +155,7 @@ def test_attempts_retries_and_ejections():
     metrics(AttemptDone("m", "t", "p", 0.5, FaultKind.CONNECT))
     metrics(AttemptDone("m", "u", "q", 1.5, None))
     metrics(Retry("t", FaultKind.CONNECT))
+    metrics(RetryRefused("m", "t", FaultKind.RESET))
     metrics(TargetState("t", "ejected", "connect_failed"))
     metrics(TargetState("t", "probing", "probe"))
     metrics(TargetState("t", "ejected", "who knows"))
@@ -162,6 +164,7 @@ def test_attempts_retries_and_ejections():
     assert value(metrics, name, **GENAI, error_type="connect_failed", target="t") == 0.5
     assert value(metrics, name, **{**GENAI, "provider": "q"}, error_type="", target="u") == 1.5
     assert value(metrics, "nenya_retries_total", target="t", reason="connect_failed") == 1
+    assert value(metrics, "nenya_retries_refused_total", model="m", reason="connection_reset") == 1
     assert value(metrics, "nenya_target_ejections_total", target="t", reason="connect_failed") == 1
     assert value(metrics, "nenya_target_ejections_total", target="t", reason="other") == 1
 
@@ -232,8 +235,8 @@ def test_names_and_buckets():
         "gen_ai_server_request_duration_seconds", "gen_ai_server_time_to_first_token_seconds",
         "gen_ai_server_time_per_output_token_seconds", "gen_ai_client_operation_duration_seconds", "nenya_requests",
         "nenya_tokens", "nenya_output_tokens_per_second", "nenya_overhead_seconds", "nenya_target_inflight_requests",
-        "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_hedges", "nenya_fallbacks",
-            "nenya_build", "nenya_recoveries", "nenya_burnt_tokens",
+        "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_retries_refused", "nenya_hedges",
+            "nenya_fallbacks", "nenya_build", "nenya_recoveries", "nenya_burnt_tokens",
             "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped",
             "nenya_upstream_429", "nenya_upstream_ratelimit_limit",
             "nenya_upstream_ratelimit_remaining", "nenya_upstream_ratelimit_reset_seconds",

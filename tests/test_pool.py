@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engines.specs import LlamaCppSpec, SimulatedSpec
 from router.config.schema import Config, Health, Model, Provider, Target
@@ -13,11 +16,11 @@ from router.pool import MANY, SAMPLE, Refusal, build, cache_tokens, costs_of, po
 from router.target import Lease
 
 
-def config(**models):
+def config(health=None, **models):
     return Config(
         models=models,
         providers={name: Provider(base_url=f"http://{name}.test/v1") for name in "abc"},
-        health=Health(failures=2, eject_s=30),
+        health=health or Health(failures=2, eject_s=30, max_ejected=1),
     )
 
 
@@ -82,6 +85,75 @@ def test_when_all_are_ejected_they_serve_all_the_same(pool):
     for target in pool.targets.values():
         eject(target)
     assert set(names(pool, 6, now=1)) == {"a", "b", "c"}
+
+
+def test_in_a_panic_the_least_bad_serve(pool):
+    for target in pool.targets.values():
+        eject(target)
+    for name in "ac":  # its probe fails: ejected twice
+        pool.targets[f"{name}/m"].lease(30).settle(Verdict.BAD, 30)
+    assert names(pool, 1, now=31) == ["b"]
+    assert set(names(pool, 2, now=31)) == {"a", "c"}, "b is being probed"
+    assert names(pool, 3, now=31) == ["b"] * 3, "all are: the one that failed least often"
+
+
+def test_of_several_targets_one_always_serves_as_admitting():
+    pool = build(config(Health(failures=1), big=model("a", "b", "c")))
+    for _ in range(20):
+        for target in pool.targets.values():
+            if target.state == "admitting":
+                target.lease(0).settle(Verdict.BAD, 0)
+    states = sorted(target.state for target in pool.targets.values())
+    assert states == ["admitting", "ejected", "ejected"]
+
+
+def test_a_target_counts_in_every_model_that_lists_it():
+    pool = build(config(Health(failures=1), x=model("a", "b"), y=model("b", "c"), z=model("c")))
+    a, b, c = (pool.targets[f"{name}/m"] for name in "abc")
+    eject(a)
+    b.lease(0).settle(Verdict.BAD, 0)
+    assert b.state == "admitting", "x has nobody else"
+    eject(c)
+    assert c.state == "ejected"
+    assert pool.route("z").lease(1).target is c, "alone in z, it serves all the same"
+
+
+@pytest.mark.parametrize("policy", ["round_robin", "weighted", "power_of_two", "least_inflight"])
+def test_a_readmitted_target_gets_its_share_little_by_little(policy):
+    health = Health(failures=1, slow_start_s=100)
+    pool = build(config(health, big=model("a", "b", policy=policy), other=model("b", "c")))
+    route, target = pool.route("big"), pool.targets["b/m"]
+    eject(target)
+    target.lease(30).settle(Verdict.GOOD, 30)
+
+    def share(now):
+        leases = [route.lease(now) for _ in range(300)]
+        for lease in leases:
+            lease.settle(Verdict.GOOD, now)
+        return sum(lease.target is target for lease in leases) / 300
+
+    assert share(31) < 0.2
+    assert 0.2 < share(80) < 0.45
+    assert share(130) == pytest.approx(0.5, abs=0.1)
+    members = [*route.members, *pool.route("other").members]
+    assert {(member.warmth, member.weight) for member in members} == {(1, 1)}
+
+
+def test_a_narrowed_rotation_takes_turns_of_its_own_members(pool):
+    route = pool.route("big")
+    narrow = route.only(route.members[1:])
+    assert [narrow.lease(0).target.backend for _ in range(4)] == ["b", "c", "b", "c"]
+    assert names(pool, 2) == ["a", "b"]
+
+
+@pytest.mark.parametrize("policy", ["round_robin", "weighted"])
+def test_a_rotation_finds_the_one_of_very_many_that_is_up(policy):
+    pool = engines(MANY * 4, policy)
+    for target in pool.targets.values():
+        target.available = target.id == "e40"
+    route = pool.route("m")
+    assert [route.lease(0).target.id for _ in range(3)] == ["e40"] * 3
+    assert isinstance(route.lease(0, exclude={pool.targets["e40"]}), Refusal)
 
 
 def test_who_asks_for_rest_gets_it_even_when_nobody_else_is_left(pool):
@@ -265,3 +337,84 @@ def test_a_lease_tells_of_an_overload_and_of_answers():
     late = route.lease(2)
     late.settle(Verdict.GOOD, 3)
     assert route.members[0].target.concurrency.limit > 7
+
+
+LOADS = ("inflight", "pending_tokens", "pending_us", "context_tokens", "reserved_tokens")
+
+
+class Leases(RuleBasedStateMachine):
+    """Requests of two routes that share targets, in any order of starts, first tokens, ends and retries: nobody's load
+    is ever negative, a request in flight is counted once, and after the last all loads are exactly zero.
+    """
+
+    def __init__(self):
+        super().__init__()
+        spec, health = SimulatedSpec(kv_tokens=6400), Health(failures=2, slow_start_s=20)
+        models = {
+            name: Model(targets=[Target(engine=one) for one in of], policy=policy)
+            for name, of, policy in [("x", "abc", "expected_cost"), ("y", "bcd", "weighted")]
+        }
+        config = Config(engines=dict.fromkeys("abcd", spec), models=models, health=health)
+        self.pool = build(config)
+        self.now, self.open = 0.0, []
+
+    @rule(
+        name=st.sampled_from("xy"),
+        tokens=st.integers(1, 9000),
+        head=st.integers(0, 3),
+        limit=st.sampled_from([None, 1, 5000]),
+        tried=st.sets(st.sampled_from("abcd"), max_size=2),
+    )
+    def start(self, name, tokens, head, limit, tried):
+        route = self.pool.route(name)
+        blocks = tuple(range(head * 100, head * 100 + tokens // 64))
+        facts = Facts(tokens, blocks, limit) if route.wants_facts else None
+        exclude = {self.pool.targets[one] for one in tried}
+        lease = route.lease(self.now, exclude, facts)
+        if not isinstance(lease, Refusal):
+            assert lease.target not in exclude
+            assert lease.target in {member.target for member in route.members}
+            self.open.append(lease)
+
+    @precondition(lambda self: self.open)
+    @rule(which=st.integers(0, 10**6))
+    def first_token(self, which):
+        self.open[which % len(self.open)].first_token(self.now)
+
+    @precondition(lambda self: self.open)
+    @rule(
+        which=st.integers(0, 10**6),
+        verdict=st.sampled_from(Verdict),
+        rest=st.sampled_from([None, None, 3.0]),
+    )
+    def settle(self, which, verdict, rest):
+        lease = self.open.pop(which % len(self.open))
+        lease.settle(verdict, self.now, rest, 50)
+        lease.first_token(self.now)
+
+    @rule(seconds=st.sampled_from([0.01, 1.0, 40.0]))
+    def wait(self, seconds):
+        self.now += seconds
+
+    @rule(which=st.sampled_from("abcd"), up=st.booleans())
+    def process(self, which, up):
+        target = self.pool.targets[which]
+        target.available = up
+        if not up:
+            self.pool.forget_cache(target)
+
+    @invariant()
+    def loads_are_those_of_the_open_leases(self):
+        for target in self.pool.targets.values():
+            assert min(getattr(target.load, name) for name in LOADS) >= 0
+            assert target.inflight == sum(lease.target is target for lease in self.open)
+
+    def teardown(self):
+        for lease in self.open:
+            lease.settle(Verdict.VOID, self.now)
+        for target in self.pool.targets.values():
+            assert [getattr(target.load, name) for name in LOADS] == [0] * len(LOADS)
+
+
+Leases.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestLeases = Leases.TestCase

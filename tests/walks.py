@@ -67,24 +67,25 @@ class Pieces:
 class World(SimpleNamespace):
     """A dispatcher over scripted backends named a, b, c."""
 
-    def __init__(self, *scripts, policy="round_robin", attempts=3, hedge_share=0.0, models=None):
+    def __init__(
+        self, *scripts, policy="round_robin", attempts=3, models=None, health=None, **retry
+    ):
         """``models``: others beside m, by name; m has all scripts' backends unless it is among them."""
         names = "abc"[: len(scripts)]
         m = Model(targets=[Target(provider=name) for name in names], policy=policy)
         config = Config(
             providers={name: Provider(base_url="http://x.test/v1") for name in names},
             models={"m": m, **(models or {})},
-            health=Health(failures=2, eject_s=30),
+            health=health or Health(failures=2, eject_s=30, slow_start_s=0),
         )
         self.clock = ManualClock()
         self.pool = build(config)
         self.scripts = dict(zip(names, scripts, strict=True))
         self.events = []
-        retry = Retry(attempts=attempts, backoff_s=0.1, hedge_share=hedge_share)
         terms = Terms(
             Limits(1, 10, 10),
             Limits(1, 300, 10),
-            retry,
+            Retry(attempts=attempts, backoff_s=0.1, **retry),
             prompt_s_per_1k=1.0,
             narrow=Eligible(config).narrow,
         )

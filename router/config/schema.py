@@ -238,6 +238,10 @@ class Retry(_Part, frozen=True):
     """Attempts in all, the first included."""
     backoff_s: Seconds = 0.1
     """Before a target is tried again where no other is left; doubles each time, with full jitter."""
+    budget_share: Share = 0.2
+    """Retries of a model for each of its requests; Finagle's and linkerd's default."""
+    budget_per_s: Annotated[float, Meta(ge=0)] = 10
+    """Retries a second besides, kept for 10 s, so that few requests can be retried too; the same source."""
     hedge_share: Annotated[float, Meta(ge=0, le=1)] = 0
     """Of tokens that may be spent on asking a second provider when the first token is late; 0 never asks twice."""
     fallback_wait_s: Annotated[float, Meta(ge=0)] = 1
@@ -258,8 +262,22 @@ class Health(_Part, frozen=True):
 
     failures: Count = 5
     """In a row; Envoy's default for consecutive 5xx."""
+    window_s: Seconds = 30
+    """Over which the rate of success is looked at; Finagle's default."""
+    min_requests: Count = 20
+    """The sample without which there is no rate; Hystrix's default. Of a target that is 95 % good, 11 of 20 are bad
+    once in 10^9 samples."""
+    min_success: Share = 0.5
+    """Under it a target is ejected; Hystrix's default. 0 switches the rate off."""
     eject_s: Seconds = 30
     """Times the number of ejections in a row; then one probe."""
+    max_ejected: Share = 0.8
+    """Of a model's targets at once, rounded down, and one in any case. Envoy's 10 % is for hundreds of hosts; of three
+    models' servers two may well be down."""
+    slow_start_s: Annotated[float, Meta(ge=0)] = 30
+    """How long after its readmission a target gets a growing part of its share; 0 is at once."""
+    slow_start_aggression: Annotated[float, Meta(gt=0)] = 1
+    """1 is a straight line, more gives more of it early; Envoy's default."""
 
 
 class Config(_Part, frozen=True):

@@ -13,11 +13,12 @@ from router.dispatch.hedge import Sending, sooner
 from router.dispatch.reply import Reply, answer_headers
 from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
 from router.errors import ApiError, Fault, FaultKind, api_error
-from router.events import Fallback, Hedge, Listener
+from router.events import Fallback, Hedge, Listener, RetryRefused
 from router.events import Retry as Retried
 from router.facts import facts_of, size_of
 from router.policy.breaker import Verdict
 from router.policy.hedge_budget import HedgeBudget
+from router.policy.retry_budget import RetryBudget
 from router.pool import Refusal, Route
 from router.target import Lease, Target
 
@@ -41,6 +42,7 @@ class Dispatcher:
         self._terms = terms
         self._clock = clock
         self._emit = emit
+        self._budgets: dict[str, RetryBudget] = {}
         self._hedges = HedgeBudget(terms.retry.hedge_share)
         self._admission = Admission(terms.retry, clock=clock, rng=rng, emit=emit)
 
@@ -109,6 +111,8 @@ class Dispatcher:
     async def _of(self, walk: Walk, route: Route, *, may_turn: bool = False) -> Attempt:
         """From one model. ``may_turn``: a fallback could answer, so nobody waits for long. Raises ApiError."""
         tried: set[Target] = set()
+        budget = self._budget(route.name)
+        budget.request()
         call = walk.sent
         facts = facts_of(call.request) if route.wants_facts else None
         if facts is None and route.wants_size:
@@ -122,14 +126,29 @@ class Dispatcher:
             try:
                 return await self._attempt(walk, route, lease, tried)
             except Fault as fault:
-                self._retry_or_raise(walk, fault)
+                self._retry_or_raise(walk, fault, lease.target, budget)
                 tried.add(lease.target)
                 self._emit(Retried(lease.target.id, fault.kind))
 
-    def _retry_or_raise(self, walk: Walk, fault: Fault) -> None:
+    def _retry_or_raise(
+        self, walk: Walk, fault: Fault, target: Target, budget: RetryBudget
+    ) -> None:
+        """Return where the request may be sent again. Raises ApiError, the client's answer."""
         walk.last_fault = fault
         if not fault.retryable or walk.tries >= self._terms.retry.attempts:
             raise api_error(fault) from fault
+        if not budget.take(self._clock.now()):
+            self._emit(RetryRefused(walk.route.name, target.id, fault.kind))
+            raise api_error(fault) from fault
+
+    def _budget(self, model: str) -> RetryBudget:
+        """A model's own: what fails on one must not cost another its retries."""
+        budget = self._budgets.get(model)
+        if budget is None:
+            retry = self._terms.retry
+            budget = RetryBudget(retry.budget_share, retry.budget_per_s, self._clock.now())
+            self._budgets[model] = budget
+        return budget
 
     # One attempt
 

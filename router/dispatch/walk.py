@@ -9,7 +9,7 @@ from router.accounts.prices import Tokens
 from router.backends.base import Answer, Facts
 from router.clock import Clock
 from router.dispatch.call import Call, Terms
-from router.errors import Fault, FaultKind
+from router.errors import BUSY, Fault, FaultKind
 from router.events import AttemptDone, Event, Listener, RequestDone, TargetState
 from router.policy.breaker import Verdict
 from router.pool import Route
@@ -180,9 +180,9 @@ class Attempt:
             walk.burn(self.facts.input_tokens, self.facts.output_tokens)
         retry_after_s = None
         if fault is not None:
-            verdict = Verdict.BAD if fault.blames_target else Verdict.VOID
+            verdict = _verdict(fault)
             if fault.kind is FaultKind.RATE_LIMITED:
-                verdict, retry_after_s = Verdict.VOID, fault.retry_after_s
+                retry_after_s = fault.retry_after_s
                 if fault.readings or retry_after_s is not None:
                     lease.refused(fault.readings, now, retry_after_s)
         facts = self.facts
@@ -204,7 +204,19 @@ class Attempt:
         target.freed(now)
 
 
-UNCOUNTED = frozenset({FaultKind.RATE_LIMITED, FaultKind.CONNECT, FaultKind.TIMEOUT_CONNECT})
+def _verdict(fault: Fault) -> Verdict:
+    """What ``fault`` says about its target. Who told when he will answer, or of his limits, is believed: the request
+    came too early, and that is no matter of health.
+    """
+    if fault.kind in BUSY:
+        told = fault.retry_after_s is not None or fault.readings
+        return Verdict.VOID if told else Verdict.LIMITED
+    return Verdict.BAD if fault.blames_target else Verdict.VOID
+
+
+UNCOUNTED = frozenset({
+    FaultKind.LOCAL, FaultKind.RATE_LIMITED, FaultKind.CONNECT, FaultKind.TIMEOUT_CONNECT,
+})  # fmt: skip
 """Kinds after which the provider has counted nothing."""
 
 

@@ -1,12 +1,13 @@
 """How a target is chosen and when it is left alone: one mechanism a file, pure, siblings that never meet.
 
-A policy is an object with ``pick``; what it remembers between picks is its own. Candidates come in the order of the
-config and are never empty.
+A policy is an object with ``pick``, or a rotation with ``next``; what it remembers between picks is its own.
+Candidates come in the order of the config and are never empty.
 """
 
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol, TypeVar
 
@@ -22,7 +23,11 @@ class Candidate(Protocol):
 
     @property
     def weight(self) -> float:
-        """Its share, relative to the others'."""
+        """Its share, relative to the others'; in slow start only the part of it that is its due now."""
+
+    @property
+    def warmth(self) -> float:
+        """That part: 1, or less in slow start."""
 
     @property
     def local(self) -> bool:
@@ -74,12 +79,36 @@ class Turns:
 
 
 class Policy(Protocol):
-    """Chooses one of several."""
+    """Chooses one of several by their load."""
 
     wants_facts: ClassVar[bool]
     """Whether it looks at the demand; where not, nobody computes it."""
-    scores: ClassVar[bool]
-    """Whether it scores each candidate by itself, so that of very many it may be shown a sample."""
 
     def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:
-        """The candidate that should serve a request; the caller will send it there."""
+        """The candidate that should serve a request; the caller will send it there. Of very many it is shown a
+        sample.
+        """
+
+
+S = TypeVar("S", bound=Candidate)
+"""A member of a rotation."""
+
+
+class Rotation(ABC):
+    """Serves everybody in an order of its own, whatever their load; asks only as many as it must."""
+
+    wants_facts: ClassVar[bool] = False
+
+    @abstractmethod
+    def next(
+        self, members: Sequence[S], ready: Callable[[S], bool], rng: random.Random
+    ) -> S | None:
+        """The member whose turn it is among those that are ``ready``; None where nobody is.
+
+        ``members`` are the same in every call: all of the model's, each at its ``order``.
+        """
+
+    @staticmethod
+    def passes(member: Candidate, rng: random.Random) -> bool:
+        """Whether a member that is in slow start lets this turn pass."""
+        return member.warmth < 1 and rng.random() >= member.warmth

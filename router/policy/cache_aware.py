@@ -27,7 +27,6 @@ class CacheAware:
     """The deepest holder, or the least in flight for its weight."""
 
     wants_facts: ClassVar[bool] = True
-    scores: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._turns = Turns()
@@ -46,8 +45,9 @@ class CacheAware:
         least = idlest.load.inflight
         for candidate in candidates:
             tokens = demand.cached.get(candidate.load.slot, 0)
-            busy = candidate.load.inflight
-            too_busy = busy - least > BUSIER_BY and busy > BUSIER_TIMES * least
-            if tokens > deepest and not too_busy:
+            if tokens <= deepest:
+                continue
+            busy = candidate.load.inflight / candidate.warmth
+            if busy - least <= BUSIER_BY or busy <= BUSIER_TIMES * least:
                 chosen, deepest = candidate, tokens
         return chosen

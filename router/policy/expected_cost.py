@@ -31,7 +31,6 @@ class ExpectedCost:
     """Smallest expected cost; see the module."""
 
     wants_facts: ClassVar[bool] = True
-    scores: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._turns = Turns()
@@ -41,7 +40,7 @@ class ExpectedCost:
         length, output = demand.input_tokens, demand.output_tokens
         hit_of, last = demand.cached.get, self._turns.last
         need = length + output
-        chosen, best, turn = candidates[0], float("inf"), 0
+        chosen, best = candidates[0], float("inf")
         known: Costs | None = None
         known_hit = 0
         work = per_request = per_token = 0.0
@@ -60,8 +59,8 @@ class ExpectedCost:
             if capacity is not None and load.reserved_tokens + need > capacity:
                 score += self._crowding(load, need, output)
             score /= load.rate.value * candidate.weight
-            if score < best or (score == best and last(candidate) < turn):
-                chosen, best, turn = candidate, score, last(candidate)
+            if score < best or (score == best and last(candidate) < last(chosen)):
+                chosen, best = candidate, score
         return self._turns.take(chosen)
 
     @staticmethod

@@ -27,7 +27,6 @@ class Headroom:
     """The smaller score of two that differ; see the module."""
 
     wants_facts: ClassVar[bool] = False
-    scores: ClassVar[bool] = True
 
     def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:
         """The better of two random candidates."""

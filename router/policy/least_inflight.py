@@ -14,7 +14,6 @@ class LeastInflight:
     """Smallest (in flight + 1) / weight."""
 
     wants_facts: ClassVar[bool] = False
-    scores: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._turns = Turns()

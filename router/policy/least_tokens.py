@@ -20,7 +20,6 @@ class LeastTokens:
     """Smallest (pending + context + new tokens) / weight; ties to whoever was picked longest ago."""
 
     wants_facts: ClassVar[bool] = True
-    scores: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._turns = Turns()

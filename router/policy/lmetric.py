@@ -23,7 +23,6 @@ class LMetric:
     """Smallest (pending + uncached tokens) x (in flight + 1) / weight."""
 
     wants_facts: ClassVar[bool] = True
-    scores: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self._turns = Turns()

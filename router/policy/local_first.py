@@ -22,8 +22,6 @@ class LocalFirst:
     """Engines, then providers; see the module."""
 
     wants_facts: ClassVar[bool] = True
-    scores: ClassVar[bool] = False
-    """It must be shown both kinds."""
 
     def __init__(self, engines: Policy, providers: Policy, spill_s: float) -> None:
         """``spill_s``: how much later than a provider's an engine's first token may be."""

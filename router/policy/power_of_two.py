@@ -17,7 +17,6 @@ class PowerOfTwo:
     """The smaller (in flight + 1) / weight of two that differ."""
 
     wants_facts: ClassVar[bool] = False
-    scores: ClassVar[bool] = True
 
     def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
         """The better of two random candidates."""

@@ -1,28 +1,48 @@
-"""Everyone in turn: the candidate picked longest ago.
+"""Everyone in turn: whoever is ready and was picked longest ago.
 
-Not a cursor over the list: candidates come and go (ejected, tried already), and a cursor then favours the neighbour
-of whoever is missing. Remembering when each was picked shares their load evenly among all that are left.
+Not a cursor over the list: members come and go (ejected, tried already), and a cursor then favours the neighbour
+of whoever is missing. A queue in order of the last pick shares their load evenly among all that are left, and whoever
+comes back is next. Only those at its head are asked, until one is ready.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import ClassVar
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 
-from router.load import Demand
-from router.policy import C, Turns
+from router.policy import Rotation, S
 
 
-class RoundRobin:
+class RoundRobin(Rotation):
     """Least recently picked first; those never picked come first, in the order of the config."""
 
-    wants_facts: ClassVar[bool] = False
-    scores: ClassVar[bool] = False
-
     def __init__(self) -> None:
-        self._turns = Turns()
+        self._queue: OrderedDict[int, None] = OrderedDict()
 
-    def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
-        """The candidate picked longest ago."""
-        return self._turns.take(min(candidates, key=self._turns.last))
+    def next(
+        self, members: Sequence[S], ready: Callable[[S], bool], rng: random.Random
+    ) -> S | None:
+        """Whoever is ready and waits longest; in slow start it lets most of its turns pass."""
+        queue = self._queue
+        if len(queue) != len(members):
+            queue = self._queue = OrderedDict.fromkeys(range(len(members)))
+        passed: list[int] = []
+        chosen = -1
+        for order in queue:
+            member = members[order]
+            if not ready(member):
+                continue
+            if self.passes(member, rng):
+                passed.append(order)
+                continue
+            chosen = order
+            break
+        if chosen < 0:
+            if not passed:
+                return None
+            chosen = passed.pop(0)
+        for order in passed:
+            queue.move_to_end(order)
+        queue.move_to_end(chosen)
+        return members[chosen]

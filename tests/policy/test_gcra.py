@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from router.policy.gcra import Gcra
 
@@ -163,3 +164,57 @@ def test_the_wait_that_it_names_is_enough(limit, now, units):
     wait = gcra.wait_s(units, now)
     if units <= limit:
         assert gcra.wait_s(units, now + wait + 1e-6) == 0
+
+
+class GcraMachine(RuleBasedStateMachine):
+    """Takes, reservations, settlings and time in any order. A settling gives back at most what was taken and frees
+    nobody beyond the limit; used units never exceed what any span allows.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.gcra, self.now = Gcra(6, MINUTE), 1000.0
+        self.held, self.log = [], []
+
+    @rule(units=st.integers(1, 4), keep=st.booleans())
+    def ask(self, units, keep):
+        if self.gcra.wait_s(units, self.now) > 0:
+            return
+        before = self.gcra.used(self.now)
+        if keep:
+            self.held.append((self.gcra.reserve(units, self.now), len(self.log)))
+        else:
+            self.gcra.take(units, self.now)
+        self.log.append([self.now, units])
+        assert before < self.gcra.used(self.now) <= self.gcra.limit
+
+    @precondition(lambda self: self.held)
+    @rule(which=st.integers(0, 10**6), share=st.sampled_from([0.0, 0.5, 1.0]))
+    def settle(self, which, share):
+        hold, mark = self.held.pop(which % len(self.held))
+        taken, used = hold.units, int(hold.units * share)
+        before = self.gcra.used(self.now)
+        self.gcra.settle(hold, used, self.now)
+        after = self.gcra.used(self.now)
+        assert before - (taken - used) <= after <= before
+        self.log[mark][1] = used
+
+    @rule(seconds=st.sampled_from([0.125, 3.0, 10.0, 30.0, 61.5]))
+    def wait(self, seconds):
+        self.now += seconds
+
+    @invariant()
+    def never_over_in_any_span_that_ends_now(self):
+        total = 0
+        for at, units in reversed(self.log):
+            total += units
+            assert total <= self.gcra.limit * (1 + (self.now - at) / MINUTE) + 1e-6
+
+    @invariant()
+    def never_below_empty(self):
+        assert 0 <= self.gcra.remaining(self.now) <= self.gcra.limit
+        assert self.gcra.reset_s(self.now) >= 0
+
+
+GcraMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestGcraMachine = GcraMachine.TestCase

@@ -10,6 +10,7 @@ Source: RFC 8305 (happy eyeballs), RFC 4291 section 2.5.5.2 and RFC 6052 (IPv4 i
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import ipaddress
 import socket
@@ -33,6 +34,14 @@ _METADATA = frozenset(
     for text in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
 )
 """Clouds' metadata services that aren't link-local: AWS over IPv6, Alibaba, Oracle, Azure."""
+
+_OUR_NETWORK = frozenset({
+    errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENETUNREACH,
+    errno.ENETDOWN,
+})  # fmt: skip
+_OUR_RESOLVER = frozenset({
+    socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_MEMORY, socket.EAI_SYSTEM,
+})  # fmt: skip
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.ip_network("::/96")
@@ -144,6 +153,9 @@ class Dialer:
             reason = getattr(error, "verify_message", None) or error.reason or "handshake failed"
             raise Fault(FaultKind.CONNECT, f"TLS with the provider: {reason}") from error
         except OSError as error:
+            if is_ours(error):
+                message = f"the router could not connect to anybody: {error.strerror}"
+                raise Fault(FaultKind.LOCAL, message) from error
             reason = (
                 error.strerror if error.strerror and len(addresses) == 1 else "no address answers"
             )
@@ -169,6 +181,8 @@ class Dialer:
                 self._origin.host, self._origin.port, type=socket.SOCK_STREAM
             )
         except (OSError, UnicodeError) as error:
+            if is_ours(error):
+                raise Fault(FaultKind.LOCAL, "the router can't resolve names now") from error
             raise Fault(FaultKind.CONNECT, "the provider's name does not resolve") from error
         addresses = dict.fromkeys(ipaddress.ip_address(row[4][0]) for row in rows)
         return interleave(list(addresses))
@@ -190,6 +204,15 @@ class Dialer:
         return connection
 
 
+def is_ours(error: BaseException) -> bool:
+    """Whether ``error`` says something about this machine and nothing about the provider: its descriptors, ports,
+    memory or routes, or a resolver that doesn't answer. That a name doesn't exist is an answer.
+    """
+    if isinstance(error, socket.gaierror):
+        return error.errno in _OUR_RESOLVER
+    return isinstance(error, OSError) and error.errno in _OUR_NETWORK
+
+
 def interleave(addresses: Sequence[Address]) -> list[Address]:
     """Families in turn, beginning with the first address's; the order within a family stays."""
     if not addresses:
@@ -203,11 +226,14 @@ def interleave(addresses: Sequence[Address]) -> list[Address]:
 async def first(
     addresses: Sequence[Address], attempt: Callable[[Address], Coroutine[None, None, Connection]]
 ) -> Connection:
-    """The first connection to stand; each attempt gets a head start before the next begins. Raises the last error."""
+    """The first connection to stand; each attempt gets a head start before the next begins. Raises the last error
+    that says something about the provider, or else the last.
+    """
     if len(addresses) == 1:
         return await attempt(addresses[0])
     waiting = list(addresses)
     tasks: set[asyncio.Task[Connection]] = set()
+    failed: list[BaseException] = []
     stood: list[Connection] = []
     try:
         while True:
@@ -222,8 +248,10 @@ async def first(
                 surplus.abort()
             if stood:
                 return stood[0]
+            failed += [error for task in done if (error := task.exception()) is not None]
             if not waiting and not tasks:
-                return done.pop().result()  # Raises.
+                telling = [error for error in failed if not is_ours(error)]
+                raise (telling or failed)[-1]
     finally:
         try:
             await _withdraw(tasks)

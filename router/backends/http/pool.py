@@ -90,7 +90,7 @@ class Pool:
             if connection.usable():
                 return connection
             connection.abort()  # It broke between being handed over and this task's turn.
-        raise Fault(FaultKind.CONNECT, "the router is closing")
+        raise Fault(FaultKind.LOCAL, "the router is closing")
 
     async def close(self) -> None:
         """Close everything, in use or not; waits until the sockets are closed."""
@@ -99,7 +99,7 @@ class Pool:
             self._sweeper.cancel()
         for waiter in self._waiters:
             if not waiter.done():
-                waiter.set_exception(Fault(FaultKind.CONNECT, "the router is closing"))
+                waiter.set_exception(Fault(FaultKind.LOCAL, "the router is closing"))
         self._waiters.clear()
         for connection in list(self._sockets):
             connection.abort()
@@ -184,7 +184,7 @@ class Pool:
             raise Fault(FaultKind.CONNECT, "the provider closed the connection at once")
         if self._closed:
             connection.abort()
-            raise Fault(FaultKind.CONNECT, "the router is closing")
+            raise Fault(FaultKind.LOCAL, "the router is closing")
         return connection
 
     def _make(self) -> Connection:

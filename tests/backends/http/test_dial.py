@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ipaddress
 import socket
 import ssl
@@ -145,8 +146,45 @@ async def test_a_name_that_does_not_resolve(monkeypatch: pytest.MonkeyPatch) -> 
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    with pytest.raises(Fault, match="does not resolve"):
+    with pytest.raises(Fault, match="does not resolve") as caught:
         await Dialer(origin_of("http://provider.test")).dial(make)
+    assert caught.value.blames_target
+
+
+@pytest.mark.parametrize(
+    "error", [socket.gaierror(socket.EAI_AGAIN, "try again"), OSError(errno.EMFILE, "too many")]
+)
+async def test_a_resolver_that_does_not_answer_is_our_own_fault(
+    monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    async def getaddrinfo(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    with pytest.raises(Fault, match="resolve names now") as caught:
+        await Dialer(origin_of("http://provider.test")).dial(make)
+    assert caught.value.kind is FaultKind.LOCAL
+    assert not caught.value.blames_target
+
+
+async def test_without_a_descriptor_or_a_route_nobody_is_to_blame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def create_connection(*_: object, **__: object) -> None:
+        raise OSError(next(numbers), "no")
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", create_connection)
+    await resolving(monkeypatch, "192.0.2.1", "2001:db8::1")
+    dialer = Dialer(origin_of("http://provider.test"), private_network=True)
+    for pair, kind in [
+        ((errno.EMFILE, errno.EMFILE), FaultKind.LOCAL),
+        ((errno.ECONNREFUSED, errno.ENETUNREACH), FaultKind.CONNECT),
+        ((errno.ENETUNREACH, errno.ECONNREFUSED), FaultKind.CONNECT),
+    ]:
+        numbers = iter(pair)
+        with pytest.raises(Fault) as caught:
+            await dialer.dial(make)
+        assert caught.value.kind is kind
 
 
 async def test_the_next_address_is_tried_at_once_when_one_refuses(
