@@ -178,7 +178,8 @@ class Endpoint:
         """Ask, and read the answer to its end. Raises Refused; what had come by then is in ``reading``."""
         until = asyncio.get_running_loop().time() + patience_s
         head = self._post + b"%d\r\n\r\n" % len(body)
-        exchange = await self._sent(head, body, until, reading)
+        reading.sent()
+        exchange = await self._sent(head, body, until)
         try:
             kind = exchange.headers.get("content-type", "")
             if not kind.lower().startswith("text/event-stream"):
@@ -194,16 +195,12 @@ class Endpoint:
         finally:
             exchange.leave(whole=reading.done)
 
-    async def _sent(
-        self, head: bytes, body: bytes, until: float, reading: Reading | None = None
-    ) -> Exchange:
+    async def _sent(self, head: bytes, body: bytes, until: float) -> Exchange:
         """The exchange, whose head is there and good. Raises Refused."""
         connection = self._pool.take()
         for fresh in (False, True):
             if connection is None or fresh:
                 connection = await self._connection(until)
-            if reading is not None:
-                reading.sent()
             exchange = connection.send(head, body)
             try:
                 await exchange.head(until)
@@ -279,7 +276,7 @@ class Reading:
         return "".join(self._texts or ())
 
     def sent(self) -> None:
-        """The request goes out now."""
+        """The client turns to the request: from here on, a connection to be opened is the server's time, too."""
         self.record.sent_s = self._clock() - self._zero
 
     def feed(self, data: bytes) -> None:

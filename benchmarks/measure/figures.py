@@ -69,7 +69,7 @@ class Figures(msgspec.Struct, kw_only=True):
     offered_rate: float
     """Requests due a second."""
     achieved_rate: float
-    """Answers that ended well a second."""
+    """Answers that ended well, a second; each counts as far as it was written in the time that is looked at."""
     goodput_rate: float
     """Those within the objective."""
     good_share: float
@@ -118,6 +118,7 @@ def figures(
     output, pieces = sum(one.output_tokens for one in ok), sum(one.pieces for one in ok)
     cached = sum(one.cached_tokens for one in ok)
     achieved = _rate(ok, begin, end)
+    written = math.fsum(one.output_tokens * _share(one, begin, end) for one in due)
     return Figures(
         window_s=window_s,
         requests=len(due),
@@ -129,7 +130,7 @@ def figures(
         goodput_rate=achieved * len(good) / len(ok) if ok else 0.0,
         good_share=len(good) / judged if judged else 0.0,
         input_rate=achieved * tokens / len(ok) if ok else 0.0,
-        output_rate=sum(_tokens_within(one, begin, end) for one in due) / max(end - begin, 1e-9),
+        output_rate=written / max(end - begin, 1e-9),
         input_tokens=tokens,
         cached_tokens=cached,
         output_tokens=output,
@@ -209,18 +210,18 @@ def _steady(ok: Sequence[Record], warmup_s: float, duration_s: float) -> tuple[f
 
 
 def _rate(ok: Sequence[Record], begin: float, end: float) -> float:
-    return sum(begin < one.end_s <= end for one in ok) / max(end - begin, 1e-9)
+    """Answers a second, each as far as it was written then: whole ones alone would come and go in waves."""
+    return math.fsum(_share(one, begin, end) for one in ok) / max(end - begin, 1e-9)
 
 
-def _tokens_within(one: Record, begin: float, end: float) -> float:
-    """The tokens of an answer that fell into a time, taken as evenly spread."""
-    if one.first_s is None or not one.output_tokens:
+def _share(one: Record, begin: float, end: float) -> float:
+    """What part of an answer was written in a time, as if it came evenly."""
+    if one.first_s is None:
         return 0.0
     length = one.end_s - one.first_s
     if length <= 0:
-        return one.output_tokens if begin < one.first_s <= end else 0.0
-    overlap = min(one.end_s, end) - max(one.first_s, begin)
-    return one.output_tokens * max(0.0, overlap) / length
+        return 1.0 if begin < one.first_s <= end else 0.0
+    return max(0.0, min(one.end_s, end) - max(one.first_s, begin)) / length
 
 
 def _overlap(records: Sequence[Record], begin: float, end: float) -> float:
