@@ -126,6 +126,7 @@ class Metrics:
             Hedge: self._mended,
             Fallback: self._mended,
             Recovery: self._mended,
+            RetryRefused: self._mended,
             Queued: self._queued,
             TargetState: self._state,
             LimitDecision: self._decision,
