@@ -13,6 +13,7 @@ All stages of a run have the same sessions at the same points of the same random
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import platform
 import random
@@ -188,14 +189,15 @@ class Run:
         return self._recorded(f"{rate:g}/s", trace, rate / trace.rate)
 
     def _planned(self, rate: float) -> int:
-        """How many requests a probe at ``rate`` will send."""
+        """How many requests a probe at ``rate`` will send, at most but for one chance in a thousand."""
         plan = self.plan
         limits = [plan.requests] if plan.requests is not None else []
         if plan.trace is not None:
             limits.append(len(plan.trace.requests))
         if plan.duration_s is not None:
             turns = plan.shape.turns if plan.shape is not None else 1
-            limits.append(int(rate * plan.duration_s) * turns)
+            begun = rate / turns * plan.duration_s
+            limits.append(math.ceil(begun + 3 * math.sqrt(begun)) * turns)
         return min(limits)
 
     # Stages

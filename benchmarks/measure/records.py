@@ -6,8 +6,9 @@
     TPOT = (end - first token) / (tokens - 1), where there are two tokens or more
     ITL  = the gaps between pieces of the answer that hold text
 
-Source: vLLM's `bench serve` and NVIDIA's AIPerf define TTFT, TPOT and ITL like this but count from the send; a
-piece without text (a role, an empty string) is no token in either.
+Source: vLLM's `bench serve` has the same TTFT, TPOT and ITL from the send on, but takes a piece without text (a role,
+an empty string) for a token, too; NVIDIA's AIPerf, GenAI-Perf and LLMPerf pass it over, as here. What is TPOT here
+and at vLLM, AIPerf calls inter token latency.
 """
 
 from __future__ import annotations
