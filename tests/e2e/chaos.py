@@ -200,7 +200,8 @@ async def refused(answer: Answer) -> None:
 
 
 async def limited(answer: Answer) -> None:
-    after = answer.rng.choice([{}, {"retry-after-ms": "5"}, {"retry-after": "0"}])
+    """Seldom without a time: the pause that follows is a second and more, and everybody waits."""
+    after = {"retry-after-ms": str(answer.rng.randrange(20))} if answer.rng.random() < 0.95 else {}
     await answer.send(up.http(429, up.error_body(code="rate_limit_exceeded"), headers=after))
 
 
