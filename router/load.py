@@ -194,6 +194,14 @@ class Load:
         self.first_tokens = FirstTokens()
         """Of streams."""
 
+    @property
+    def step_s(self) -> float:
+        """A decode step of the batch as it is."""
+        costs = self.costs
+        return (
+            costs.step_s + costs.request_s * self.inflight + costs.context_s * self.context_tokens
+        )
+
     def first_token_s(self, demand: Demand) -> float:
         """How long a request would wait for its first token here: prompts before it, its own, and a place."""
         costs = self.costs
@@ -206,9 +214,7 @@ class Load:
             need = self.reserved_tokens + demand.input_tokens + demand.output_tokens
             missing = max(missing, (need - self.capacity_tokens) / self.capacity_tokens)
         if missing > 0:
-            step = costs.step_s + costs.request_s * self.inflight
-            step += costs.context_s * self.context_tokens
-            prefill += missing * demand.output_tokens * step
+            prefill += missing * demand.output_tokens * self.step_s
         return prefill / self.rate.value
 
     def claim(self, demand: Demand) -> Claim:

@@ -67,9 +67,5 @@ class ExpectedCost:
     def _crowding(load: Load, need: float, output: float) -> float:
         """Seconds to wait for memory: the missing share of it, times the time the batch takes to turn over."""
         assert load.capacity_tokens is not None, "asked only where it is known"
-        costs = load.costs
-        step = (
-            costs.step_s + costs.request_s * load.inflight + costs.context_s * load.context_tokens
-        )
         missing = load.reserved_tokens + need - load.capacity_tokens
-        return missing / load.capacity_tokens * output * step
+        return missing / load.capacity_tokens * output * load.step_s
