@@ -196,8 +196,7 @@ def install(attention: Attention | None = None) -> str:
     os.environ[NO_SDPA] = "1"
     attn: Any = importlib.import_module("exllamav2.attn")
     attn.has_lower_right_sdpa = False
-    ours = getattr(attn, "flash_attn_with_kvcache", None) in {masked, gathered, by_table}
-    if attn.has_flash_attn_with_paged and attention is None and not ours:
+    if attention is None and has_flash_attn():
         return "flash-attn"
     chosen = attention or best()
     if attention is None and not works(chosen):
@@ -207,6 +206,13 @@ def install(attention: Attention | None = None) -> str:
     attn.has_flash_attn_with_window = attn.has_flash_attn_with_softcap = True
     check(attn)
     return chosen.__name__
+
+
+def has_flash_attn() -> bool:
+    """Whether the library found flash-attn itself, with pages; not one of these."""
+    attn: Any = importlib.import_module("exllamav2.attn")
+    ours = getattr(attn, "flash_attn_with_kvcache", None) in {masked, gathered, by_table}
+    return bool(attn.has_flash_attn_with_paged) and not ours
 
 
 def check(attn: Any) -> None:
