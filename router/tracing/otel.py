@@ -343,6 +343,8 @@ def _lines(span: Span) -> bytes:
     known = span.get_span_context()
     if not known.is_valid:
         return b""
-    lines: dict[str, str] = {}
-    _propagator.inject(lines, trace.set_span_in_context(span))
-    return "".join(f"{name}: {value}\r\n" for name, value in lines.items()).encode("latin-1")
+    trace_id, span_id = trace.format_trace_id(known.trace_id), trace.format_span_id(known.span_id)
+    lines = f"traceparent: 00-{trace_id}-{span_id}-{known.trace_flags:02x}\r\n"
+    if known.trace_state:
+        lines += f"tracestate: {known.trace_state.to_header()}\r\n"
+    return lines.encode("latin-1")
