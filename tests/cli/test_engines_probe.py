@@ -110,7 +110,7 @@ def test_without_a_gpu_the_config_is_as_wished(tmp_path, printed, gpus):
 
 
 def test_what_is_made_smaller_is_said(tmp_path, printed, gpus):
-    gpus(1.2)
+    gpus(1.15)
     code, out, _ = printed(quantized(tmp_path / "m"), "--context", 4096, "--parallel", 256)
     assert code == 0
     assert "fits, with cache " in out
