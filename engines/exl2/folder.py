@@ -22,6 +22,7 @@ from engines.exl2 import stored
 from engines.exl2.rope import Rope, rope_of
 from engines.exl2.stored import Format, Shape
 from engines.exl2.tensors import Tensor, header
+from engines.grammar import CALL_END, CALL_START
 
 ARCHITECTURES = frozenset(
     {
@@ -93,6 +94,8 @@ class ModelFolder(Struct, frozen=True, kw_only=True):
     template: str
     template_from: str
     """The file it stands in; empty where there is none."""
+    calls: bool
+    """Whether template and vocabulary have ``<tool_call>``, so that calls of the model's own choice can be read."""
     names: Mapping[str, str]
     """bos_token and its like, for the template."""
     problems: tuple[str, ...] = ()
@@ -195,6 +198,7 @@ class _Reader:
             end_names=tuple(added.get(end, "") for end in ends),
             template=template,
             template_from=template_from,
+            calls=CALL_START in template and {CALL_START, CALL_END} <= {*added.values()},
             names=_names(tokenizer),
             problems=tuple(self._problems),
             warnings=tuple(self._warnings),

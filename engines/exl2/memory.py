@@ -135,6 +135,8 @@ def most_cache_tokens(
         estimate(folder, replace(spec, cache_tokens=pages * PAGE_TOKENS), draft).total
         for pages in (1, 2)
     )
+    if one == two:  # of a model that doesn't say its sizes
+        return 0
     return max(0, (free - one) // (two - one) + 1) * PAGE_TOKENS
 
 

@@ -29,7 +29,8 @@ def llama_8b(tmp_path, **changes):
         "bits": 5.0, "parameters": 8_030_261_248, "weight_bytes": 6_500_000_000, "gpu_bytes": 5_450_000_000,
         "layers": 32, "hidden": 4096, "intermediate": 14336, "heads": 32, "kv_heads": 8, "head_dim": 128,
         "vocabulary": 128_256, "context_tokens": 131_072, "rope": Rope(5e5, "rope_theta"), "tied": False,
-        "ends": (128_009,), "end_names": ("<|eot_id|>",), "template": "x", "template_from": "y", "names": {},
+        "ends": (128_009,), "end_names": ("<|eot_id|>",), "template": "x", "template_from": "y",
+        "calls": False, "names": {},
     }  # fmt: skip
     return ModelFolder(**(said | changes))
 
