@@ -283,7 +283,7 @@ class Router:
 
     @property
     def extra_fields(self) -> frozenset[str]:
-        """Fields of requests that OpenAI doesn't know and some provider takes."""
+        """Fields of requests that OpenAI doesn't know and somebody here takes."""
         return self._eligible.extra_fields
 
     def models(self, key_id: str = LIBRARY) -> list[ModelCard]:
