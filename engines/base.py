@@ -172,6 +172,8 @@ class EngineInfo(Struct, frozen=True):
     """Tokens the key-value cache holds in all."""
     costs: WorkCosts | None = None
     """What work costs on it, where it was measured."""
+    device: str = ""
+    """What it computes on: costs measured there hold for no other."""
 
 
 class Health(Struct, frozen=True, array_like=True):

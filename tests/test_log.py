@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from router.errors import FaultKind
 from router.events import (
+    Admitted,
     AttemptDone,
     Event,
     LimitDecision,
@@ -69,7 +70,7 @@ def test_a_request_in_json() -> None:
         "streaming": True, "outcome": "ok", "status": 200, "attempts": 1, "duration_s": 0.123457,
         "first_token_s": 0.05, "input_tokens": 12, "cached_input_tokens": 0, "output_tokens": 34,
         "overhead_s": None, "cost_usd": None, "tokens_estimated": None,
-        "burnt_input_tokens": None, "burnt_output_tokens": None,
+        "burnt_input_tokens": None, "burnt_output_tokens": None, "trace_id": None,
     }  # fmt: skip
 
 
@@ -105,7 +106,7 @@ def test_lines_of_other_events(event: Event, end: str | None) -> None:
     [
         Retry("gpu0", FaultKind.CONNECT),
         AttemptDone("starter", "gpu0", "local", 0.5, None),
-        LimitDecision("dev", "m", "key", "tokens", "admitted"),
+        Admitted("dev", "m", "key", ("requests", "tokens")),
     ],
 )
 def test_what_has_no_line(event: Event) -> None:

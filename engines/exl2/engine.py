@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from engines import calibration
+from engines import measured
 from engines.base import EngineError, EngineInfo, Event, GenerateRequest, Health
 from engines.exl2.call import Call
 from engines.exl2.loading import Machine, Model, examine
@@ -75,11 +75,11 @@ class ExLlamaV2Engine:
             slots=self._spec.slots,
             kv_tokens=pages_of(self._spec.cache_tokens) * PAGE_TOKENS,
             costs=self._spec.costs,
+            device=self._gpu,
         )
         if info.costs is not None:
             return info
-        key = calibration.key_of(self._spec, model.folder.weight_bytes, self._gpu)
-        return replace(info, costs=await calibration.known(self, info, key))
+        return replace(info, costs=await measured.known(self, info, self._spec))
 
     def _load(self, model: Model) -> Machine:
         """On the worker's thread."""
