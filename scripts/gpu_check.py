@@ -204,6 +204,7 @@ def surroundings(*, rehearsal: bool) -> dict[str, str]:
     environment["TORCH_EXTENSIONS_DIR"] = str(EXTENSIONS)
     environment.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
     environment["PYTHONUNBUFFERED"] = "1"
+    prepend(environment, "PATH", Path(sys.executable).parent)  # ninja, where it came with torch
     environment.setdefault("XDG_CACHE_HOME", str(STATE / "cache"))
     if rehearsal:
         environment["NENYA_GPU_REHEARSAL"] = "1"
@@ -213,7 +214,7 @@ def surroundings(*, rehearsal: bool) -> dict[str, str]:
     home = cuda_home(environment)
     if home is not None:
         environment["CUDA_HOME"] = str(home)
-        environment["PATH"] = f"{home / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
+        prepend(environment, "PATH", home / "bin")
     for folder in beside_torch("include"):  # headers that CUDA_HOME may lack
         prepend(environment, "CPATH", folder)
     for folder in beside_torch("lib"):
