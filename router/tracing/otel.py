@@ -120,7 +120,7 @@ class OtelTracing:
         stop: Callable[[], object] | None = None,
     ) -> None:
         """``stop`` sends what waits and returns; None where that is another's business."""
-        self.tracer = provider.get_tracer(SCOPE)
+        self._tracer = provider.get_tracer(SCOPE)
         self.clock = clock
         self.deaf = frozenset(n for n, p in config.providers.items() if p.trace_headers is False)
         """Providers that hear of no trace."""
@@ -130,6 +130,23 @@ class OtelTracing:
     def begin(self, arrival: Arrival) -> OtelTrace:
         """A request came: its span begins, under its client's if it named one."""
         return OtelTrace(self, arrival)
+
+    def start_span(
+        self,
+        name: str,
+        context: contexts.Context,
+        kind: SpanKind,
+        attributes: dict[str, AttributeValue],
+        start_ns: int,
+    ) -> Span:
+        """A span; one that records nothing where an embedder's processor broke, which must not cost a request."""
+        try:
+            return self._tracer.start_span(
+                name, context, kind=kind, attributes=attributes, start_time=start_ns
+            )
+        except Exception:  # noqa: BLE001
+            _log.exception("a span could not be started")
+            return trace.INVALID_SPAN
 
     async def close(self) -> None:
         """Send what waits, for FLUSH_S at most."""
@@ -165,12 +182,12 @@ class OtelTrace:
         self._operation = OPERATIONS[arrival.operation]
         self._origin_s = clock.wall() - clock.now()
         """Add it to monotonic seconds to have those since the epoch."""
-        self._span = tracing.tracer.start_span(
+        self._span = tracing.start_span(
             self._operation,
-            context=_propagator.extract(arrival.headers or {}, contexts.get_current()),
-            kind=SpanKind.SERVER,
-            attributes=_asked(arrival, self._operation),
-            start_time=self._ns(arrival.received_at),
+            _propagator.extract(arrival.headers or {}, contexts.get_current()),
+            SpanKind.SERVER,
+            _asked(arrival, self._operation),
+            self._ns(arrival.received_at),
         )
         self._context = trace.set_span_in_context(self._span)
         known = self._span.get_span_context()
@@ -187,12 +204,12 @@ class OtelTrace:
             "nenya.attempt": sent.number,
             "nenya.attempt.reason": sent.reason,
         }
-        span = tracing.tracer.start_span(
+        span = tracing.start_span(
             f"{self._operation} {sent.model}",
-            context=self._context,
-            kind=SpanKind.CLIENT,
-            attributes=attributes | tracing.addresses.get(sent.provider, {}),
-            start_time=self._ns(sent.since),
+            self._context,
+            SpanKind.CLIENT,
+            attributes | tracing.addresses.get(sent.provider, {}),
+            self._ns(sent.since),
         )
         hears = sent.provider not in tracing.deaf
         return OtelAttempt(span, _lines(span) if hears else b"", sent.since, self._ns)
@@ -237,7 +254,7 @@ class OtelTrace:
         if status >= 500:
             # The client's own mistakes are no errors of a server's span (semantic conventions for HTTP).
             span.set_status(Status(StatusCode.ERROR))
-        span.end(self._ns(self._tracing.clock.now()))
+        _end(span, self._ns(self._tracing.clock.now()))
 
     def _ns(self, at: float) -> int:
         return int((at + self._origin_s) * 1e9)
@@ -269,7 +286,7 @@ class OtelAttempt:
                 span.set_attribute("http.response.status_code", fault.status)
             span.set_status(Status(StatusCode.ERROR))
         span.set_attribute("nenya.attempt.outcome", outcome)
-        span.end(self._ns(now))
+        _end(span, self._ns(now))
 
     def _describe(self, told: Told) -> None:
         span, facts = self._span, told.facts
@@ -284,6 +301,14 @@ class OtelAttempt:
             span.set_attribute("gen_ai.response.finish_reasons", told.finish_reasons)
         usage = _usage(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
         span.set_attributes(_known(usage))
+
+
+def _end(span: Span, at_ns: int) -> None:
+    """End ``span``; that its processor broke must not cost a request."""
+    try:
+        span.end(at_ns)
+    except Exception:  # noqa: BLE001
+        _log.exception("a span could not be ended")
 
 
 def _address(base_url: str) -> dict[str, AttributeValue]:
