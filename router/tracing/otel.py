@@ -174,12 +174,13 @@ class OtelTracing:
 class OtelTrace:
     """One request's span."""
 
-    __slots__ = ("_context", "_operation", "_origin_s", "_span", "_tracing", "id")
+    __slots__ = ("_context", "_operation", "_origin_s", "_span", "_streams", "_tracing", "id")
 
     def __init__(self, tracing: OtelTracing, arrival: Arrival) -> None:
         clock = tracing.clock
         self._tracing = tracing
         self._operation = OPERATIONS[arrival.operation]
+        self._streams = arrival.request is not None and bool(arrival.request.stream)
         self._origin_s = clock.wall() - clock.now()
         """Add it to monotonic seconds to have those since the epoch."""
         self._span = tracing.start_span(
@@ -212,7 +213,8 @@ class OtelTrace:
             self._ns(sent.since),
         )
         hears = sent.provider not in tracing.deaf
-        return OtelAttempt(span, _lines(span) if hears else b"", sent.since, self._ns)
+        since = sent.since if self._streams else None
+        return OtelAttempt(span, _lines(span) if hears else b"", since, self._ns)
 
     def note(self, event: Event) -> None:
         """An event of the span, if it is one of EVENTS."""
@@ -231,7 +233,9 @@ class OtelTrace:
         if span.is_recording():
             told: dict[str, AttributeValue | None] = {
                 "gen_ai.provider.name": done.provider or None,
-                "gen_ai.response.time_to_first_chunk": done.first_token_s,
+                "gen_ai.response.time_to_first_chunk": done.first_token_s
+                if self._streams
+                else None,
                 "nenya.target": done.target or None,
                 "nenya.attempts": done.attempts,
                 "nenya.overhead_s": done.overhead_s,
@@ -266,8 +270,9 @@ class OtelAttempt:
     __slots__ = ("_ns", "_since", "_span", "headers")
 
     def __init__(
-        self, span: Span, headers: bytes, since: float, ns: Callable[[float], int]
+        self, span: Span, headers: bytes, since: float | None, ns: Callable[[float], int]
     ) -> None:
+        """``since``: when a stream was asked for; None where the answer comes in one piece."""
         self.headers = headers
         self._span = span
         self._since = since
@@ -292,9 +297,9 @@ class OtelAttempt:
         span, facts = self._span, told.facts
         if facts.first_token_at is not None:
             span.add_event("nenya.first_token", timestamp=self._ns(facts.first_token_at))
-            span.set_attribute(
-                "gen_ai.response.time_to_first_chunk", facts.first_token_at - self._since
-            )
+            if self._since is not None:
+                waited_s = facts.first_token_at - self._since
+                span.set_attribute("gen_ai.response.time_to_first_chunk", waited_s)
         if told.model is not None:
             span.set_attribute("gen_ai.response.model", told.model[:MOST_CHARS])
         if told.finish_reasons:

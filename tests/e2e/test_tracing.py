@@ -169,7 +169,9 @@ async def test_without_a_client_s_trace_a_new_one_begins(collector):
     assert a.requests[0].headers["traceparent"].startswith(attempt.traceparent)
     assert "tracestate" not in a.requests[0].headers
     assert attempt.at["gen_ai.response.finish_reasons"] == ["stop"]
-    assert "gen_ai.request.stream" not in request.at
+    for attribute in ("gen_ai.request.stream", "gen_ai.response.time_to_first_chunk"):
+        assert attribute not in request.at | attempt.at
+    assert [name for name, _ in attempt.events] == ["nenya.first_token"]
 
 
 async def test_who_is_not_sampled_is_not_sent_and_says_so_to_the_provider(collector):
