@@ -16,7 +16,7 @@ from router.accounts.estimate import Size, most_output
 from router.accounts.keys import KeyRing
 from router.accounts.limits import Windows, headers_of, limit_error
 from router.accounts.pairs import SCOPE, Pair, Pairs
-from router.accounts.prices import Tokens, cost_nanos, nanos_of
+from router.accounts.prices import NANOS, Tokens, cost_nanos
 from router.accounts.secrets import StoredKey
 from router.accounts.store import Entry, StoreError
 from router.accounts.terms import Account, Names, Tiers
@@ -103,7 +103,7 @@ class Accounts(Hearer):
     def _book(self, event: RequestDone) -> None:
         """What ended goes into the books."""
         if self._books is not None:
-            nanos = 0 if event.cost_usd is None else nanos_of(event.cost_usd)
+            nanos = 0 if event.cost_usd is None else round(event.cost_usd * NANOS)
             if not self._books.book(Entry(self._clock.wall(), event, nanos)):
                 self._emit(UsageLost(event.key_id))
 
