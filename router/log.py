@@ -145,7 +145,10 @@ class JsonFormatter(LineFormatter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._seconds = _Seconds()
+        self._second = -1
+        """That of the last line."""
+        self._begin = b""
+        """What all lines of that second begin with."""
 
     def write(self, line: Line) -> str:
         """One line; its values are only looked at one by one where something in it must be escaped or cut."""
@@ -169,19 +172,23 @@ class JsonFormatter(LineFormatter):
         """The line as JSON. A backslash in it says that something was escaped, or must be."""
         fields = line.fields
         try:
-            if isinstance(fields, Mapping) or line.traceback:
+            if not isinstance(fields, msgspec.Struct) or line.traceback:
                 return msgspec.json.encode(self._values(line))
-            at, head = line.at, _head(line.level, line.logger, line.message)
-            second = self._seconds.text(int(at)).encode()
+            ms = int(line.at * 1000)
+            second = ms // 1000
+            if second != self._second:
+                self._second = second
+                self._begin = b'{"time":"%b.' % _second(second).encode()
+            head = _head(line.level, line.logger, line.message)
             rest = msgspec.json.encode(_rounded(fields))
-            return b'{"time":"%b.%03dZ",%b,%b' % (second, int(at * 1000) % 1000, head, rest[1:])
+            return b'%b%03dZ",%b,%b' % (self._begin, ms % 1000, head, rest[1:])
         except UnicodeEncodeError:  # a lone surrogate
             return b"\\"
 
     def _values(self, line: Line) -> dict[str, Value]:
         """The line's names and values; the first four keep their place and their value."""
         first: dict[str, Value] = {
-            "time": f"{self._seconds.text(int(line.at))}.{_ms(line.at):03d}Z",
+            "time": f"{_second(int(line.at))}.{_ms(line.at):03d}Z",
             "level": _level(line.level),
             "logger": line.logger,
             "message": line.message,
@@ -261,23 +268,6 @@ def only_lines(logger: logging.Logger) -> Lines | None:
             found = handler
         at = at.parent if at.propagate else None
     return found
-
-
-class _Seconds:
-    """A second's date and time in UTC, written once a second."""
-
-    __slots__ = ("_second", "_text")
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._text = ""
-
-    def text(self, second: int) -> str:
-        """As ISO 8601 wants it."""
-        if second != self._second:
-            self._second = second
-            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return self._text
 
 
 class RequestLog(Hearer):
@@ -361,6 +351,11 @@ def _shown(fields: Event | Mapping[str, Value]) -> Mapping[str, Value]:
 
 
 _PLAIN = frozenset({str, int, bool, type(None)})
+
+
+def _second(second: int) -> str:
+    """A second's date and time in UTC, as ISO 8601 wants it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def _ms(at: float) -> int:

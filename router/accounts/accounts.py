@@ -41,6 +41,8 @@ class Accounts(Hearer):
         kept = config.accounts
         pepper = None if kept.database is None else (kept.pepper or "").encode()
         self._ring = KeyRing(config.keys, pepper=pepper, wall=clock.wall)
+        self.authenticate = self._ring.authenticate
+        """The id of the key in an Authorization header. Raises ApiError 401."""
         self._configured = {key.id: self._tiers.account(key) for key in config.keys}
         self._bound = _bound(self._configured.values())
         self._clashing: AbstractSet[str] = frozenset()
@@ -64,10 +66,6 @@ class Accounts(Hearer):
         if self._books is not None:
             await self._books.stop()
 
-    def authenticate(self, authorization: str | None) -> str:
-        """The id of the key in an Authorization header. Raises ApiError 401."""
-        return self._ring.authenticate(authorization)
-
     def allows(self, key_id: str, model: str) -> bool:
         """The key may ask for ``model``."""
         account = self._bound.get(key_id)
@@ -78,7 +76,10 @@ class Accounts(Hearer):
         account = self._bound.get(key_id)
         if account is None and self._books is None:
             return None
-        return self._pairs.of(key_id, model, account, self._clock.now())
+        pair = self._pairs.known.get((key_id, model))
+        if pair is None or pair.account is not account:
+            pair = self._pairs.prepare(key_id, model, account, self._clock.now())
+        return pair
 
     def admit(self, pair: Pair, size: Size) -> Charge:
         """Reserve what the request is likely to take: of all its limits, or of none. Raises ApiError 429."""

@@ -24,6 +24,8 @@ Resource = Literal["requests", "tokens"]
 MINUTE_S = 60
 DAY_S = 86_400
 _NS_PER_MS = 1_000_000
+_SHORT_MS = 1000
+"""Below it a duration is written as the number that it is."""
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -98,7 +100,8 @@ class Windows:
             level, limit = levels[place], gcra.limit
             used = -(-level // gcra.step)
             remaining = limit - used if used < limit else 0
-            reset = go_ms(-(-level // (_NS_PER_MS * limit)))
+            ms = -(-level // (_NS_PER_MS * limit))
+            reset = f"{ms}ms" if 0 < ms < _SHORT_MS else go_ms(ms)
             text += f"{to_remaining}{remaining}{to_reset}{reset}\r\n"
         return text
 

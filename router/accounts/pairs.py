@@ -53,22 +53,14 @@ class Pairs:
         self._models = models
         self._tiers = tiers
         self._estimator = Estimator()
-        self._pairs: dict[tuple[str, str], Pair] = {}
+        self.known: dict[tuple[str, str], Pair] = {}
+        """By the key's id and the model's name; one whose key has other terms by now must be prepared again."""
         self._sweep_at = SWEEP_FLOOR
 
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def of(self, key_id: str, model: str, account: Account | None, now: float) -> Pair:
-        """The pair of a key, whose terms are ``account``, and a model's name."""
-        pair = self._pairs.get((key_id, model))
-        if pair is None or pair.account is not account:
-            pair = self._prepare(key_id, model, account, now)
-        return pair
-
-    def _prepare(self, key_id: str, name: str, account: Account | None, now: float) -> Pair:
-        old = self._pairs.get((key_id, name))
-        if old is None and len(self._pairs) >= self._sweep_at:
+    def prepare(self, key_id: str, name: str, account: Account | None, now: float) -> Pair:
+        """The pair of a key, whose terms are ``account``, and a model's name; known from now on."""
+        old = self.known.get((key_id, name))
+        if old is None and len(self.known) >= self._sweep_at:
             self._sweep(now)
         terms = account or Account(key_id)
         rates = self._tiers.rates(terms.tier, name)
@@ -80,7 +72,7 @@ class Pairs:
         if terms.budget_nanos is not None:
             resources = (*resources, "usd")
         model = self._models[name]
-        pair = self._pairs[key_id, name] = Pair(
+        pair = self.known[key_id, name] = Pair(
             account=account,
             key_id=key_id,
             name=name,
@@ -97,9 +89,9 @@ class Pairs:
 
     def _sweep(self, now: float) -> None:
         """Forget who is idle; the next time is when there are twice as many, so a request pays little for it."""
-        self._pairs = {
+        self.known = {
             names: pair
-            for names, pair in self._pairs.items()
+            for names, pair in self.known.items()
             if pair.windows is not None and not pair.windows.is_idle(now)
         }
-        self._sweep_at = max(SWEEP_FLOOR, 2 * len(self._pairs))
+        self._sweep_at = max(SWEEP_FLOOR, 2 * len(self.known))

@@ -179,6 +179,9 @@ def reserve_all(
         if level > gcra.window:
             return None
         levels.append(level)
+    holds = []
     for gcra in counted:
         gcra.take(1, now)
-    return levels, [gcra.reserve(units, now) for gcra in weighed]
+    for gcra in weighed:
+        holds.append(gcra.reserve(units, now))  # noqa: PERF401 - a comprehension is a call
+    return levels, holds

@@ -244,25 +244,25 @@ def made_pairs():
 def test_pairs_are_forgotten_when_they_are_full_and_idle(monkeypatch):
     monkeypatch.setattr(pairs, "SWEEP_FLOOR", 8)
     found, account = made_pairs(), on_tier("tokens")
-    held = found.of("held", "m", account, 0.0)
+    held = found.prepare("held", "m", account, 0.0)
     holds, _ = held.windows.admit(10, 0.0)
     for number in range(500):
         now = number * 120.0
-        windows = found.of(f"k{number}", "m", account, now).windows
+        windows = found.prepare(f"k{number}", "m", account, now).windows
         windows.settle(windows.admit(5, now)[0], 5, now)
-        found.of(f"unlimited{number}", "m", None, now)
-    assert len(found) <= 20
-    assert found.of("held", "m", account, 1e6) is held, "something of it is under way"
+        found.prepare(f"unlimited{number}", "m", None, now)
+    assert len(found.known) <= 20
+    assert found.known["held", "m"] is held, "something of it is under way"
     held.windows.settle(holds, 0, 1e6)
 
 
 def test_other_limits_are_other_windows():
     found, slow = made_pairs(), on_tier("slow")
-    first = found.of("k", "m", slow, 0.0)
-    assert found.of("k", "m", slow, 0.0) is first
-    same = found.of("k", "m", Account("k", slow.tier, frozenset({"n"})), 0.0)
+    first = found.prepare("k", "m", slow, 0.0)
+    assert found.known["k", "m"] is first
+    same = found.prepare("k", "m", Account("k", slow.tier, frozenset({"n"})), 0.0)
     assert (same.allowed, same.windows) == (False, first.windows), "what was taken stays taken"
-    assert found.of("k", "m", on_tier("tokens"), 0.0).windows is not first.windows
+    assert found.prepare("k", "m", on_tier("tokens"), 0.0).windows is not first.windows
 
 
 # Budgets
@@ -419,6 +419,6 @@ async def test_reservations_balance_whatever_happens():
     assert gate.accounts.budgets.reserved == 0
     gate.clock.advance(10 * 86_400)
     now = gate.clock.now()
-    limited = [pair.windows for pair in gate.accounts._pairs._pairs.values() if pair.windows]
+    limited = [pair.windows for pair in gate.accounts._pairs.known.values() if pair.windows]
     assert limited
     assert all(windows.is_idle(now) for windows in limited)
