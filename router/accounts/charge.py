@@ -75,16 +75,21 @@ class Charge(msgspec.Struct, eq=False):
         tokens, estimated = told, False
         if told.output is None and self.seen_bytes:
             tokens, estimated = self._took(told)
-        if pair.windows is not None:
-            used = (tokens.input or 0) + (tokens.output or 0)
-            pair.windows.settle(self.holds, max(0, used), now)
+        if self.holds:
+            assert pair.windows is not None, "it holds something"
+            used = max(0, (tokens.input or 0) + (tokens.output or 0))
+            for gcra, hold in zip(pair.windows.weighed, self.holds, strict=True):
+                gcra.settle(hold, used, now)
         price = pair.model.price
         spent = 0 if price is None else cost_nanos(price, tokens)
         if self.budget_nanos is not None:
             pair.budgets.settle(pair.key_id, self.budget_nanos, spent)
         elif spent:
             pair.budgets.spend(pair.key_id, spent)
-        pair.expected.learn(self.size, told.input, told.output)
+        if told.input is not None:
+            pair.expected.learn_input(self.size, told.input)
+        if told.output is not None:
+            pair.expected.learn_output(self.size, told.output)
         return Bill(tokens, None if price is None else spent / NANOS, estimated)
 
     def _took(self, told: Tokens) -> tuple[Tokens, bool]:

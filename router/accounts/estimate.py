@@ -94,21 +94,14 @@ class _Ratio:
 class _Outputs:
     """Past outputs of one kind of request."""
 
-    __slots__ = ("_ordered", "high", "samples")
+    __slots__ = ("high", "ordered", "samples")
 
     def __init__(self) -> None:
         self.samples: deque[int] = deque()
-        self._ordered: list[int] = []
+        self.ordered: list[int] = []
+        """The same by their size."""
         self.high = 0
-
-    def learn(self, tokens: int) -> None:
-        tokens = min(tokens, MOST_OUTPUT)
-        samples, ordered = self.samples, self._ordered
-        samples.append(tokens)
-        insort(ordered, tokens)
-        if len(samples) > SAMPLES:
-            del ordered[bisect_left(ordered, samples.popleft())]
-        self.high = ordered[min(len(ordered) - 1, int(PERCENTILE * len(ordered)))]
+        """Their percentile."""
 
 
 Kind = tuple[str, str, int]
@@ -134,41 +127,50 @@ class Expectation(msgspec.Struct, frozen=True):
     key_id: str
     cap: int | None
     """Most tokens of a choice where the client sets no limit."""
-    _ratio: _Ratio
-    _outputs: dict[Kind, _Outputs]
+    ratio: _Ratio
+    outputs: dict[Kind, _Outputs]
     """Of all models and keys, whoever learned last being the last."""
 
     def tokens(self, size: Size) -> tuple[int, int]:
         """The guess for the input, at least 1, and for the output of all choices, at most what the limit allows."""
-        ratio = self._ratio
+        ratio = self.ratio
         share = ratio.tokens / ratio.bytes if ratio.bytes > 1 else 1 / BYTES_PER_TOKEN
         given = max(1, round(size.text_bytes * share) + size.overhead_tokens)
         limit = most_output(size, self.cap)
         if limit == 0:
             return given, 0
-        past = self._outputs.get((self.model, self.key_id, limit.bit_length() if limit else 0))
+        past = self.outputs.get((self.model, self.key_id, limit.bit_length() if limit else 0))
         guess = PRIOR_OUTPUT * size.choices
         if past is not None and len(past.samples) >= LEAST_SAMPLES:
             guess = past.high
         return given, max(1, guess if limit is None else min(guess, limit))
 
-    def learn(self, size: Size, given: int | None, wrote: int | None) -> None:
-        """A request had so many tokens of input and, in all choices, of output; None is unknown."""
-        if given is not None:
-            ratio, text_bytes = self._ratio, size.text_bytes
-            tokens = given - size.overhead_tokens
-            ratio.bytes = ratio.bytes * MEMORY + text_bytes
-            ratio.tokens = ratio.tokens * MEMORY + max(0, min(tokens, text_bytes))
-        if wrote is not None:
-            # Limits of the same power of two are alike.
-            limit = most_output(size, self.cap)
-            kind = (self.model, self.key_id, limit.bit_length() if limit else 0)
-            outputs = self._outputs
-            past = outputs.pop(kind, None) or _Outputs()
-            outputs[kind] = past
-            past.learn(wrote)
-            if len(outputs) > MOST_KINDS:
-                del outputs[next(iter(outputs))]
+    def learn_input(self, size: Size, tokens: int) -> None:
+        """A request of that size had ``tokens`` of input."""
+        ratio, text_bytes = self.ratio, size.text_bytes
+        tokens -= size.overhead_tokens
+        ratio.bytes = ratio.bytes * MEMORY + text_bytes
+        ratio.tokens = ratio.tokens * MEMORY + max(0, min(tokens, text_bytes))
+
+    def learn_output(self, size: Size, tokens: int) -> None:
+        """A request of that size had ``tokens`` of output, in all choices."""
+        limit, outputs = most_output(size, self.cap), self.outputs
+        kind = (
+            self.model,
+            self.key_id,
+            limit.bit_length() if limit else 0,
+        )  # like limits are alike
+        past = outputs.pop(kind, None) or _Outputs()
+        outputs[kind] = past
+        samples, ordered = past.samples, past.ordered
+        tokens = min(tokens, MOST_OUTPUT)
+        samples.append(tokens)
+        insort(ordered, tokens)
+        if len(samples) > SAMPLES:
+            del ordered[bisect_left(ordered, samples.popleft())]
+        past.high = ordered[min(len(ordered) - 1, int(PERCENTILE * len(ordered)))]
+        if len(outputs) > MOST_KINDS:
+            del outputs[next(iter(outputs))]
 
 
 def most_output(size: Size, cap: int | None) -> int | None:

@@ -9,7 +9,7 @@ Source: OpenAI's rate limits guide, for headers and messages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -49,7 +49,7 @@ class Refused(msgspec.Struct, frozen=True):
 class Windows:
     """The limits of one key on one model."""
 
-    __slots__ = ("_all", "_counted", "_shown", "_weighed", "rates", "resources")
+    __slots__ = ("_all", "_counted", "_shown", "rates", "resources", "weighed")
 
     def __init__(self, rates: Rates) -> None:
         self.rates = rates
@@ -59,7 +59,8 @@ class Windows:
         tpd = _window("tokens per day (TPD)", "tokens", rates.tpd, DAY_S)
         self._all = tuple(window for window in (rpm, rpd, tpm, tpd) if window is not None)
         self._counted = tuple(w.gcra for w in (rpm, rpd) if w is not None)
-        self._weighed = tuple(w.gcra for w in (tpm, tpd) if w is not None)
+        self.weighed = tuple(w.gcra for w in (tpm, tpd) if w is not None)
+        """Those of tokens, in the order of `admit`'s holds."""
         # As Galadriel's headers did: requests of the day, tokens of the minute; else what there is.
         shown = tuple(w for w in (rpd or rpm, tpm or tpd) if w is not None)
         self._shown = tuple((self._all.index(w), w.gcra, *_words(w)) for w in shown)
@@ -71,7 +72,7 @@ class Windows:
 
         Returns the holds, and the lines of the answer's head that tell what is left (`lines`).
         """
-        taken = reserve_all(self._counted, self._weighed, tokens, now)
+        taken = reserve_all(self._counted, self.weighed, tokens, now)
         return None if taken is None else (taken[1], self._lines(taken[0]))
 
     def refusal(self, tokens: int, now: float) -> Refused | None:
@@ -83,11 +84,6 @@ class Windows:
             if wait_s > 0 and (worst is None or wait_s > worst.wait_s):
                 worst = Refused(window, window.gcra.used(now), wanted, wait_s)
         return worst
-
-    def settle(self, holds: Iterable[Hold], tokens: int, now: float) -> None:
-        """It was ``tokens``."""
-        for gcra, hold in zip(self._weighed, holds, strict=True):
-            gcra.settle(hold, tokens, now)
 
     def lines(self, now: float) -> str:
         """The six headers of OpenAI, or those of them that are limited, as lines of an answer's head."""

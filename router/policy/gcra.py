@@ -179,9 +179,9 @@ def reserve_all(
         if level > gcra.window:
             return None
         levels.append(level)
+    for gcra, level in zip(counted, levels, strict=False):
+        gcra.tat = ns * gcra.limit + level
     holds = []
-    for gcra in counted:
-        gcra.take(1, now)
     for gcra in weighed:
         holds.append(gcra.reserve(units, now))  # noqa: PERF401 - a comprehension is a call
     return levels, holds

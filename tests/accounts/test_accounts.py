@@ -245,15 +245,15 @@ def test_pairs_are_forgotten_when_they_are_full_and_idle(monkeypatch):
     monkeypatch.setattr(pairs, "SWEEP_FLOOR", 8)
     found, account = made_pairs(), on_tier("tokens")
     held = found.prepare("held", "m", account, 0.0)
-    holds, _ = held.windows.admit(10, 0.0)
+    held.windows.admit(10, 0.0)
     for number in range(500):
         now = number * 120.0
         windows = found.prepare(f"k{number}", "m", account, now).windows
-        windows.settle(windows.admit(5, now)[0], 5, now)
+        for gcra, hold in zip(windows.weighed, windows.admit(5, now)[0], strict=True):
+            gcra.settle(hold, 5, now)
         found.prepare(f"unlimited{number}", "m", None, now)
     assert len(found.known) <= 20
     assert found.known["held", "m"] is held, "something of it is under way"
-    held.windows.settle(holds, 0, 1e6)
 
 
 def test_other_limits_are_other_windows():

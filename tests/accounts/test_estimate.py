@@ -57,7 +57,7 @@ def test_four_bytes_a_token_until_the_model_says_otherwise():
     size, ours = Size(4000, 4), expected(estimator)
     assert given(ours, size) == 1004
     for _ in range(200):
-        ours.learn(size, 2004, None)
+        ours.learn_input(size, 2004)
     assert given(ours, size) == pytest.approx(2004, rel=0.02)
     assert given(expected(estimator, key_id="other"), size) == given(ours, size)
     assert given(expected(estimator, model="n"), size) == 1004
@@ -66,7 +66,7 @@ def test_four_bytes_a_token_until_the_model_says_otherwise():
 def test_short_prompts_teach_little():
     ours = expected()
     for _ in range(20):
-        ours.learn(Size(2, 4), 40, None)
+        ours.learn_input(Size(2, 4), 40)
     assert given(ours, Size(4000, 4)) < 1100
 
 
@@ -75,7 +75,7 @@ def test_outputs_are_the_80th_percentile_of_the_keys_own():
     ours = expected(estimator)
     assert wrote(ours, size) == PRIOR_OUTPUT
     for tokens in range(10, 40):
-        ours.learn(size, None, tokens)
+        ours.learn_output(size, tokens)
     assert 30 <= wrote(ours, size) <= 36
     assert wrote(expected(estimator, key_id="other"), size) == PRIOR_OUTPUT
     assert wrote(ours, Size(10, 4, 64)) == 64, "another kind of request"
@@ -89,7 +89,7 @@ def test_limits_bound_the_guess():
     assert wrote(ours, Size(10, 4, 5, choices=3)) == 15
     assert wrote(ours, Size(10, 4, 0)) == 0
     for _ in range(LEAST_SAMPLES):
-        ours.learn(Size(10, 4, 100), None, 2**70)
+        ours.learn_output(Size(10, 4, 100), 2**70)
     assert wrote(ours, Size(10, 4, 100)) == 100
 
 
@@ -97,13 +97,14 @@ def test_limits_bound_the_guess():
 def test_what_an_upstream_says_may_be_nonsense(nonsense):
     ours, size = expected(), Size(0, 0)
     for _ in range(LEAST_SAMPLES):
-        ours.learn(size, nonsense, nonsense)
+        ours.learn_input(size, nonsense)
+        ours.learn_output(size, nonsense)
     assert ours.tokens(size) == (1, 1)
 
 
 def test_what_is_remembered_is_bounded():
     estimator = Estimator()
     for number in range(MOST_KINDS + 100):
-        expected(estimator, key_id=f"k{number}").learn(Size(1), None, 5)
+        expected(estimator, key_id=f"k{number}").learn_output(Size(1), 5)
     assert len(estimator._outputs) == MOST_KINDS
     assert ("m", "k0", 0) not in estimator._outputs
