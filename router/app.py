@@ -27,8 +27,9 @@ import msgspec
 
 from engines.base import Engine
 from router import pool as pools
-from router.accounts.accounts import Accounts, Asked
+from router.accounts.accounts import Accounts
 from router.accounts.estimate import request_size
+from router.accounts.pairs import Pair
 from router.backends.base import Backend, Limits
 from router.backends.engine import EngineBackend
 from router.backends.openai import OpenAIBackend
@@ -144,7 +145,7 @@ class Router:
         self._backends = self._make_backends()
         self._dispatcher = Dispatcher(
             self._backends,
-            _terms(config, self.accounts, self._eligible),
+            _terms(config, self._eligible),
             clock=self._clock,
             rng=self._rng,
             emit=self._emit,
@@ -252,9 +253,8 @@ class Router:
                 Arrival(operation, request, request_id, key_id, received_at, headers)
             )
         try:
-            route = self._route(request.model or "", key_id)
+            route, pair = self._route(request.model or "", key_id)
             route = self._eligible.narrow(route, request, body)
-            concerned = self.accounts.concerns(key_id)
             call = Call(
                 request=request,
                 body=body,
@@ -263,10 +263,10 @@ class Router:
                 key_id=key_id,
                 received_at=received_at,
                 deadline=now + self.config.timeouts.total_s,
-                charge=self.accounts.admit(Asked(key_id, route.name, request_size(request, body)))
-                if concerned
-                else None,
-                priority=self.accounts.priority(key_id) if concerned else 0,
+                charge=None
+                if pair is None
+                else self.accounts.admit(pair, request_size(request, body)),
+                priority=0 if pair is None else pair.priority,
                 trace=trace,
             )
         except ApiError as error:
@@ -293,7 +293,7 @@ class Router:
 
     def model(self, name: str, key_id: str = LIBRARY) -> ModelCard:
         """The model of that name or alias. Raises ApiError 404."""
-        route = self._route(name, key_id)
+        route, _ = self._route(name, key_id)
         return ModelCard(
             id=route.name,
             created=self._created,
@@ -348,12 +348,17 @@ class Router:
 
     # Composing.
 
-    def _route(self, name: str, key_id: str) -> Route:
-        """The route of a name or alias. Raises ApiError 404, also where the key may not have it."""
+    def _route(self, name: str, key_id: str) -> tuple[Route, Pair | None]:
+        """The route of a name or alias, and the key's terms there (`Accounts.pair`). Raises ApiError 404, also where
+        the key may not have it.
+        """
         route = self.pool.route(name)
-        if route is None or not self.accounts.allows(key_id, route.name):
+        if route is None:
             raise unknown_model(name)
-        return route
+        pair = self.accounts.pair(key_id, route.name)
+        if pair is not None and not pair.allowed:
+            raise unknown_model(name)
+        return route, pair
 
     def _name_of(self, name: str) -> str | None:
         route = self.pool.route(name)
@@ -423,7 +428,7 @@ def _pricing(price: Price | None) -> Pricing | msgspec.UnsetType:
     return Pricing(*one)
 
 
-def _terms(config: Config, accounts: Accounts, eligible: Eligible) -> Terms:
+def _terms(config: Config, eligible: Eligible) -> Terms:
     clocks = config.timeouts
     limits = Limits(clocks.connect_s, clocks.first_token_s, clocks.idle_s)
     whole = Limits(clocks.connect_s, clocks.answer_s, clocks.idle_s)
@@ -432,7 +437,6 @@ def _terms(config: Config, accounts: Accounts, eligible: Eligible) -> Terms:
         whole,
         config.retry,
         config.recovery,
-        accounts,
         prompt_s_per_1k=clocks.first_token_s_per_1k,
         narrow=eligible.narrow,
     )

@@ -65,7 +65,7 @@ class Ask:
                 heart.stop()
         try:
             exchange.served_by(reply.target, reply.attempts, reply.overhead_s or 0.0)
-            exchange.note(reply.headers)
+            exchange.note(reply.upstream_headers, reply.limits)
             if reply.streaming:
                 await _stream(exchange, reply)
             else:

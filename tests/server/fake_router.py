@@ -32,7 +32,8 @@ class FakeReply:
         self.target = "fake/m"
         self.attempts = 1
         self.overhead_s = 0.000125
-        self.headers: Mapping[str, str] = headers or {}
+        self.upstream_headers: Mapping[str, str] = headers or {}
+        self.limits = ""
         self.closed = asyncio.Event()
         self.reads = 0
         self._script = list(script)
