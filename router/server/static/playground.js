@@ -191,12 +191,13 @@ function hear(choice, answer, meter) {
 
 /** The data of server-sent events; comments and other fields are passed over. */
 async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = body.getReader();
+  const decoder = new TextDecoder();
   let rest = "";
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
-    rest += value;
+    rest += decoder.decode(value, { stream: true });
     const whole = rest.split(/\r?\n\r?\n/);
     rest = whole.pop();
     for (const event of whole) {
