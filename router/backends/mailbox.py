@@ -84,18 +84,15 @@ class Mailbox(Struct, Generic[T], eq=False):
     """What waits to be taken, in the unit of put's size."""
     closed: bool = False
     """An end or an error was put: nothing more will come."""
-    _items: list[T] = []
-    _error: BaseException | None = None
+    items: list[T] = []
+    """What waits to be taken."""
+    error: BaseException | None = None
+    """With which it ended; the reader hears of it after the items."""
     _tap: Callable[[T], bool] | None = None
     _paused: bool = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} size={self.size} closed={self.closed}>"
-
-    @property
-    def complete(self) -> bool:
-        """It ended well and everything was taken: the next `take` would give ``[]``."""
-        return self.closed and self._error is None and not self._items
 
     def put(self, item: T, size: int = 1) -> None:
         """Add an item; after an end it is dropped."""
@@ -106,7 +103,7 @@ class Mailbox(Struct, Generic[T], eq=False):
                 self._tap = None
                 self.alarm.wake()
             return
-        self._items.append(item)
+        self.items.append(item)
         self.size += size
         if self.size > self.high_water and not self._paused and self.on_full is not None:
             self._paused = True
@@ -117,22 +114,34 @@ class Mailbox(Struct, Generic[T], eq=False):
         """No more items; with ``error``, the reader gets it after the items before it. Only the first end counts."""
         if not self.closed:
             self.closed = True
-            self._error = error
-            if not self._items:  # else they have woken the reader
+            self.error = error
+            if not self.items:  # else they have woken the reader
                 self.alarm.wake()
+
+    def wait(self, until: float) -> asyncio.Future[None]:
+        """Done when something has come, the end too; takes nothing.
+
+        Raises TimeoutError at ``until`` (the loop's time), or the error of `end` if nothing came before it.
+        """
+        if self.error is not None and not self.items:
+            raise self.error
+        waiter = self.alarm.wait(until)
+        if self.items or self.closed:
+            waiter.set_result(None)
+        return waiter
 
     async def take(self, until: float) -> list[T]:
         """Everything that has come, in order; ``[]`` after the end.
 
         Waits until something comes. Raises TimeoutError at ``until`` (the loop's time), or the error of ``end``.
         """
-        while not self._items:
+        while not self.items:
             if self.closed:
-                if self._error is not None:
-                    raise self._error
+                if self.error is not None:
+                    raise self.error
                 return []
             await self.alarm.wait(until)
-        items, self._items, self.size = self._items, [], 0
+        items, self.items, self.size = self.items, [], 0
         if self._paused:
             self._paused = False
             if self.on_drained is not None:
@@ -145,7 +154,7 @@ class Mailbox(Struct, Generic[T], eq=False):
         Returns when ``tap`` says False, when the end is there, and at once where items wait already: `take` goes on.
         Raises TimeoutError at ``until`` (the loop's time), which ``tap`` may put off: `Alarm.due`.
         """
-        if self._items or self.closed:
+        if self.items or self.closed:
             return
         self._tap = tap
         try:

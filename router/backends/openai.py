@@ -172,9 +172,9 @@ class OpenAIBackend:
                 connection = await self._acquire(pool, order, fresh=fresh)
             exchange = connection.send(head, body)
             try:
-                await exchange.head(
-                    min(exchange.sent_at + order.limits.first_token_s, order.deadline)
-                )
+                until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
+                while not exchange.status:
+                    await exchange.wait(until)
             except TimeoutError:
                 exchange.leave()
                 raise _late(order, FaultKind.TIMEOUT_FIRST_BYTE) from None
@@ -338,10 +338,10 @@ class WholeAnswer(Struct, eq=False):
             return b""
         exchange = self.exchange
         try:
-            while pieces := await exchange.take(self.until):
-                self._collect(pieces)
-                if exchange.complete:
-                    break
+            while exchange.items or not exchange.closed:
+                self._collect(await exchange.take(self.until))
+            if exchange.error is not None:
+                raise exchange.error
         except TimeoutError:
             self.close()
             kind = FaultKind.TIMEOUT_IDLE if self.size else FaultKind.TIMEOUT_FIRST_BYTE
@@ -349,7 +349,7 @@ class WholeAnswer(Struct, eq=False):
         except Fault:
             self.close()
             raise
-        self.close()
+        self.over = True
         parts = self.parts
         return self._checked(parts[0] if len(parts) == 1 else b"".join(parts))
 

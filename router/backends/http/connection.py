@@ -105,9 +105,7 @@ class Exchange(Mailbox[bytes], kw_only=True, eq=False):
     async def head(self, until: float) -> None:
         """Wait until status and headers are there. Raises TimeoutError at ``until`` (the loop's time), Fault."""
         while not self.status:
-            if self.closed:
-                await self.take(until)  # raises why
-            await self.alarm.wait(until)
+            await self.wait(until)
 
     def leave(self, *, whole: bool = False) -> None:
         """Nobody reads on. What still comes is cut off at once, so that the provider stops working; but where the
@@ -315,7 +313,8 @@ class Connection(asyncio.Protocol):
         """The response is whole. ``sure``: nothing came behind it."""
         exchange.end()
         kept = sure and self._reusable and self._unsent is None
-        if not kept or self._wire().get_write_buffer_size():
+        assert self._transport is not None
+        if not kept or self._transport.get_write_buffer_size():
             self.abort()  # A server that answers before it has read everything won't read the rest.
         elif self._read_paused and self.state is _READING_BODY:
             self._move(_HOLDING)
