@@ -24,7 +24,7 @@ from router.app import Stats
 from router.backends.http.relay import Relay
 from router.clock import SystemClock
 from router.config.schema import Config, Key, Model, Price, Provider, Target, Tier
-from router.events import LimitDecision, RequestDone
+from router.events import Admitted, RequestDone
 from router.log import RequestLog, install
 from router.metrics import Metrics
 from router.wire import rewrite
@@ -39,7 +39,7 @@ DONE = RequestDone(
     outcome="ok", status=200, attempts=1, duration_s=1.2345678, first_token_s=0.1234567, input_tokens=200,
     cached_input_tokens=None, output_tokens=64, overhead_s=0.0001234, cost_usd=0.000033,
 )  # fmt: skip
-DECISION = LimitDecision("me", "m", "key", "tokens", "admitted")
+ADMITTED = Admitted("me", "m", "key", ("requests", "tokens"))
 
 
 def main() -> int:
@@ -68,7 +68,7 @@ def _parts() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "relay 64 chunks that came at once", lambda: Relay(hide_usage=False).feed(stream)
     metrics = Metrics(lambda: Stats(0, ()), models=["m"], targets={"up/m": "up"})
     yield "metrics: a request's end", lambda: metrics(DONE)
-    yield "metrics: a limit's decision", lambda: metrics(DECISION)
+    yield "metrics: a request that limits admitted", lambda: metrics(ADMITTED)
     for style in ("json", "human"):
         install("info", style, io.StringIO())
         log = RequestLog()

@@ -38,7 +38,7 @@ from engines.answer_plan import plan
 from engines.base import EngineError, EngineInfo, Event, GenerateRequest, Health
 from engines.control_text import Vocabulary
 from engines.cores import limited_threads
-from engines.gguf import GgufError, GgufHead, read_head
+from engines.gguf import GgufError, GgufHead, read_gguf
 from engines.grammar import CALL_END, CALL_START
 from engines.llamacpp_call import Call, Model, Server, Words
 from engines.llamacpp_chunks import ChunkReader, Reading, refusal
@@ -73,7 +73,7 @@ class LlamaCppEngine:
         """Load the model. Raises EngineError: no package, no such file, not a model."""
         path = _model_path(self._spec.model)
         try:
-            head = await asyncio.to_thread(read_head, path)
+            head = (await asyncio.to_thread(read_gguf, path)).head
         except GgufError as error:
             raise EngineError("invalid", str(error)) from error
         steps = -(-self._spec.context_tokens // CONTEXT_STEP_TOKENS)

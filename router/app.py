@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
 import os
 import random
 import secrets
@@ -39,7 +38,7 @@ from router.config.schema import Config, Price
 from router.dispatch import Call, Dispatcher, Reply, Terms
 from router.eligible import Eligible
 from router.errors import invalid_request
-from router.events import Event, Listener, TargetState
+from router.events import Events, Listener, TargetState
 from router.policy.quota import Gauge
 from router.pool import Route
 from router.wire import sse
@@ -47,7 +46,6 @@ from router.wire.chat import ChatRequest, decode_chat, unknown_model
 from router.wire.completion import ChatCompletion, ChatCompletionChunk
 from router.wire.request import Request
 
-_log = logging.getLogger("nenya")
 _chat = msgspec.json.Decoder(ChatCompletion)
 _chunk = msgspec.json.Decoder(ChatCompletionChunk)
 
@@ -124,12 +122,12 @@ class Router:
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secrets
         self._created = int(self._clock.wall())
-        self._listeners: list[Listener] = []
+        self._events = Events()
+        self._emit = self._events.emit
         self.pool = pools.build(config, self._rng)
         self._eligible = Eligible(config)
         self.accounts = Accounts(config, self._name_of, clock=self._clock, emit=self._emit)
-        if config.accounts.database is not None:
-            self._listeners.append(self.accounts.note)
+        self._events.listen(self.accounts)
         self._own_engines = dict(engines or {})
         self._nodes: dict[str, LocalNode] = {}
         self._runtime_dir = Path(tempfile.gettempdir()) / f"nenya-{secrets.token_hex(6)}"
@@ -313,8 +311,11 @@ class Router:
         return Stats(sum(t.inflight for t in targets), targets, lines)
 
     def listen(self, listener: Listener) -> None:
-        """Have ``listener`` called with every event from now on, where it happens; it must be quick."""
-        self._listeners.append(listener)
+        """Have ``listener`` called with every event from now on, where it happens; it must be quick.
+
+        A `router.events.Hearer` is called with those alone that it hears.
+        """
+        self._events.listen(listener)
 
     # Composing.
 
@@ -374,13 +375,6 @@ class Router:
                     target.concurrency.forget()
                 self._emit(TargetState(target.id, target.state, reason))
                 target.freed(self._clock.now())
-
-    def _emit(self, event: Event) -> None:
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:  # noqa: BLE001 - a listener must not cost a request
-                _log.exception("a listener failed on %s", type(event).__name__)
 
 
 DRAIN_POLL_S = 0.02

@@ -13,18 +13,19 @@ a kill -9 can lose lines, those of the last FLUSH_S at most.
 from __future__ import annotations
 
 import asyncio
-import functools
 import io
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TextIO
+from collections.abc import Mapping
+from functools import cache, partial
+from typing import Literal, TextIO
 
 import msgspec
 
 from router.events import (
     AttemptDone,
     Event,
+    Hearer,
     LimitDecision,
     NodeState,
     Recovery,
@@ -242,20 +243,31 @@ class _Seconds:
         return self._text
 
 
-class RequestLog:
+class RequestLog(Hearer):
     """A listener for events: one line per request, failed attempt, and change of a target's or a node's state."""
 
     def __init__(self, logger: logging.Logger = _requests) -> None:
         self._logger = logger
+        self.hears = {
+            RequestDone: self._request,
+            AttemptDone: self._attempt,
+            LimitDecision: partial(self._write, logging.INFO, "limit"),
+            Recovery: partial(self._write, logging.WARNING, "recovery"),
+            TargetState: partial(self._write, logging.INFO, "target"),
+            NodeState: partial(self._write, logging.INFO, "node"),
+        }
 
-    def __call__(self, event: Event) -> None:
-        """Write the line of ``event``, if it has one and the level wants it."""
-        said = _LINES.get(type(event))
-        if said is None:
-            return
-        level, message = said(event)
+    def _request(self, event: RequestDone) -> None:
+        self._write(logging.INFO if event.status < 500 else logging.WARNING, "request", event)
+
+    def _attempt(self, event: AttemptDone) -> None:
+        if event.fault is not None:
+            self._write(logging.WARNING, "attempt failed", event)
+
+    def _write(self, level: int, message: str, event: Event) -> None:
+        """Write the line of ``event``, if the level wants it."""
         logger = self._logger
-        if not message or not logger.isEnabledFor(level):
+        if not logger.isEnabledFor(level):
             return
         lines = only_lines(logger)
         if lines is not None:
@@ -263,29 +275,6 @@ class RequestLog:
             lines.hold(Line(time.time(), level, logger.name, message, event))
         else:
             logger.log(level, message, extra={"fields": _shown(event)})
-
-
-def _request(event: RequestDone) -> tuple[int, str]:
-    return (logging.INFO if event.status < 500 else logging.WARNING), "request"
-
-
-def _attempt(event: AttemptDone) -> tuple[int, str]:
-    return logging.WARNING, "attempt failed" if event.fault is not None else ""
-
-
-def _limit(event: LimitDecision) -> tuple[int, str]:
-    return logging.INFO, "" if event.outcome == "admitted" else "limit"
-
-
-_LINES: Mapping[type, Callable[[Any], tuple[int, str]]] = {
-    RequestDone: _request,
-    AttemptDone: _attempt,
-    LimitDecision: _limit,
-    Recovery: lambda _: (logging.WARNING, "recovery"),
-    TargetState: lambda _: (logging.INFO, "target"),
-    NodeState: lambda _: (logging.INFO, "node"),
-}
-"""An event's level and message; no message is no line."""
 
 
 def _shown(fields: Event | Mapping[str, Value]) -> Mapping[str, Value]:
@@ -308,7 +297,7 @@ def _ms(at: float) -> int:
     return int(at * 1000) % 1000
 
 
-@functools.cache
+@cache
 def _level(number: int) -> str:
     return logging.getLevelName(number).lower()
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from router.errors import FaultKind
 from router.events import (
+    Admitted,
     AttemptDone,
     Event,
     LimitDecision,
@@ -105,7 +106,7 @@ def test_lines_of_other_events(event: Event, end: str | None) -> None:
     [
         Retry("gpu0", FaultKind.CONNECT),
         AttemptDone("starter", "gpu0", "local", 0.5, None),
-        LimitDecision("dev", "m", "key", "tokens", "admitted"),
+        Admitted("dev", "m", "key", ("requests", "tokens")),
     ],
 )
 def test_what_has_no_line(event: Event) -> None:

@@ -9,6 +9,7 @@ The library is imported only in here and only by name: reading this file needs n
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ MAX_STEP_TOKENS = 8
 """Of one request in one step: what was sampled and what was guessed; the library's own ``max_q_size``."""
 
 OnProgress = Callable[[float], None]
-GIB = 1 << 30
+log = logging.getLogger(__name__)
 
 
 class Weights(Struct, frozen=True):
@@ -114,13 +115,16 @@ def load(model: Model, on_progress: OnProgress) -> Machine:
             "unsupported",
             f"the exllamav2 engine can't be imported: {error}. See docs/exllamav2.md",
         ) from error
+    free = _free_bytes(torch, model.spec)
+    if warning := memory.demand_room(model.folder, model.spec, free, model.draft):
+        log.warning("%s", warning)
     try:
         return machine(model, weights(model, on_progress), torch.cuda.get_device_name(0))
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(model) from error
+        raise out_of_memory(model, free) from error
     except RuntimeError as error:
         if "Insufficient VRAM" in str(error):
-            raise out_of_memory(model) from error
+            raise out_of_memory(model, free) from error
         raise EngineError("internal", f"exllamav2 could not load it: {error}") from error
     except (AssertionError, ValueError, OSError) as error:
         raise EngineError("invalid", f"exllamav2 could not load it: {error}") from error
@@ -133,11 +137,23 @@ def prepare_environment(spec: ExLlamaV2Spec) -> None:
     os.environ["EXLLAMA_NO_SDPA"] = "1"
 
 
-def out_of_memory(model: Model) -> EngineError:
-    """Return the error of a model that doesn't fit, with advice."""
-    free = memory.free_bytes(model.spec.gpus) or 0
-    said = memory.advice(model.folder, model.spec, free)
-    return EngineError("invalid", f"{model.folder.name} doesn't fit: {said or 'the GPU is full'}")
+def _free_bytes(torch: Any, spec: ExLlamaV2Spec) -> int | None:
+    """What is free on the GPUs before anything is loaded; as torch sees them where the driver's tool is missing."""
+    free = memory.free_bytes(spec.gpus)
+    if free is not None:
+        return free
+    try:
+        return sum(int(torch.cuda.mem_get_info(at)[0]) for at in range(torch.cuda.device_count()))
+    except RuntimeError:
+        return None
+
+
+def out_of_memory(model: Model, free: int | None) -> EngineError:
+    """The error of a model that didn't fit into what had been ``free``, with advice."""
+    verdict = memory.judge(model.folder, model.spec, free or 0, model.draft)
+    said = verdict.advice if free is not None else ""
+    said = said or "the GPU is full: set a smaller `cache_tokens`"
+    return EngineError("invalid", f"{model.folder.name} doesn't fit: {said}")
 
 
 def configuration(model: Model, folder: ModelFolder) -> Any:

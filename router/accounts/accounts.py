@@ -23,7 +23,7 @@ from router.accounts.store import Entry, StoreError
 from router.accounts.terms import NO_RATES, Account, Names, Tiers
 from router.clock import Clock
 from router.config.schema import Config
-from router.events import Event, LimitDecision, RequestDone, UsageLost
+from router.events import Admitted, Event, Hearer, LimitDecision, RequestDone, UsageLost
 
 Emit = Callable[[Event], None]
 _SCOPE = "key"
@@ -39,7 +39,7 @@ class Asked(msgspec.Struct, frozen=True):
     size: Size
 
 
-class Accounts:
+class Accounts(Hearer):
     """The keys of a config and their accounts."""
 
     def __init__(self, config: Config, names: Names, *, clock: Clock, emit: Emit) -> None:
@@ -61,6 +61,7 @@ class Accounts:
         self._books: Bookkeeper | None = None
         if kept.database is not None and pepper is not None:
             self._books = Bookkeeper(kept.database, pepper, usage=kept.usage, on_change=self._note)
+        self.hears = {} if self._books is None else {RequestDone: self._book}
 
     async def start(self) -> None:
         """Read the database, if there is one. Raises StoreError, also where a key of it has the id of a config's."""
@@ -114,19 +115,22 @@ class Accounts:
             holds=() if windows is None else windows.take(given + likely, now),
             budget_nanos=reserved,
         )
+        limited: tuple[str, ...] = () if windows is None else windows.resources
+        if reserved is not None:
+            limited = (*limited, "usd")
+        if limited:
+            self._emit(Admitted(asked.key_id, asked.model, _SCOPE, limited))
         if windows is None:
             return Charge(claim, {})
-        for resource in windows.resources:
-            self._say(asked, resource, "admitted")
         return Charge(claim, windows.headers(now))
 
     def settle(self, charge: Charge, told: Tokens) -> Bill:
         """The request is over; ``told`` is the usage that its answer told."""
         return charge.settle(told, self._desk, self._clock.now())
 
-    def note(self, event: Event) -> None:
-        """A listener: what ended goes into the books."""
-        if self._books is not None and isinstance(event, RequestDone):
+    def _book(self, event: RequestDone) -> None:
+        """What ended goes into the books."""
+        if self._books is not None:
             nanos = 0 if event.cost_usd is None else nanos_of(event.cost_usd)
             if not self._books.book(Entry(self._clock.wall(), event, nanos)):
                 self._emit(UsageLost(event.key_id))
@@ -185,7 +189,6 @@ class Accounts:
             self._say(asked, "usd", "refused")
             raise quota_error({} if windows is None else windows.headers(self._clock.now()))
         self.budgets.reserve(asked.key_id, worst)
-        self._say(asked, "usd", "admitted")
         return worst
 
     def _say(self, asked: Asked, resource: str, outcome: str) -> None:

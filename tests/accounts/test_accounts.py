@@ -18,7 +18,7 @@ from router.accounts.prices import Tokens, cost_nanos
 from router.config.reader import parse
 from router.config.schema import Price
 from router.errors import ApiError, Fault, FaultKind, IllegalMove
-from router.events import LimitDecision, RequestDone
+from router.events import Admitted, LimitDecision, RequestDone
 from tests.clocks import ManualClock
 from tests.test_dispatch import Script, World
 
@@ -68,6 +68,16 @@ class Gate:
         """What the next request would be told, which takes none."""
         windows = next(w for (k, _), w in self.accounts._limiter._pairs.items() if k == key_id)
         return int(windows.headers(self.clock.now())[f"x-ratelimit-remaining-{resource}"])
+
+
+def test_one_event_tells_all_that_admitted_a_request():
+    gate = Gate()
+    gate.admit("mixed")
+    gate.admit("rich")
+    assert gate.events == [
+        Admitted("mixed", "m", "key", ("requests", "tokens")),
+        Admitted("rich", "m", "key", ("usd",)),
+    ]
 
 
 async def test_two_hundred_tasks_against_sixty_a_minute_admit_sixty():
