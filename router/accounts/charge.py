@@ -6,6 +6,8 @@ input and the events that were relayed, about a token each; for one that never b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from router.accounts.budgets import Budgets
@@ -52,7 +54,7 @@ class Claim(msgspec.Struct, frozen=True):
 class Charge:
     """A claim until it is settled."""
 
-    __slots__ = ("_bytes", "_claim", "_events", "headers")
+    __slots__ = ("_bytes", "_claim", "_events", "headers", "unread")
 
     def __init__(self, claim: Claim, headers: dict[str, str]) -> None:
         self._claim: Claim | None = claim
@@ -60,6 +62,8 @@ class Charge:
         self._events = 0
         self.headers = headers
         """What the client hears of its limits."""
+        self.unread: Sequence[bytes] = ()
+        """Pieces of the answer that were kept anyway: they are counted as if `saw`, if its usage is never told."""
 
     def saw(self, piece: bytes) -> None:
         """A piece of the answer came: its size is counted, in case its usage is never told."""
@@ -87,7 +91,11 @@ class Charge:
 
     def _took(self, told: Tokens, claim: Claim) -> tuple[Tokens, bool]:
         """The tokens that the answer took, and whether they are a guess."""
-        if told.output is not None or not self._bytes:
+        if told.output is not None:
+            return told, False
+        for piece in self.unread:
+            self.saw(piece)
+        if not self._bytes:
             return told, False
         if claim.size.output_limit == 0 and told.input is not None:
             return Tokens(told.input, told.cached_input, 0), False
