@@ -267,8 +267,8 @@ class StreamAnswer(Struct, eq=False):
         return b""
 
     async def pour(self, sink: Sink) -> None:
-        """Whole events as they come; see `base.Answer`."""
-        if self.over:
+        """Whole events as they come, behind the first that is read; see `base.Answer`."""
+        if self.over or not self.relay.started:
             return
         self.sink = sink
         try:
@@ -284,8 +284,9 @@ class StreamAnswer(Struct, eq=False):
         assert sink is not None
         blob = relay.feed(data)
         if relay.heard:
-            self._note_time()
-            self.exchange.alarm.due = self.until
+            exchange, order = self.exchange, self.order
+            until = exchange.connection.time() + order.limits.idle_s
+            self.until = exchange.alarm.due = min(order.deadline, until)
         wanted = sink(blob) if blob else True
         return wanted and not relay.done and relay.fault is None
 

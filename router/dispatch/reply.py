@@ -100,7 +100,9 @@ class Reply:
             assert kept is not None, "else the pieces are counted"
             kept.append(piece)
             self._room -= len(piece)
-            return sink(piece) and self._room >= 0  # what is more is no longer kept, from the next `read` on
+            return (
+                sink(piece) and self._room >= 0
+            )  # what is more is no longer kept, from the next `read` on
 
         if kept is not None:
             await self._answer.pour(keeping)
