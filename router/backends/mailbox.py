@@ -88,7 +88,8 @@ class Mailbox(Struct, Generic[T], eq=False):
     """What waits to be taken."""
     error: BaseException | None = None
     """With which it ended; the reader hears of it after the items."""
-    _tap: Callable[[T], bool] | None = None
+    tap: Callable[[T], bool] | None = None
+    """Whom items are given to instead of being kept, as long as it says True; see `pour`."""
     _paused: bool = False
 
     def __repr__(self) -> str:
@@ -98,9 +99,9 @@ class Mailbox(Struct, Generic[T], eq=False):
         """Add an item; after an end it is dropped."""
         if self.closed:
             return
-        if self._tap is not None:
-            if not self._tap(item):
-                self._tap = None
+        if self.tap is not None:
+            if not self.tap(item):
+                self.tap = None
                 self.alarm.wake()
             return
         self.items.append(item)
@@ -156,11 +157,11 @@ class Mailbox(Struct, Generic[T], eq=False):
         """
         if self.items or self.closed:
             return
-        self._tap = tap
+        self.tap = tap
         try:
             await self.alarm.wait(until)
         finally:
-            self._tap = None
+            self.tap = None
 
     def stop_timer(self) -> None:
         """Drop the timer; for whoever stops reading before the end."""

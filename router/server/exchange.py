@@ -218,7 +218,10 @@ class Exchange:
         transport = connection.transport
         if transport is None or transport.is_closing() or not self.streaming:
             return False
-        transport.write(self._framed(blob))
+        if self._chunked and not blob.endswith(DONE):
+            transport.write(b"%x\r\n%b\r\n" % (len(blob), blob))
+        else:
+            transport.write(self._framed(blob))
         return not connection.writing_paused
 
     def end(self) -> None:

@@ -250,7 +250,11 @@ class Connection(asyncio.Protocol):
             piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
             self._barren = 0
-            exchange.put(piece, len(piece))
+            if exchange.tap is None:
+                exchange.put(piece, len(piece))
+            elif not exchange.tap(piece):  # as in put, which would be a call for each chunk of a stream
+                exchange.tap = None
+                exchange.alarm.wake()
         else:
             self._barren += len(data)
         if not self._unended:

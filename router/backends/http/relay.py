@@ -148,6 +148,8 @@ class Relay:
         self.heard = False
         if self.done or self.fault is not None:
             return b""
+        if self._splitter.clean and _one_event(data):
+            return self._note_data(data)
         try:
             blob = self._splitter.feed(data)
         except sse.EventTooLong:
@@ -262,14 +264,23 @@ class Relay:
         return refusal.in_answer(text, started=started, secrets=self._secrets)
 
 
+def _one_event(data: bytes) -> bool:
+    """Whether it is one line of data, with a JSON object in it and no error, and a blank line."""
+    end = len(data) - 2
+    if data.find(b"\n") != end or data.find(b"\r") >= 0 or not data.startswith(b"data: "):
+        return False
+    try:
+        _plain_one.decode(data[6:end])
+    except _UNREADABLE:
+        return False
+    return data.endswith(b"\n")
+
+
 def _plain(events: bytes) -> bool:
     """Whether each is one line of data with a JSON object in it, and no error."""
     if not events.startswith(b"data: {") or not events.endswith(b"}\n\n"):
         return False
     try:
-        if events.find(b"\n") == len(events) - 2:
-            _plain_one.decode(events[6:-2])
-            return True
         objects = events[7:-3].split(_BETWEEN)
         array = b"[{%b}]" % _MARKED.join(objects)
         found = _plain_many.decode(array)
