@@ -324,6 +324,27 @@ LISTEN = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("too-short", ["line 3: server.admin_key: must have at least 16 characters"]),
+        (
+            "sixteen and spaces",
+            ["line 3: server.admin_key: may only have visible ASCII characters, without spaces"],
+        ),
+        (
+            "sk-of-a-client-0001",
+            [
+                "line 3: server.admin_key: is the secret of a client's key, which must not open the status"
+            ],
+        ),
+    ],
+)
+def test_an_admin_key(key: str, expected: list[str]) -> None:
+    text = f"{REST}server: {{admin_key: {key}}}\nkeys: [{{id: a, secret: sk-of-a-client-0001}}]\n"
+    assert problems(text) == expected
+
+
 @pytest.mark.parametrize(("text", "expected"), LISTEN)
 def test_listening(text: str, expected: list[str]) -> None:
     assert problems(f"{REST}server:\n  {text}\n") == expected
