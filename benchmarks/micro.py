@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from benchmarks.upstream import events
-from router.accounts.accounts import Accounts, Asked
+from router.accounts.accounts import Accounts
 from router.accounts.estimate import request_size
 from router.accounts.prices import Tokens
 from router.app import Stats
@@ -92,12 +92,13 @@ def _accounts() -> Iterator[tuple[str, Callable[[], object]]]:
     )
     accounts = Accounts(config, lambda name: name, clock=SystemClock(), emit=lambda _: None)
     body = _body(1)
-    asked = Asked("me", "m", request_size(decode_chat(body), body))
-    used = Tokens(200, None, 64)
+    size, used, clock = request_size(decode_chat(body), body), Tokens(200, None, 64), SystemClock()
+    pair = accounts.pair("me", "m")
+    assert pair is not None, "it has limits"
     yield "check a key", lambda: accounts.authenticate(f"Bearer {SECRET}")
     yield (
         "admit by two limits, and settle",
-        lambda: accounts.settle(accounts.admit(asked), used),
+        lambda: accounts.admit(pair, size).settle(used, clock.now()),
     )
 
 

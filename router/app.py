@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from engines.base import Engine
+from engines.base import Engine, EngineError, EngineInfo, Health
 from router import pool as pools
-from router.accounts.accounts import Accounts, Asked
+from router.accounts.accounts import Accounts
 from router.accounts.estimate import request_size
+from router.accounts.pairs import Pair
 from router.backends.base import Backend, Limits
 from router.backends.engine import EngineBackend
 from router.backends.openai import OpenAIBackend
@@ -91,6 +92,23 @@ class TargetStats(msgspec.Struct, frozen=True):
     """Its provider's limits, as far as they are known."""
 
 
+class EngineStats(msgspec.Struct, frozen=True):
+    """An engine on this machine, now."""
+
+    name: str
+    kind: str
+    """As in the config."""
+    state: str
+    """Of its process; one that lives in this process is ``ready`` or ``failed``."""
+    detail: str
+    """Why it is in that state, where there is a reason."""
+    loaded: float | None
+    """Share of its model that is loaded, where it says so."""
+    info: EngineInfo | None
+    """What it is, once it was ready."""
+    health: Health
+
+
 class LineStats(msgspec.Struct, frozen=True):
     """How many wait for a model, of one priority, now."""
 
@@ -139,12 +157,13 @@ class Router:
         self.accounts = Accounts(config, self._name_of, clock=self._clock, emit=self._emit)
         self._events.listen(self.accounts)
         self._own_engines = dict(engines or {})
+        self._own_info: dict[str, EngineInfo] = {}
         self._nodes: dict[str, LocalNode] = {}
         self._runtime_dir = Path(tempfile.gettempdir()) / f"nenya-{secrets.token_hex(6)}"
         self._backends = self._make_backends()
         self._dispatcher = Dispatcher(
             self._backends,
-            _terms(config, self.accounts, self._eligible),
+            _terms(config, self._eligible),
             clock=self._clock,
             rng=self._rng,
             emit=self._emit,
@@ -159,8 +178,8 @@ class Router:
         await self.accounts.start()
         if self._nodes:
             self._runtime_dir.mkdir(mode=0o700)
-        for engine in self._own_engines.values():
-            await engine.start()
+        for name, engine in self._own_engines.items():
+            self._own_info[name] = await engine.start()
         for node in self._nodes.values():
             await node.start()
 
@@ -252,9 +271,8 @@ class Router:
                 Arrival(operation, request, request_id, key_id, received_at, headers)
             )
         try:
-            route = self._route(request.model or "", key_id)
+            route, pair = self._route(request.model or "", key_id)
             route = self._eligible.narrow(route, request, body)
-            concerned = self.accounts.concerns(key_id)
             call = Call(
                 request=request,
                 body=body,
@@ -263,10 +281,10 @@ class Router:
                 key_id=key_id,
                 received_at=received_at,
                 deadline=now + self.config.timeouts.total_s,
-                charge=self.accounts.admit(Asked(key_id, route.name, request_size(request, body)))
-                if concerned
-                else None,
-                priority=self.accounts.priority(key_id) if concerned else 0,
+                charge=None
+                if pair is None
+                else self.accounts.admit(pair, request_size(request, body)),
+                priority=0 if pair is None else pair.priority,
                 trace=trace,
             )
         except ApiError as error:
@@ -293,7 +311,7 @@ class Router:
 
     def model(self, name: str, key_id: str = LIBRARY) -> ModelCard:
         """The model of that name or alias. Raises ApiError 404."""
-        route = self._route(name, key_id)
+        route, _ = self._route(name, key_id)
         return ModelCard(
             id=route.name,
             created=self._created,
@@ -339,6 +357,10 @@ class Router:
         )
         return Stats(sum(t.inflight for t in targets), targets, lines)
 
+    def engines(self) -> list[EngineStats]:
+        """Every engine of the config: its process, and its last word."""
+        return [self._engine(name) for name in self.config.engines]
+
     def listen(self, listener: Listener) -> None:
         """Have ``listener`` called with every event from now on, where it happens; it must be quick.
 
@@ -348,12 +370,17 @@ class Router:
 
     # Composing.
 
-    def _route(self, name: str, key_id: str) -> Route:
-        """The route of a name or alias. Raises ApiError 404, also where the key may not have it."""
+    def _route(self, name: str, key_id: str) -> tuple[Route, Pair | None]:
+        """The route of a name or alias, and the key's terms there (`Accounts.pair`). Raises ApiError 404, also where
+        the key may not have it.
+        """
         route = self.pool.route(name)
-        if route is None or not self.accounts.allows(key_id, route.name):
+        if route is None:
             raise unknown_model(name)
-        return route
+        pair = self.accounts.pair(key_id, route.name)
+        if pair is not None and not pair.allowed:
+            raise unknown_model(name)
+        return route, pair
 
     def _name_of(self, name: str) -> str | None:
         route = self.pool.route(name)
@@ -379,6 +406,21 @@ class Router:
                 engine = node.engine
             backends[name] = EngineBackend(name, engine)
         return backends
+
+    def _engine(self, name: str) -> EngineStats:
+        kind = type(self.config.engines[name]).__struct_config__.tag
+        node = self._nodes.get(name)
+        if node is not None:
+            health, state = node.engine.health(), node.state.value
+            loaded = node.loaded if state == "loading" else None
+            return EngineStats(name, str(kind), state, node.detail, loaded, node.info, health)
+        state, detail, health = "ready", "", Health()
+        try:
+            health = self._own_engines[name].health()
+        except EngineError as error:
+            state, detail = "failed", error.message
+        info = self._own_info.get(name)
+        return EngineStats(name, str(kind), state, detail, None, info, health)
 
     def _follow(self, backend: str) -> Callable[[bool], None]:
         def on_available(available: bool) -> None:  # noqa: FBT001 - the supervisor's signature
@@ -423,7 +465,7 @@ def _pricing(price: Price | None) -> Pricing | msgspec.UnsetType:
     return Pricing(*one)
 
 
-def _terms(config: Config, accounts: Accounts, eligible: Eligible) -> Terms:
+def _terms(config: Config, eligible: Eligible) -> Terms:
     clocks = config.timeouts
     limits = Limits(clocks.connect_s, clocks.first_token_s, clocks.idle_s)
     whole = Limits(clocks.connect_s, clocks.answer_s, clocks.idle_s)
@@ -432,7 +474,6 @@ def _terms(config: Config, accounts: Accounts, eligible: Eligible) -> Terms:
         whole,
         config.retry,
         config.recovery,
-        accounts,
         prompt_s_per_1k=clocks.first_token_s_per_1k,
         narrow=eligible.narrow,
     )

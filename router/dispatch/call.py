@@ -7,7 +7,6 @@ from collections.abc import Callable
 import msgspec
 from msgspec.structs import replace
 
-from router.accounts.accounts import Accounts
 from router.accounts.charge import Charge
 from router.backends.base import Limits
 from router.config.schema import Recovery, Retry
@@ -57,8 +56,6 @@ class Terms(msgspec.Struct, frozen=True):
     """For a provider that is asked for a whole answer: its first byte comes after its last token."""
     retry: Retry
     recovery: Recovery = Recovery()
-    accounts: Accounts | None = None
-    """Settles charges; None where there are none."""
     prompt_s_per_1k: float = 0.0
     """What a thousand tokens of prompt add to the limit on the first token."""
     narrow: Callable[[Route, Request, bytes], Route] = _as_it_is

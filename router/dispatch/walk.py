@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from router.accounts.charge import Bill, bill
+from router.accounts.charge import bill
 from router.accounts.prices import Tokens
 from router.backends.base import Answer, Facts
 from router.clock import Clock
@@ -128,8 +128,9 @@ class Walk:
         facts = latest.facts if latest is not None else Facts()
         target = latest.lease.target if latest is not None else None
         told = Tokens(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
-        took = self._bill(told)
         now = self.clock.now()
+        charge = call.charge
+        took = bill(call.route.model.price, told) if charge is None else charge.settle(told, now)
         trace = call.trace
         done = RequestDone(
             request_id=call.request_id,
@@ -156,13 +157,6 @@ class Walk:
         self._emit(done)
         if trace is not None:
             trace.end(done)
-
-    def _bill(self, tokens: Tokens) -> Bill:
-        """Settle the request's charge, if it has one, and say what it took."""
-        call, accounts = self.call, self.terms.accounts
-        if call.charge is None or accounts is None:
-            return bill(call.route.model.price, tokens)
-        return accounts.settle(call.charge, tokens)
 
 
 class Attempt:
@@ -216,6 +210,7 @@ class Attempt:
                 provider=target.backend,
                 duration_s=now - lease.since,
                 fault=fault.kind if fault is not None else None,
+                request_id=walk.call.request_id,
             )
         )
         if self.trace is not None:
