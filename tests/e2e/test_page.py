@@ -7,6 +7,7 @@ import pytest
 
 from router.app import Router
 from router.config.reader import parse
+from router.ratelimits import Reading
 from tests.browser import chromium, needs_chromium, open_page
 from tests.e2e.serving import KEYS, PORTS, SECRET, served_by, upstream_config
 from tests.upstream import (
@@ -372,8 +373,11 @@ async def test_it_can_be_read_in_both_schemes_and_on_small_screens(browser, dark
         )
         both = both.replace("models:\n", "models:\n  sim: {targets: [{engine: gpu0}]}\n")
         config = f"{both}health: {{failures: 1}}\n"
-        async with page_of(browser, config, dark=dark, complains=True) as (_, page):
+        async with page_of(browser, config, dark=dark, complains=True) as (served, page):
             await page.scheme(dark=dark, reduced=True)
+            quota = served.router.pool.targets["a/up"].quota
+            told = (Reading("requests", 600, 467, 40.0), Reading("tokens", 90_000, 1_288, 50.0))
+            quota.hear(told, served.router._clock.now())
             await page.js("document.getElementById('model').value = 'm'")
             await say(page, "This will fail")
             await heard(page)
