@@ -24,6 +24,7 @@ from router.server.page import page_routes
 from router.server.routes import Call, Route, Routes
 from router.status import Health, Overview
 from router.wire.chat import decode_chat
+from router.wire.operation import Operation
 
 if TYPE_CHECKING:
     from router.app import Router
@@ -43,7 +44,7 @@ class Admin:
         self._router = router
         self._scrape = scrape
         self._overview = Overview(router)
-        self._ask = Ask(router, decode_chat)
+        self._ask = Ask(router, Operation.CHAT, decode_chat)
         config = router.config
         self._guard = Guard(config.server.admin_key, asks_for_keys=config.asks_for_keys)
         self.draining = False

@@ -180,12 +180,16 @@ class Exchange:
             f"x-nenya-overhead-ms: {overhead_s * 1000:.3f}\r\n"
         )
 
-    def note(self, headers: Mapping[str, str]) -> None:
-        """Headers for the answer, besides those that every answer has; what can't stand in a head is left out."""
+    def note(self, headers: Mapping[str, str], lines: str = "") -> None:
+        """Headers for the answer, besides those that every answer has; what can't stand in a head is left out.
+
+        ``lines`` stand there as they are.
+        """
         for name, value in headers.items():
             plain = value.isascii() and value.isprintable()
             if name not in _OURS and (plain or _UNSAFE.search(value) is None):
                 self._extra += f"{name}: {value}\r\n"
+        self._extra += lines
 
     def answer(self, status: int, body: bytes, content_type: str = JSON) -> None:
         """A whole answer in one write."""
@@ -216,11 +220,15 @@ class Exchange:
 
     def offer(self, blob: bytes) -> bool:
         """`piece` for who can't wait: whether another may come now. That nobody is there says the next `piece`."""
-        try:
-            self.piece(blob)
-        except ClientGone:
+        connection = self.connection
+        transport = connection.transport
+        if transport is None or transport.is_closing() or not self.streaming:
             return False
-        return not self.connection.writing_paused
+        if self._chunked and not blob.endswith(DONE):
+            transport.write(b"%x\r\n%b\r\n" % (len(blob), blob))
+        else:
+            transport.write(self._framed(blob))
+        return not connection.writing_paused
 
     def end(self) -> None:
         """The stream is whole, if its [DONE] didn't say so already."""
