@@ -191,7 +191,7 @@ def test_names_that_no_config_has_take_no_memory(recent, clock):
 
 
 def test_limits_and_starts_are_counted(recent):
-    for outcome in ("admitted", "refused", "too_large"):
+    for outcome in ("refused", "too_large"):
         recent(LimitDecision("me", "m", "key", "tokens", outcome))
     for state in ("starting", "loading", "ready", "backoff", "starting"):
         recent(NodeState("gpu0", state))
