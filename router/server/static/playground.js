@@ -160,8 +160,8 @@ async function stream(body, answer, meter, signal) {
   const headers = { "content-type": "application/json", ...(key === "" ? {} : { authorization: `Bearer ${key}` }) };
   const response = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
   if (!response.ok) {
-    const told = await response.json().catch(() => ({ error: { message: `The router answered with status ${response.status}.` } }));
-    throw new Refused(told.error, response.status, response.headers);
+    const told = await response.json().catch(() => null); // A proxy in between may say anything.
+    throw new Refused(told?.error ?? { message: `Status ${response.status}, without a reason.` }, response.status, response.headers);
   }
   meter.target = response.headers.get("x-nenya-target") ?? "";
   meter.attempts = Number(response.headers.get("x-nenya-attempts") ?? 1);
