@@ -58,7 +58,7 @@ async def page_of(browser, config: str, *, keys: bool = False, complains: bool =
 
 
 async def say(page, text: str) -> None:
-    await page.js("document.getElementById('message').focus()")
+    await page.js("document.getElementById('message').focus(); document.activeElement.select()")
     await page.write(text)
     await page.press("Enter")
 
@@ -143,6 +143,20 @@ async def test_what_is_sent_is_the_conversation_so_far(browser):
         ]  # fmt: skip
         assert "temperature" not in first
         assert (second["temperature"], second["stream_options"]) == (0.7, {"include_usage": True})
+
+
+async def test_what_nobody_answered_can_be_sent_again_and_is_no_part_of_the_chat(browser):
+    down = json_answer(error_body("Come back later."), status=400)
+    async with Upstream(down) as upstream:
+        async with page_of(browser, upstream_config(upstream.url), complains=True) as (_, page):
+            await say(page, "Are you there?")
+            assert "Come back later." in await heard(page)
+            assert await page.js("document.getElementById('message').value") == "Are you there?"
+            await page.press("Enter")
+            assert "word0" in await heard(page, 4)
+            assert await page.js("document.getElementById('message').value") == ""
+        messages = upstream.requests[-1].json["messages"]
+        assert [one["content"] for one in messages] == ["Are you there?"]
 
 
 async def test_a_chat_outlives_a_reload_and_a_key_does_not(browser):
