@@ -19,7 +19,7 @@ from router.facts import facts_of, size_of
 from router.policy.breaker import Verdict
 from router.policy.hedge_budget import HedgeBudget
 from router.policy.retry_budget import RetryBudget
-from router.pool import Refusal, Route
+from router.pool import NO_FALLBACKS, Refusal, Route
 from router.target import Lease, Target
 
 HEDGE_QUANTILE = 0.95
@@ -71,7 +71,7 @@ class Dispatcher:
         unless a fallback found the request itself wrong.
         """
         route = walk.call.route
-        if not route.has_fallbacks:
+        if route.fallbacks is NO_FALLBACKS:
             return await self._of(walk, route)
         left = {one.name: one for one in route.fallbacks.all}
         first: ApiError | None = None
