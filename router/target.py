@@ -150,11 +150,11 @@ class Lease:
     __slots__ = (
         "_begun",
         "_claim",
-        "_hold",
         "_outputs",
         "_permit",
         "_predicted_us",
         "_settled",
+        "hold",
         "since",
         "target",
     )
@@ -174,7 +174,8 @@ class Lease:
         self._permit = breaker.permit if breaker.state is ADMITTING else breaker.enter()
         self._claim = claim
         self._outputs = outputs
-        self._hold = hold
+        self.hold = hold
+        """What it takes of the target's quota; None where nobody counts."""
         self._begun = False
         self._settled = False
         self._predicted_us = load.pending_us + claim.work_us
@@ -197,7 +198,7 @@ class Lease:
     def hear(self, readings: Readings, now: float) -> None:
         """The response's head told of limits."""
         if readings and self.target.quota is not None:
-            self.target.quota.hear(readings, now, self._hold)
+            self.target.quota.hear(readings, now, self.hold)
 
     def refused(self, readings: Readings, now: float, retry_after_s: float | None) -> None:
         """The provider refused the request for one of its limits."""
@@ -232,8 +233,8 @@ class Lease:
         if self._claim is not NOTHING:
             load.remove(self._claim, begun=self._begun)
         if quota is not None:
-            if self._hold is not None:
-                quota.settle(self._hold, spent, now)
+            if self.hold is not None:
+                quota.settle(self.hold, spent, now)
             elif good and quota.refusals:
                 quota.answered()
         if output_tokens is not None and self._outputs is not None and good:

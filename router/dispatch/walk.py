@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from router.accounts.charge import Bill, bill
+from router.accounts.charge import bill
 from router.accounts.prices import Tokens
 from router.backends.base import Answer, Facts
 from router.clock import Clock
 from router.dispatch.call import Call, Terms
 from router.errors import BUSY, Fault, FaultKind
-from router.events import AttemptDone, Event, Listener, RequestDone, TargetState
+from router.events import AttemptDone, Listener, RequestDone, TargetState
 from router.policy.breaker import Verdict
 from router.pool import Route
 from router.ratelimits import NOTHING_SPENT, Spent
@@ -19,6 +19,9 @@ from router.target import Lease
 CLIENT_GONE = "client_gone"
 CLIENT_GONE_STATUS = 499
 """nginx's number for a client that closed before its answer; seen in logs and metrics only."""
+NOTHING_BURNT: tuple[int | None, int | None] = (None, None)
+UNHEARD = Facts()
+"""What is known of an answer that hasn't begun; nobody writes to it."""
 
 
 class Walk:
@@ -26,15 +29,15 @@ class Walk:
 
     __slots__ = (
         "_burnt",
-        "_emit",
-        "_first_sent_at",
         "attempts",
         "call",
         "clock",
         "first_at",
         "last_fault",
         "latest",
+        "overhead_s",
         "route",
+        "say",
         "sent",
         "terms",
         "tries",
@@ -42,12 +45,12 @@ class Walk:
     )
 
     def __init__(self, call: Call, terms: Terms, clock: Clock, emit: Listener) -> None:
-        self._emit = emit
-        self._first_sent_at: float | None = None
+        self.say = emit
+        """Tell the listeners."""
         self.call = call
         self.terms = terms
         self.clock = clock
-        self._burnt: tuple[int | None, int | None] = (None, None)
+        self._burnt = NOTHING_BURNT
         self.attempts = 0
         self.route = call.route
         """The model that is asked at present: the call's, or a fallback."""
@@ -62,12 +65,8 @@ class Walk:
         """When the client's answer began."""
         self.waited_s = 0.0
         """In line, before the first attempt."""
-
-    @property
-    def overhead_s(self) -> float | None:
+        self.overhead_s: float | None = None
         """What the router itself took before the first attempt; None while there was none."""
-        sent = self._first_sent_at
-        return None if sent is None else sent - self.call.received_at - self.waited_s
 
     @property
     def is_final(self) -> bool:
@@ -82,19 +81,6 @@ class Walk:
         self.tries = 0
         self.last_fault = None
 
-    def begin(self, lease: Lease) -> Attempt:
-        """An attempt is about to be sent."""
-        self.attempts += 1
-        self.tries += 1
-        if self._first_sent_at is None:
-            self._first_sent_at = lease.since
-        self.latest = Attempt(lease, self)
-        return self.latest
-
-    def say(self, event: Event) -> None:
-        """Tell the listeners."""
-        self._emit(event)
-
     def burn(self, input_tokens: int | None, output_tokens: int | None) -> None:
         """Targets took so many tokens that the client's answer has no part in."""
         given, wrote = self._burnt
@@ -107,12 +93,16 @@ class Walk:
     def end(self, outcome: str, status: int) -> None:
         """The request is over, with the latest attempt's answer if there is one."""
         call, latest = self.call, self.latest
-        facts = latest.facts if latest is not None else Facts()
+        facts = latest.facts if latest is not None else UNHEARD
         target = latest.lease.target if latest is not None else None
         told = Tokens(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
-        took = self._bill(told)
+        accounts = self.terms.accounts
+        if call.charge is None or accounts is None:
+            took = bill(call.route.model.price, told)
+        else:
+            took = accounts.settle(call.charge, told)
         now = self.clock.now()
-        self._emit(
+        self.say(
             RequestDone(
                 request_id=call.request_id,
                 key_id=call.key_id,
@@ -138,20 +128,19 @@ class Walk:
             )
         )
 
-    def _bill(self, tokens: Tokens) -> Bill:
-        """Settle the request's charge, if it has one, and say what it took."""
-        call, accounts = self.call, self.terms.accounts
-        if call.charge is None or accounts is None:
-            return bill(call.route.model.price, tokens)
-        return accounts.settle(call.charge, tokens)
-
 
 class Attempt:
     """One lease on one target, and the answer that came of it."""
 
-    __slots__ = ("_walk", "answer", "first", "lease", "used")
+    __slots__ = ("_walk", "answer", "facts", "first", "lease", "used")
 
     def __init__(self, lease: Lease, walk: Walk) -> None:
+        """It is about to be sent: the walk's latest."""
+        walk.attempts += 1
+        walk.tries += 1
+        walk.latest = self
+        if walk.overhead_s is None:
+            walk.overhead_s = lease.since - walk.call.received_at - walk.waited_s
         self.lease = lease
         self.used = False
         """The client gets of its answer; else what it took is burnt."""
@@ -159,12 +148,9 @@ class Attempt:
         """None until its head is there."""
         self.first = b""
         """The answer's first piece."""
-        self._walk = walk
-
-    @property
-    def facts(self) -> Facts:
+        self.facts = UNHEARD
         """What is known of its answer; empty while there is none."""
-        return self.answer.facts if self.answer is not None else Facts()
+        self._walk = walk
 
     def end(self, fault: Fault | None, verdict: Verdict) -> None:
         """It is over, by ``fault`` or else with ``verdict``: let the backend go and settle the lease.
@@ -173,21 +159,21 @@ class Attempt:
         """
         if self.answer is not None:
             self.answer.close()
-        lease, target = self.lease, self.lease.target
-        walk = self._walk
+        lease, walk, facts = self.lease, self._walk, self.facts
+        target = lease.target
         now = walk.clock.now()
         if not self.used:
-            walk.burn(self.facts.input_tokens, self.facts.output_tokens)
+            walk.burn(facts.input_tokens, facts.output_tokens)
         retry_after_s = None
+        overloads = False
         if fault is not None:
+            overloads = fault.overloads
             verdict = _verdict(fault)
             if fault.kind is FaultKind.RATE_LIMITED:
                 retry_after_s = fault.retry_after_s
                 if fault.readings or retry_after_s is not None:
                     lease.refused(fault.readings, now, retry_after_s)
-        facts = self.facts
-        overloads = fault is not None and fault.overloads
-        spent = _spent(facts, fault)
+        spent = _spent(facts, fault) if lease.hold is not None else None
         moved = lease.settle(verdict, now, retry_after_s, facts.output_tokens, spent, overloads)
         walk.say(
             AttemptDone(
@@ -201,7 +187,8 @@ class Attempt:
         if moved:
             reason = fault.kind.value if fault is not None else verdict.value
             walk.say(TargetState(target.id, target.state, reason))
-        target.freed(now)
+        if target.on_free is not None:
+            target.on_free(target, now)
 
 
 def _verdict(fault: Fault) -> Verdict:
