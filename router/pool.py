@@ -161,6 +161,7 @@ class Route:
 
     __slots__ = (
         "_by_slot",
+        "_chooser",
         "_index",
         "_quotas",
         "_rng",
@@ -196,6 +197,7 @@ class Route:
         """All of the model's members, also where these are some of them."""
         self.policy = policy
         self._rotation = policy if isinstance(policy, Rotation) else None
+        self._chooser = None if isinstance(policy, Rotation) else policy
         self.outputs = MeanOutput()
         self.fallbacks = NO_FALLBACKS
         queue = model.queue or shared.queue
@@ -246,8 +248,10 @@ class Route:
             self._slow_start.update(now)
         blocks = facts.blocks if facts is not None else ()
         depths = self._index.depths(blocks) if blocks else NOBODY
-        if self._rotation is not None:
-            member = self._next(self._rotation, facts, now, exclude)
+        policy, rotation = self._chooser, self._rotation
+        if policy is None:
+            assert rotation is not None, "a policy is one or the other"
+            member = self._next(rotation, facts, now, exclude)
             if isinstance(member, Refusal):
                 return member
             demand = UNKNOWN if facts is None else self._demand(facts, depths, (member,))
@@ -257,7 +261,7 @@ class Route:
                 return ready
             demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
             alone = len(self.members) == 1
-            member = ready[0] if alone else self.policy.pick(ready, demand, now, self._rng)
+            member = ready[0] if alone else policy.pick(ready, demand, now, self._rng)
         target = member.target
         if blocks:
             self._index.record(member.load.slot, blocks)

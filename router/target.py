@@ -19,7 +19,10 @@ from router.policy.quota import Hold, Quota
 from router.policy.slow_start import Place, SlowStart
 from router.ratelimits import Readings, Spent
 
-ADMITTING, _GOOD = State.ADMITTING, Verdict.GOOD  # reading them through their classes takes longer than a call
+ADMITTING, _GOOD = (
+    State.ADMITTING,
+    Verdict.GOOD,
+)  # reading them through their classes takes longer than a call
 
 
 class Target:
@@ -232,16 +235,19 @@ class Lease:
         load.inflight -= 1
         if self._claim is not NOTHING:
             load.remove(self._claim, begun=self._begun)
-        if quota is not None:
-            if self.hold is not None:
-                quota.settle(self.hold, spent, now)
-            elif good and quota.refusals:
-                quota.answered()
+        if quota is not None and self.hold is not None:
+            quota.settle(self.hold, spent, now)
+        elif quota is not None and quota.refusals and good:
+            quota.answered()
         if output_tokens is not None and self._outputs is not None and good:
             self._outputs.saw(output_tokens)
         if retry_after_s is not None:
             target.resting_until = max(target.resting_until, now + retry_after_s)
-        moved = target.breaker.settle(self._permit, verdict, now)
-        if moved and target.breaker.state is ADMITTING:
+        return target.breaker.settle(self._permit, verdict, now) and self._moved(now)
+
+    def _moved(self, now: float) -> bool:
+        """Its target's health has another state now: True."""
+        target = self.target
+        if target.breaker.state is ADMITTING:
             target.slow_start.begin(target.places, now)
-        return moved
+        return True

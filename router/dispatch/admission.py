@@ -56,8 +56,8 @@ class Admission:
     def lease(
         self, walk: Walk, route: Route, tried: set[Target], facts: Facts | None
     ) -> Lease | Refusal:
-        """A lease on a member of ``route`` now, or why there is none; behind those who wait for it already. Where nobody
-        waits, `Route.lease` says the same.
+        """A lease on a member of ``route`` now, or why there is none; behind those who wait for it already. Where
+        nobody waits, `Route.lease` says the same.
         """
         now, call = self._clock.now(), walk.call
         if now >= self._turns.due_at:

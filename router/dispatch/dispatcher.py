@@ -211,9 +211,7 @@ class Dispatcher:
                 lease.hear(answer.facts.readings, self._clock.now())
             if answer.facts.first_token_at is not None:
                 lease.first_token(answer.facts.first_token_at)
-            attempt.first = await answer.read()
-            if not attempt.first:
-                raise Fault(FaultKind.CUT, "The answer ended before it began.")
+            attempt.first = await answer.read() or _unsaid()
         except BaseException as error:
             attempt.end(error if isinstance(error, Fault) else None, Verdict.VOID)
             raise
@@ -241,3 +239,7 @@ class Dispatcher:
             int(self._clock.wall()),
             call.said,
         )
+
+
+def _unsaid() -> bytes:
+    raise Fault(FaultKind.CUT, "The answer ended before it began.")

@@ -41,7 +41,9 @@ class Ask:
     async def __call__(self, call: Call) -> None:
         """Answer one request. Raises ApiError before the first byte; after it, the error is in the stream."""
         exchange = call.exchange
-        body = await exchange.body()
+        body = exchange.body_in_hand()
+        if body is None:
+            body = await exchange.body()
         request = self._decode(body, self._router.extra_fields)
         heart = Heart(exchange) if request.stream else None
         try:
@@ -57,11 +59,12 @@ class Ask:
                 heart.stop()
         try:
             exchange.served_by(reply.target, reply.attempts, reply.overhead_s or 0.0)
-            exchange.note(reply.headers)
+            if reply.headers:
+                exchange.note(reply.headers)
             if reply.streaming:
                 await _stream(exchange, reply)
             else:
-                exchange.answer(200, await _whole(reply))
+                exchange.answer(200, reply.whole())
         finally:
             reply.close()
 
@@ -85,13 +88,6 @@ class Heart:
         except ClientGone:  # Whoever waits for the answer hears it from the connection.
             return
         self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._beat)
-
-
-async def _whole(reply: Reply) -> bytes:
-    pieces = [await reply.read()]
-    while piece := await reply.read():
-        pieces.append(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def _stream(exchange: Exchange, reply: Reply) -> None:

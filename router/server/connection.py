@@ -199,37 +199,37 @@ class Connection(web.RequestHandler):
 
     async def start(self) -> None:
         """Answer requests until one of them is the last."""
+        loop, messages, serve = self._loop, self._messages, self.gate.serve
         try:
-            while await self._answer_one():
+            while True:
+                if not messages:
+                    self._waiter = loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                message, payload = messages.popleft()
+                self._freed()
+                if not isinstance(message, RawRequestMessage):
+                    await self._refuse_malformed()
+                    break
+                self.exchange = exchange = Exchange(message, payload, self)
+                try:
+                    await serve(exchange)
+                finally:
+                    self.exchange = None
+                if self.writing_paused:
+                    await self.drain()
+                if not (exchange.body_read or payload.is_eof()):
+                    await self._linger(payload)
+                if not exchange.keep_alive or self._close or self._force_close:
+                    break
                 self._expect_next()
         except ClientGone:
             pass
         finally:
             self._task_handler = None
             self.force_close()
-
-    async def _answer_one(self) -> bool:
-        """Wait for a request and answer it; whether another may follow."""
-        if not self._messages:
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        message, payload = self._messages.popleft()
-        self._freed()
-        if not isinstance(message, RawRequestMessage):
-            await self._refuse_malformed()
-            return False
-        self.exchange = exchange = Exchange(message, payload, self)
-        try:
-            await self.gate.serve(exchange)
-        finally:
-            self.exchange = None
-        await self.drain()
-        if not payload.is_eof():
-            await self._linger(payload)
-        return exchange.keep_alive and not self._close and not self._force_close
 
     def _freed(self) -> None:
         """A place in the queue of pipelined requests is free."""
