@@ -19,12 +19,14 @@ from typing import Any, cast
 
 import msgspec
 from aiohttp import StreamReader, web
-from aiohttp.http import RawRequestMessage
+from aiohttp.http import HttpProcessingError
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestPayloadError
 
 from router.errors import overloaded
 from router.server.exchange import ClientGone, Dates, Exchange, error_bytes
 from router.server.screening import malformed
+from router.wakeup import wake_now
 
 MAX_LINE_BYTES = 8192
 """Of a request line and of a header; what nginx and Apache take. Keys and trace headers stay far below."""
@@ -37,6 +39,9 @@ LINGER_S = 5.0
 
 MALFORMED_LINGER_S = 1.0
 """The same where nothing can be read any more, and the client is more likely an attacker."""
+
+MALFORMED = ((None, EMPTY_PAYLOAD),)
+"""What stands in the queue of requests for something that is none."""
 
 _log = logging.getLogger(__name__)
 
@@ -163,17 +168,28 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Parse; watch heads that come in parts, and tell a body's reader that the rest is broken."""
-        before = self._request_count
-        super().data_received(data)
-        if self._request_count != before:
-            if self._head_timer is not None:
-                self._stop_head_timer()
-            if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
-                self._break()
-        elif self._head_timer is None and self._idle:
-            self._head_timer = self._loop.call_later(
-                self.gate.limits.header_timeout_s, self._head_late
-            )
+        if self._force_close or self._close or self._upgraded or self._parser is None:
+            return
+        try:
+            messages, self._upgraded, _ = self._parser.feed_data(data)
+        except HttpProcessingError:
+            messages = MALFORMED
+        waiter = self._waiter
+        if not messages:
+            if self._head_timer is None and waiter is not None:
+                self._head_timer = self._loop.call_later(
+                    self.gate.limits.header_timeout_s, self._head_late
+                )
+            return
+        if self._head_timer is not None:
+            self._stop_head_timer()
+        if messages is MALFORMED:
+            self._break()
+        self._messages.extend(messages)
+        if len(self._messages) >= self._max_msg_queue_size and not self._buffer_paused:
+            self._pause_reading_for_buffer()
+        if waiter is not None and not waiter.done():
+            wake_now(waiter)
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
         """Go on parsing, unless nothing was held back: aiohttp asks after every body that was read.
@@ -210,7 +226,7 @@ class Connection(web.RequestHandler):
                         self._waiter = None
                 message, payload = messages.popleft()
                 self._freed()
-                if not isinstance(message, RawRequestMessage):
+                if message is None:
                     await self._refuse_malformed()
                     break
                 self.exchange = exchange = Exchange(message, payload, self)
