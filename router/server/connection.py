@@ -14,19 +14,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import msgspec
 from aiohttp import StreamReader, web
-from aiohttp.http import HttpProcessingError
+from aiohttp.http import HttpProcessingError, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestPayloadError
+from aiohttp.web_protocol import ERROR, RequestPayloadError
 
 from router.errors import overloaded
 from router.server.exchange import ClientGone, Dates, Exchange, error_bytes
 from router.server.screening import malformed
-from router.wakeup import wake_now
 
 MAX_LINE_BYTES = 8192
 """Of a request line and of a header; what nginx and Apache take. Keys and trace headers stay far below."""
@@ -40,8 +40,8 @@ LINGER_S = 5.0
 MALFORMED_LINGER_S = 1.0
 """The same where nothing can be read any more, and the client is more likely an attacker."""
 
-MALFORMED = ((None, EMPTY_PAYLOAD),)
-"""What stands in the queue of requests for something that is none."""
+NONE_CAME = [(ERROR, EMPTY_PAYLOAD)]
+"""What stands in the queue of requests for something that is no HTTP."""
 
 _log = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class Connection(web.RequestHandler):
         try:
             messages, self._upgraded, _ = self._parser.feed_data(data)
         except HttpProcessingError:
-            messages = MALFORMED
+            messages = NONE_CAME
         waiter = self._waiter
         if not messages:
             if self._head_timer is None and waiter is not None:
@@ -183,13 +183,13 @@ class Connection(web.RequestHandler):
             return
         if self._head_timer is not None:
             self._stop_head_timer()
-        if messages is MALFORMED:
+        if messages is NONE_CAME:
             self._break()
         self._messages.extend(messages)
         if len(self._messages) >= self._max_msg_queue_size and not self._buffer_paused:
             self._pause_reading_for_buffer()
         if waiter is not None and not waiter.done():
-            wake_now(waiter)
+            waiter.set_result(None)
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
         """Go on parsing, unless nothing was held back: aiohttp asks after every body that was read.
@@ -215,7 +215,8 @@ class Connection(web.RequestHandler):
 
     async def start(self) -> None:
         """Answer requests until one of them is the last."""
-        loop, messages, serve = self._loop, self._messages, self.gate.serve
+        loop, serve = self._loop, self.gate.serve
+        messages = cast("deque[tuple[RawRequestMessage, StreamReader]]", self._messages)
         try:
             while True:
                 if not messages:
@@ -226,7 +227,7 @@ class Connection(web.RequestHandler):
                         self._waiter = None
                 message, payload = messages.popleft()
                 self._freed()
-                if message is None:
+                if message is ERROR:
                     await self._refuse_malformed()
                     break
                 self.exchange = exchange = Exchange(message, payload, self)
