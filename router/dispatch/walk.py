@@ -10,11 +10,12 @@ from router.backends.base import Answer, Facts
 from router.clock import Clock
 from router.dispatch.call import Call, Terms
 from router.errors import BUSY, Fault, FaultKind
-from router.events import AttemptDone, Listener, RequestDone, TargetState
+from router.events import AttemptDone, Event, Listener, RequestDone, TargetState
 from router.policy.breaker import Verdict
 from router.pool import Route
 from router.ratelimits import NOTHING_SPENT, Spent
 from router.target import Lease
+from router.tracing import AttemptTrace, Sent
 
 CLIENT_GONE = "client_gone"
 CLIENT_GONE_STATUS = 499
@@ -29,6 +30,7 @@ class Walk:
 
     __slots__ = (
         "_burnt",
+        "_emit",
         "attempts",
         "call",
         "clock",
@@ -45,8 +47,9 @@ class Walk:
     )
 
     def __init__(self, call: Call, terms: Terms, clock: Clock, emit: Listener) -> None:
-        self.say = emit
-        """Tell the listeners."""
+        self._emit = emit
+        self.say = emit if call.trace is None else self._say
+        """Tell the listeners, and the request's trace."""
         self.call = call
         self.terms = terms
         self.clock = clock
@@ -81,6 +84,24 @@ class Walk:
         self.tries = 0
         self.last_fault = None
 
+    def sending(self, lease: Lease, *, hedge: bool) -> Sent:
+        """The latest attempt as a trace is told of it."""
+        target, reason = lease.target, "first"
+        if hedge:
+            reason = "hedge"
+        elif self.first_at is not None:
+            reason = "recovery"
+        elif self.tries > 1:
+            reason = "retry"
+        elif self.route is not self.call.route:
+            reason = "fallback"
+        return Sent(target.id, target.backend, target.model, self.attempts, reason, lease.since)
+
+    def _say(self, event: Event) -> None:
+        assert self.call.trace is not None, "else the listeners are told without a step between"
+        self.call.trace.note(event)
+        self._emit(event)
+
     def burn(self, input_tokens: int | None, output_tokens: int | None) -> None:
         """Targets took so many tokens that the client's answer has no part in."""
         given, wrote = self._burnt
@@ -96,46 +117,44 @@ class Walk:
         facts = latest.facts if latest is not None else UNHEARD
         target = latest.lease.target if latest is not None else None
         told = Tokens(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
-        accounts = self.terms.accounts
-        if call.charge is None or accounts is None:
-            took = bill(call.route.model.price, told)
-        else:
-            took = accounts.settle(call.charge, told)
         now = self.clock.now()
-        self.say(
-            RequestDone(
-                request_id=call.request_id,
-                key_id=call.key_id,
-                model=call.route.name,
-                target=target.id if target is not None else "",
-                provider=target.backend if target is not None else "",
-                streaming=bool(call.request.stream),
-                outcome=outcome,
-                status=status,
-                attempts=self.attempts,
-                duration_s=now - call.received_at,
-                first_token_s=self.first_at - call.received_at
-                if self.first_at is not None
-                else None,
-                input_tokens=took.tokens.input,
-                cached_input_tokens=took.tokens.cached_input,
-                output_tokens=took.tokens.output,
-                overhead_s=self.overhead_s,
-                cost_usd=took.cost_usd,
-                tokens_estimated=took.estimated or None,
-                burnt_input_tokens=self._burnt[0],
-                burnt_output_tokens=self._burnt[1],
-            )
+        charge = call.charge
+        took = bill(call.route.model.price, told) if charge is None else charge.settle(told, now)
+        trace = call.trace
+        done = RequestDone(
+            request_id=call.request_id,
+            key_id=call.key_id,
+            model=call.route.name,
+            target=target.id if target is not None else "",
+            provider=target.backend if target is not None else "",
+            streaming=bool(call.request.stream),
+            outcome=outcome,
+            status=status,
+            attempts=self.attempts,
+            duration_s=now - call.received_at,
+            first_token_s=self.first_at - call.received_at if self.first_at is not None else None,
+            input_tokens=took.tokens.input,
+            cached_input_tokens=took.tokens.cached_input,
+            output_tokens=took.tokens.output,
+            overhead_s=self.overhead_s,
+            cost_usd=took.cost_usd,
+            tokens_estimated=took.estimated or None,
+            burnt_input_tokens=self._burnt[0],
+            burnt_output_tokens=self._burnt[1],
+            trace_id=trace.id if trace is not None else None,
         )
+        self._emit(done)
+        if trace is not None:
+            trace.end(done)
 
 
 class Attempt:
     """One lease on one target, and the answer that came of it."""
 
-    __slots__ = ("_walk", "answer", "facts", "first", "lease", "used")
+    __slots__ = ("_walk", "answer", "facts", "first", "lease", "trace", "used")
 
-    def __init__(self, lease: Lease, walk: Walk) -> None:
-        """It is about to be sent: the walk's latest."""
+    def __init__(self, lease: Lease, walk: Walk, *, hedge: bool = False) -> None:
+        """It is about to be sent: the walk's latest. ``hedge``: beside one that is late."""
         walk.attempts += 1
         walk.tries += 1
         walk.latest = self
@@ -150,6 +169,9 @@ class Attempt:
         """The answer's first piece."""
         self.facts = UNHEARD
         """What is known of its answer; empty while there is none."""
+        self.trace: AttemptTrace | None = None
+        if walk.call.trace is not None:
+            self.trace = walk.call.trace.attempt(walk.sending(lease, hedge=hedge))
         self._walk = walk
 
     def end(self, fault: Fault | None, verdict: Verdict) -> None:
@@ -182,8 +204,11 @@ class Attempt:
                 provider=target.backend,
                 duration_s=now - lease.since,
                 fault=fault.kind if fault is not None else None,
+                request_id=walk.call.request_id,
             )
         )
+        if self.trace is not None:
+            self.trace.end(self.answer, fault, now, good=verdict is Verdict.GOOD)
         if moved:
             reason = fault.kind.value if fault is not None else verdict.value
             walk.say(TargetState(target.id, target.state, reason))

@@ -42,6 +42,9 @@ MALFORMED_LINGER_S = 1.0
 
 NONE_CAME = [(ERROR, EMPTY_PAYLOAD)]
 """What stands in the queue of requests for something that is no HTTP."""
+TORN_S = 0.1
+"""Between a stream's error event and the cut: browsers drop what a page hasn't read when the connection breaks, so
+the event would be lost. At once Chromium lost 26 of 40, after 0.1 s none of 40 (`tests/e2e/test_page.py`)."""
 
 _log = logging.getLogger(__name__)
 
@@ -237,6 +240,8 @@ class Connection(web.RequestHandler):
                     self.exchange = None
                 if self.writing_paused:
                     await self.drain()
+                if exchange.torn:
+                    await asyncio.sleep(TORN_S)
                 if not (exchange.body_read or payload.is_eof()):
                     await self._linger(payload)
                 if not exchange.keep_alive or self._close or self._force_close:

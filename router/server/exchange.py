@@ -99,7 +99,7 @@ class Exchange:
 
     __slots__ = (
         "_chunked", "_extra", "body_read", "connection", "keep_alive", "last", "message", "payload", "received_at",
-        "request_id", "started", "stopped", "streaming",
+        "request_id", "started", "stopped", "streaming", "torn",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +122,8 @@ class Exchange:
         """The answer is a stream that has begun and not ended."""
         self.stopped = False
         """The server is going down and doesn't wait for this answer."""
+        self.torn = False
+        """The answer is a stream that ended with an error, so the connection must end without the stream's end."""
         self._chunked = False
         self._extra = ""
 
@@ -191,12 +193,16 @@ class Exchange:
             f"x-nenya-overhead-ms: {overhead_s * 1000:.3f}\r\n"
         )
 
-    def note(self, headers: Mapping[str, str]) -> None:
-        """Headers for the answer, besides those that every answer has; what can't stand in a head is left out."""
+    def note(self, headers: Mapping[str, str], lines: str = "") -> None:
+        """Headers for the answer, besides those that every answer has; what can't stand in a head is left out.
+
+        ``lines`` stand there as they are.
+        """
         for name, value in headers.items():
             plain = value.isascii() and value.isprintable()
             if name not in _OURS and (plain or _UNSAFE.search(value) is None):
                 self._extra += f"{name}: {value}\r\n"
+        self._extra += lines
 
     def answer(self, status: int, body: bytes, content_type: str = JSON) -> None:
         """A whole answer in one write."""
@@ -251,8 +257,8 @@ class Exchange:
         """An error, whatever was written before it."""
         if self.streaming:
             self.piece(error_event(error))
-            self.streaming = False
-            self.connection.force_close()
+            self.streaming = self.keep_alive = False
+            self.torn = True
         elif not self.started:
             self.note(error.headers)
             self.answer(error.status, error.body)

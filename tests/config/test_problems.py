@@ -80,7 +80,7 @@ def test_what_is_not_yaml_is_told_without_showing_the_line(text: str, problem: s
 
 SHAPE = [
     ("listen: x", ("line 3: unknown key `listen`; possible here: `models`, `server`, `keys`, "
-      "`tiers`, `accounts`, `providers`, `engines`, `timeouts`, `retry`, `recovery`, `queue`, `health`")),
+      "`tiers`, `accounts`, `providers`, `engines`, `timeouts`, `retry`, `recovery`, `queue`, `health`, `tracing`")),
     ("sever: {}", "line 3: unknown key `sever`; did you mean `server`?"),
     ("server: {lisen: x}", "line 3: server: unknown key `lisen`; did you mean `listen`?"),
     ("<<: {}", "line 3: unknown key `<<`; merge keys are not part of YAML 1.2"),
@@ -306,6 +306,27 @@ LISTEN = [
     ("admin: 10.0.0.1:80", [f"line 4: server.admin: {OPEN}"]),
     ("admin: 127.0.0.1:8080", ["line 4: server.admin: is the same address as `listen`"]),
 ]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("too-short", ["line 3: server.admin_key: must have at least 16 characters"]),
+        (
+            "sixteen and spaces",
+            ["line 3: server.admin_key: may only have visible ASCII characters, without spaces"],
+        ),
+        (
+            "sk-of-a-client-0001",
+            [
+                "line 3: server.admin_key: is the secret of a client's key, which must not open the status"
+            ],
+        ),
+    ],
+)
+def test_an_admin_key(key: str, expected: list[str]) -> None:
+    text = f"{REST}server: {{admin_key: {key}}}\nkeys: [{{id: a, secret: sk-of-a-client-0001}}]\n"
+    assert problems(text) == expected
 
 
 @pytest.mark.parametrize(("text", "expected"), LISTEN)
