@@ -72,6 +72,8 @@ class Gate(web.Server):
         self.limits = limits
         self.draining = False
         self.dates = Dates()
+        self.holding: list[Connection] = []
+        """Those with an answer that goes out at the end of this turn of the loop."""
 
     def __call__(self) -> Connection:
         """A protocol for a connection just accepted."""
@@ -104,6 +106,12 @@ class Gate(web.Server):
         for transport in list(self._connections.values()):
             transport.abort()
 
+    def release(self) -> None:
+        """Write what is held."""
+        holding, self.holding = self.holding, []
+        for one in holding:
+            one.release()
+
     def _all(self) -> list[Connection]:
         return cast("list[Connection]", self.connections)
 
@@ -116,7 +124,7 @@ async def _unused(_request: web.BaseRequest) -> web.StreamResponse:
 class Connection(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ("_head_timer", "_stall_timer", "broken", "exchange", "gate")
+    __slots__ = ("_head_timer", "_stall_timer", "broken", "exchange", "gate", "held")
 
     def __init__(self, gate: Gate) -> None:
         super().__init__(
@@ -136,6 +144,8 @@ class Connection(web.RequestHandler):
         """The request under way."""
         self.broken = False
         """What came is no HTTP; nothing after it can be read."""
+        self.held = b""
+        """An answer, or several of pipelined requests, that is yet to be written."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
@@ -286,6 +296,27 @@ class Connection(web.RequestHandler):
 
     # What the exchange asks
 
+    def hold(self, answer: bytes) -> None:
+        """Write ``answer`` at the end of the loop's turn, behind those of other connections. Raises ClientGone.
+
+        Each write to a client that sleeps wakes it, which costs more than the write; one of many in a row finds the
+        machine that it wakes awake.
+        """
+        if self.transport is None or self.transport.is_closing():
+            raise ClientGone
+        if not self.held:
+            holding = self.gate.holding
+            if not holding:
+                self._loop.call_soon(self.gate.release)
+            holding.append(self)
+        self.held += answer
+
+    def release(self) -> None:
+        """Write what is held."""
+        held, self.held = self.held, b""
+        if self.transport is not None and held:
+            self.transport.write(held)
+
     async def drain(self) -> None:
         """Wait until the client has taken its buffer. Raises ClientGone."""
         if self.writing_paused:
@@ -296,6 +327,8 @@ class Connection(web.RequestHandler):
 
     def force_close(self) -> None:
         """Close after what is written; a client that doesn't take it is cut off."""
+        if self.held:
+            self.release()
         transport = self.transport
         super().force_close()
         if transport is not None and transport.get_write_buffer_size():

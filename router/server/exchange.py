@@ -47,6 +47,8 @@ _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
 }
 _OK_LINE = _STATUS_LINES[200]
+MAX_HELD_BYTES = 16 * 1024
+"""An answer up to here is written with the others of its turn of the loop; see `Connection.hold`."""
 _LAST_CHUNK = b"0\r\n\r\n"
 _OPENAI_VERSION = "2020-10-01"
 """The only version OpenAI's API ever named."""
@@ -207,7 +209,11 @@ class Exchange:
     def answer(self, status: int, body: bytes, content_type: str = JSON) -> None:
         """A whole answer in one write."""
         head = self._head(status, content_type, f"content-length: {len(body)}\r\n", bounded=True)
-        self._write(head if self.message.method == hdrs.METH_HEAD else head + body)
+        data = head if self.message.method == hdrs.METH_HEAD else head + body
+        if self.keep_alive and len(data) <= MAX_HELD_BYTES:
+            self.connection.hold(data)
+        else:
+            self._write(data)
 
     def stream(self, blob: bytes) -> None:
         """A blob of a stream that has perhaps not begun."""
@@ -288,7 +294,10 @@ class Exchange:
         ).encode("latin-1")
 
     def _write(self, data: bytes) -> None:
-        transport = self.connection.transport
+        connection = self.connection
+        if connection.held:
+            connection.release()
+        transport = connection.transport
         if transport is None or transport.is_closing():
             raise ClientGone
         transport.write(data)
