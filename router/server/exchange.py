@@ -237,11 +237,15 @@ class Exchange:
 
     def offer(self, blob: bytes) -> bool:
         """`piece` for who can't wait: whether another may come now. That nobody is there says the next `piece`."""
-        try:
-            self.piece(blob)
-        except ClientGone:
+        connection = self.connection
+        transport = connection.transport
+        if transport is None or transport.is_closing() or not self.streaming:
             return False
-        return not self.connection.writing_paused
+        if self._chunked and not blob.endswith(DONE):
+            transport.write(b"%x\r\n%b\r\n" % (len(blob), blob))
+        else:
+            transport.write(self._framed(blob))
+        return not connection.writing_paused
 
     def end(self) -> None:
         """The stream is whole, if its [DONE] didn't say so already."""

@@ -55,6 +55,7 @@ def test_a_variable_may_stand_for_a_text() -> None:
         (("engines", "e", "kind"), "vllm"),
         (("engines", "e", "slots"), 0),
         (("server",), {"drain_s": 0}),
+        (("tracing",), {"endpoint": "collector"}),
     ],
 )
 def test_wrong_shapes_are_not(path: tuple[Any, ...], value: Any) -> None:

@@ -176,6 +176,22 @@ def test_providers(text: str, problem: str) -> None:
     assert problems(f"providers: {{p: {text}}}\n{models}\n") == [problem]
 
 
+TRACING = [
+    ("yes", "line 3: tracing: must be a mapping, not text"),
+    ("{endpoint: collector}",
+     "line 3: tracing.endpoint: must be a URL such as http://127.0.0.1:4318/v1/traces"),
+    ("{endpoint: 'http://h:99999/'}", "line 3: tracing.endpoint: is not a URL: see its host and port"),
+    ("{headers: {'a b': canary-secret}}", "line 3: tracing.headers.a b: is not a header's name"),
+    ("{sample_ratio: 2}", "line 3: tracing.sample_ratio: must be at most 1, not `2`"),
+    ("{service: x}", "line 3: tracing: unknown key `service`; did you mean `service_name`?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "problem"), TRACING)
+def test_tracing(text: str, problem: str) -> None:
+    assert problems(f"{REST}tracing: {text}\n") == [problem]
+
+
 TARGET = [
     ("{}", "line 3: models.m.targets[0]: needs `engine` or `provider`"),
     ("{weight: 2}", "line 3: models.m.targets[0]: needs `engine` or `provider`"),
