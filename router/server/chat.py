@@ -66,8 +66,10 @@ class Ask:
             if heart is not None:
                 heart.stop()
         try:
-            exchange.served_by(reply.target, reply.attempts, reply.overhead_s or 0.0)
-            exchange.note(reply.upstream_headers, reply.limits)
+            overhead_s = reply.overhead_s or 0.0
+            exchange.served_by(reply.target, reply.attempts, overhead_s, reply.limits)
+            if reply.upstream_headers:
+                exchange.note(reply.upstream_headers)
             if reply.streaming:
                 await _stream(exchange, reply)
             else:

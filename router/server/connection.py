@@ -239,7 +239,10 @@ class Connection(web.RequestHandler):
                     finally:
                         self._waiter = None
                 message, payload = messages.popleft()
-                self._freed()
+                if self._parser is not None:
+                    self._parser.message_consumed()
+                if self._buffer_paused and len(messages) <= self._msg_queue_resume_size:
+                    self._resume_reading_if_drained()
                 if message is ERROR:
                     await self._refuse_malformed()
                     break
@@ -248,12 +251,8 @@ class Connection(web.RequestHandler):
                     await serve(exchange)
                 finally:
                     self.exchange = None
-                if self.writing_paused:
-                    await self.drain()
-                if exchange.torn:
-                    await asyncio.sleep(TORN_S)
-                if not (exchange.body_read or payload.is_eof()):
-                    await self._linger(payload)
+                if self._paused or exchange.torn or not exchange.body_read:
+                    await self._wind_up(exchange)
                 if not exchange.keep_alive or self._close or self._force_close:
                     break
                 self._expect_next()
@@ -263,12 +262,14 @@ class Connection(web.RequestHandler):
             self._task_handler = None
             self.force_close()
 
-    def _freed(self) -> None:
-        """A place in the queue of pipelined requests is free."""
-        if self._parser is not None:
-            self._parser.message_consumed()
-        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-            self._resume_reading_if_drained()
+    async def _wind_up(self, exchange: Exchange) -> None:
+        """Let the client take its answer, and read what is left of its request."""
+        if self.writing_paused:
+            await self.drain()
+        if exchange.torn:
+            await asyncio.sleep(TORN_S)
+        if not exchange.payload.is_eof():
+            await self._linger(exchange.payload)
 
     def _expect_next(self) -> None:
         """Set the clock of an idle connection; an old timer that comes early sets itself again."""
@@ -281,7 +282,7 @@ class Connection(web.RequestHandler):
         """A constant answer, and no line in the log: what was sent may hold a key."""
         self.close()  # nothing is parsed from now on
         if self.transport is not None:
-            self.transport.write(error_bytes(malformed(), self.gate.dates))
+            self.write(error_bytes(malformed(), self.gate.dates))
             self.transport.write_eof()
             await asyncio.sleep(MALFORMED_LINGER_S)  # less when the client closes: that cancels
 
@@ -310,6 +311,15 @@ class Connection(web.RequestHandler):
                 self._loop.call_soon(self.gate.release)
             holding.append(self)
         self.held += answer
+
+    def write(self, data: bytes) -> None:
+        """Write now, behind what is held. Raises ClientGone."""
+        if self.held:
+            self.release()
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            raise ClientGone
+        transport.write(data)
 
     def release(self) -> None:
         """Write what is held."""

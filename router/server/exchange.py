@@ -19,6 +19,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+import msgspec
 from aiohttp import HttpVersion11, StreamReader, hdrs
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestPayloadError
@@ -61,19 +62,19 @@ class ClientGone(ConnectionError):  # noqa: N818 - names the event
 class Dates:
     """The Date header's value, made once a second."""
 
-    __slots__ = ("_text", "_until")
+    __slots__ = ("text", "until")
 
     def __init__(self) -> None:
-        self._until = 0.0
-        self._text = ""
+        self.until = 0.0
+        """When it is to be made anew; monotonic seconds."""
+        self.text = ""
+        """As RFC 9110 wants it."""
 
-    def at(self, now: float) -> str:
-        """As RFC 9110 wants it; ``now`` is monotonic seconds."""
-        if now >= self._until:
-            wall = time.time()
-            self._until = now + 1 - wall % 1
-            self._text = formatdate(wall, usegmt=True)
-        return self._text
+    def make(self, now: float) -> None:
+        """Make it."""
+        wall = time.time()
+        self.until = now + 1 - wall % 1
+        self.text = formatdate(wall, usegmt=True)
 
 
 def _status_line(status: int) -> str:
@@ -89,45 +90,43 @@ def _served_by(target: str) -> str:
 
 def error_bytes(error: ApiError, dates: Dates) -> bytes:
     """A whole answer that closes the connection, for where there is no request to answer."""
+    dates.make(time.monotonic())
     extra = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
     return (
         f"{_status_line(error.status)}content-type: {JSON}\r\ncontent-length: {len(error.body)}\r\n"
-        f"date: {dates.at(time.monotonic())}\r\n{extra}connection: close\r\n\r\n"
+        f"date: {dates.text}\r\n{extra}connection: close\r\n\r\n"
     ).encode("latin-1") + error.body
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One request and its answer."""
 
-    __slots__ = (
-        "_chunked", "_extra", "body_read", "connection", "keep_alive", "last", "message", "payload", "received_at",
-        "request_id", "started", "stopped", "streaming", "torn",
-    )  # fmt: skip
+    message: RawRequestMessage
+    payload: StreamReader
+    connection: Connection
+    received_at: float = msgspec.field(default_factory=time.monotonic)
+    request_id: str = ""
+    body_read: bool = False
+    """Nothing of the request is left to be read."""
+    keep_alive: bool = False
+    """Whether another request may follow on this connection; right once the answer's head is written."""
+    last: bool = False
+    """The connection must not be used again, whatever the answer."""
+    started: bool = False
+    """The answer's head is written."""
+    streaming: bool = False
+    """The answer is a stream that has begun and not ended."""
+    stopped: bool = False
+    """The server is going down and doesn't wait for this answer."""
+    torn: bool = False
+    """The answer is a stream that ended with an error, so the connection must end without the stream's end."""
+    chunked: bool = False
+    """The stream is framed in chunks."""
+    extra: str = ""
+    """Lines of the answer's head."""
 
-    def __init__(
-        self, message: RawRequestMessage, payload: StreamReader, connection: Connection
-    ) -> None:
-        self.received_at = time.monotonic()
-        self.message = message
-        self.payload = payload
-        self.connection = connection
-        self.request_id = ""
-        self.keep_alive = False
-        """Whether another request may follow on this connection; right once the answer's head is written."""
-        self.body_read = False
-        """Nothing of the request is left to be read."""
-        self.last = False
-        """The connection must not be used again, whatever the answer."""
-        self.started = False
-        """The answer's head is written."""
-        self.streaming = False
-        """The answer is a stream that has begun and not ended."""
-        self.stopped = False
-        """The server is going down and doesn't wait for this answer."""
-        self.torn = False
-        """The answer is a stream that ended with an error, so the connection must end without the stream's end."""
-        self._chunked = False
-        self._extra = ""
+    def __repr__(self) -> str:
+        return f"<Exchange {self.request_id}>"
 
     # The request
 
@@ -184,27 +183,24 @@ class Exchange:
     def _say_continue(self) -> None:
         expected = self.message.headers.get(hdrs.EXPECT, "")
         if expected.lower() == "100-continue" and self.message.version == HttpVersion11:
-            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # The answer
 
-    def served_by(self, target: str, attempts: int, overhead_s: float) -> None:
-        """Who gave the answer, for its head."""
-        self._extra = (
+    def served_by(self, target: str, attempts: int, overhead_s: float, lines: str = "") -> None:
+        """Who gave the answer, for its head, and ``lines`` that stand there as they are."""
+        self.extra = (
             f"{_served_by(target)}x-nenya-attempts: {attempts}\r\n"
-            f"x-nenya-overhead-ms: {overhead_s * 1000:.3f}\r\n"
+            f"x-nenya-overhead-ms: {overhead_s * 1000:.3f}\r\n{lines}"
         )
 
-    def note(self, headers: Mapping[str, str], lines: str = "") -> None:
-        """Headers for the answer, besides those that every answer has; what can't stand in a head is left out.
-
-        ``lines`` stand there as they are.
-        """
+    def note(self, headers: Mapping[str, str]) -> None:
+        """Headers for the answer, besides those that every answer has; what can't stand in a head is left out."""
         for name, value in headers.items():
-            plain = value.isascii() and value.isprintable()
-            if name not in _OURS and (plain or _UNSAFE.search(value) is None):
-                self._extra += f"{name}: {value}\r\n"
-        self._extra += lines
+            if name in _OURS:
+                continue
+            if (value.isascii() and value.isprintable()) or _UNSAFE.search(value) is None:
+                self.extra += f"{name}: {value}\r\n"
 
     def answer(self, status: int, body: bytes, content_type: str = JSON) -> None:
         """A whole answer in one write."""
@@ -213,7 +209,7 @@ class Exchange:
         if self.keep_alive and len(data) <= MAX_HELD_BYTES:
             self.connection.hold(data)
         else:
-            self._write(data)
+            self.connection.write(data)
 
     def stream(self, blob: bytes) -> None:
         """A blob of a stream that has perhaps not begun."""
@@ -225,15 +221,15 @@ class Exchange:
     def begin(self, blob: bytes) -> None:
         """A stream's head and its first blob."""
         self.streaming = True
-        self._chunked = chunked = self.message.version == HttpVersion11
+        self.chunked = chunked = self.message.version == HttpVersion11
         framing = "transfer-encoding: chunked\r\n" if chunked else ""
         head = self._head(200, EVENTS, f"cache-control: no-cache\r\n{framing}", bounded=chunked)
-        self._write(head + self._framed(blob))
+        self.connection.write(head + self._framed(blob))
 
     def piece(self, blob: bytes) -> None:
         """The stream's next blob; nothing where it is empty or the stream is over."""
         if blob and self.streaming:
-            self._write(self._framed(blob))
+            self.connection.write(self._framed(blob))
 
     def offer(self, blob: bytes) -> bool:
         """`piece` for who can't wait: whether another may come now. That nobody is there says the next `piece`."""
@@ -241,7 +237,7 @@ class Exchange:
         transport = connection.transport
         if transport is None or transport.is_closing() or not self.streaming:
             return False
-        if self._chunked and not blob.endswith(DONE):
+        if self.chunked and not blob.endswith(DONE):
             transport.write(b"%x\r\n%b\r\n" % (len(blob), blob))
         else:
             transport.write(self._framed(blob))
@@ -251,15 +247,15 @@ class Exchange:
         """The stream is whole, if its [DONE] didn't say so already."""
         if self.streaming:
             self.streaming = False
-            if self._chunked:
-                self._write(_LAST_CHUNK)
+            if self.chunked:
+                self.connection.write(_LAST_CHUNK)
 
     def _framed(self, blob: bytes) -> bytes:
         """A chunk; the end goes out with [DONE], which saves a system call."""
         last = blob.endswith(DONE)
         if last:
             self.streaming = False
-        if not self._chunked:
+        if not self.chunked:
             return blob
         return b"%x\r\n%b\r\n%b" % (len(blob), blob, _LAST_CHUNK if last else b"")
 
@@ -287,21 +283,14 @@ class Exchange:
             or connection.closing
             or not (self.body_read or self.payload.is_eof())
         )
-        now = time.monotonic()
+        now, dates = time.monotonic(), connection.gate.dates
+        if now >= dates.until:
+            dates.make(now)
         spent_ms = int((now - self.received_at) * 1000)
         close = "" if self.keep_alive else "connection: close\r\n"
         line = _OK_LINE if status == 200 else _status_line(status)
         return (
-            f"{line}content-type: {content_type}\r\n{framing}date: {connection.gate.dates.at(now)}\r\n"
+            f"{line}content-type: {content_type}\r\n{framing}date: {dates.text}\r\n"
             f"x-request-id: {self.request_id}\r\nopenai-processing-ms: {spent_ms}\r\n"
-            f"openai-version: {_OPENAI_VERSION}\r\n{self._extra}{close}\r\n"
+            f"openai-version: {_OPENAI_VERSION}\r\n{self.extra}{close}\r\n"
         ).encode("latin-1")
-
-    def _write(self, data: bytes) -> None:
-        connection = self.connection
-        if connection.held:
-            connection.release()
-        transport = connection.transport
-        if transport is None or transport.is_closing():
-            raise ClientGone
-        transport.write(data)
