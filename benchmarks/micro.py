@@ -9,6 +9,7 @@ as much, for between two of its calls the caches hold other things; `benchmarks.
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import json
 import sys
@@ -27,6 +28,7 @@ from router.config.schema import Config, Key, Model, Price, Provider, Target, Ti
 from router.events import Admitted, RequestDone
 from router.log import RequestLog, install
 from router.metrics import Metrics
+from router.tracing import Arrival, Sent, Tracing, is_installed, start
 from router.wire import rewrite
 from router.wire.chat import decode_chat
 
@@ -40,6 +42,7 @@ DONE = RequestDone(
     cached_input_tokens=None, output_tokens=64, overhead_s=0.0001234, cost_usd=0.000033,
 )  # fmt: skip
 ADMITTED = Admitted("me", "m", "key", ("requests", "tokens"))
+SMALL = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
 
 
 def main() -> int:
@@ -75,6 +78,9 @@ def _parts() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"log: a request's line ({style})", partial(log, DONE)
     install("warning", "json", io.StringIO())
     yield "log: a request's line, level off", lambda: log(DONE)
+    if is_installed():
+        yield "trace a request and its attempt", _traced
+        yield "the same, not sampled", partial(_traced, "00")
 
 
 def _accounts() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -94,6 +100,40 @@ def _accounts() -> Iterator[tuple[str, Callable[[], object]]]:
         "admit by two limits, and settle",
         lambda: accounts.admit(pair, size).settle(used, clock.now()),
     )
+
+
+@functools.cache
+def _tracing() -> Tracing:
+    """Spans that are batched, and dropped where they would be sent."""
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - where it is installed
+    from opentelemetry.sdk.trace.export import (  # noqa: PLC0415
+        BatchSpanProcessor,
+        SpanExporter,
+        SpanExportResult,
+    )
+
+    class Nowhere(SpanExporter):
+        def export(self, spans: object) -> SpanExportResult:
+            del spans
+            return SpanExportResult.SUCCESS
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(Nowhere()))
+    config = Config(models={"m": Model(targets=[Target(provider="up")])})
+    made = start(config, SystemClock(), provider)
+    assert made is not None, "a provider was given"
+    return made
+
+
+def _traced(flags: str = "01") -> None:
+    request = decode_chat(SMALL)
+    headers = {"traceparent": f"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{flags}"}
+    now = time.monotonic()
+    came = Arrival(request.operation, request, DONE.request_id, "me", now, headers)
+    trace = _tracing().begin(came)
+    attempt = trace.attempt(Sent("up/m", "up", "m", 1, "first", now))
+    attempt.end(None, None, now, good=True)
+    trace.end(DONE)
 
 
 def _body(kilobytes: int) -> bytes:

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
@@ -38,14 +38,19 @@ from router.clock import Clock, SystemClock
 from router.config.schema import Config, Price
 from router.dispatch import Call, Dispatcher, Reply, Terms
 from router.eligible import Eligible
-from router.errors import invalid_request
+from router.errors import ApiError, invalid_request
 from router.events import Events, Listener, TargetState
 from router.policy.quota import Gauge
 from router.pool import Route
+from router.tracing import Arrival, Tracing
+from router.tracing import start as start_tracing
 from router.wire import sse
 from router.wire.chat import ChatRequest, decode_chat, unknown_model
 from router.wire.completion import ChatCompletion, ChatCompletionChunk
 from router.wire.request import Request
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 _chat = msgspec.json.Decoder(ChatCompletion)
 _chunk = msgspec.json.Decoder(ChatCompletionChunk)
@@ -112,11 +117,13 @@ class Router:
         config: Config,
         *,
         engines: Mapping[str, Engine] | None = None,
+        tracer_provider: TracerProvider | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """``engines``: objects to call directly, in this process, instead of starting nodes for those names.
 
+        ``tracer_provider``: OpenTelemetry's, to make spans with instead of one by the config; it stays its owner's.
         ``clock`` and ``rng`` are for tests.
         """
         self.config = config
@@ -125,6 +132,9 @@ class Router:
         self._created = int(self._clock.wall())
         self._events = Events()
         self._emit = self._events.emit
+        self._tracer_provider = tracer_provider
+        self.tracing: Tracing | None = None
+        """From the start on, where anybody traces."""
         self.pool = pools.build(config, self._rng)
         self._eligible = Eligible(config)
         self.accounts = Accounts(config, self._name_of, clock=self._clock, emit=self._emit)
@@ -144,8 +154,9 @@ class Router:
     async def start(self) -> None:
         """Read the accounts' database and begin to start the engines' nodes; providers can be used at once.
 
-        Raises StoreError.
+        Raises StoreError, and ConfigError where traces are wanted and OpenTelemetry isn't installed.
         """
+        self.tracing = start_tracing(self.config, self._clock, self._tracer_provider)
         await self.accounts.start()
         if self._nodes:
             self._runtime_dir.mkdir(mode=0o700)
@@ -173,6 +184,8 @@ class Router:
         for engine in self._own_engines.values():
             await engine.close()
         await self.accounts.close()
+        if self.tracing is not None:
+            await self.tracing.close()
         shutil.rmtree(self._runtime_dir, ignore_errors=True)
 
     async def __aenter__(self) -> Self:
@@ -223,25 +236,43 @@ class Router:
         key_id: str = LIBRARY,
         request_id: str | None = None,
         received_at: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """The answer as bytes, its first piece in hand; ``request`` was decoded from ``body``. Raises ApiError.
 
-        Whoever opens a reply closes it, on every way out. ``received_at`` is monotonic seconds.
+        Whoever opens a reply closes it, on every way out. ``received_at`` is monotonic seconds; ``headers`` are those
+        that it came with, for its trace.
         """
-        route, pair = self._route(request.model or "", key_id)
-        route = self._eligible.narrow(route, request, body)
         now = self._clock.now()
-        call = Call(
-            request=request,
-            body=body,
-            route=route,
-            request_id=request_id or new_request_id(),
-            key_id=key_id,
-            received_at=now if received_at is None else received_at,
-            deadline=now + self.config.timeouts.total_s,
-            charge=None if pair is None else self.accounts.admit(pair, request_size(request, body)),
-            priority=0 if pair is None else pair.priority,
-        )
+        request_id = request_id or new_request_id()
+        received_at = now if received_at is None else received_at
+        trace = None
+        if self.tracing is not None:
+            operation = request.operation
+            trace = self.tracing.begin(
+                Arrival(operation, request, request_id, key_id, received_at, headers)
+            )
+        try:
+            route, pair = self._route(request.model or "", key_id)
+            route = self._eligible.narrow(route, request, body)
+            call = Call(
+                request=request,
+                body=body,
+                route=route,
+                request_id=request_id,
+                key_id=key_id,
+                received_at=received_at,
+                deadline=now + self.config.timeouts.total_s,
+                charge=None
+                if pair is None
+                else self.accounts.admit(pair, request_size(request, body)),
+                priority=0 if pair is None else pair.priority,
+                trace=trace,
+            )
+        except ApiError as error:
+            if trace is not None:
+                trace.refuse(error)
+            raise
         return await self._dispatcher.open(call)
 
     def authenticate(self, authorization: str | None) -> str:
@@ -252,7 +283,7 @@ class Router:
 
     @property
     def extra_fields(self) -> frozenset[str]:
-        """Fields of requests that OpenAI doesn't know and some provider takes."""
+        """Fields of requests that OpenAI doesn't know and somebody here takes."""
         return self._eligible.extra_fields
 
     def models(self, key_id: str = LIBRARY) -> list[ModelCard]:

@@ -55,6 +55,8 @@ class RequestDone(msgspec.Struct, frozen=True):
     """Tokens that targets took besides, as far as they told: by attempts that failed, and by reading the prompt again
     to go on with an answer. None is none."""
     burnt_output_tokens: int | None = None
+    trace_id: str | None = None
+    """The trace that its span is in, where somebody traces."""
 
 
 class Recovery(msgspec.Struct, frozen=True):

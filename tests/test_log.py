@@ -71,7 +71,7 @@ def test_a_request_in_json() -> None:
         "streaming": True, "outcome": "ok", "status": 200, "attempts": 1, "duration_s": 0.123457,
         "first_token_s": 0.05, "input_tokens": 12, "cached_input_tokens": 0, "output_tokens": 34,
         "overhead_s": None, "cost_usd": None, "tokens_estimated": None,
-        "burnt_input_tokens": None, "burnt_output_tokens": None,
+        "burnt_input_tokens": None, "burnt_output_tokens": None, "trace_id": None,
     }  # fmt: skip
 
 

@@ -11,8 +11,9 @@ tool calls, grammars, penalties, log-probabilities and limits are made here, ali
     call       tokens as events, back on the loop
     loading    weights, caches, drafts and LoRAs onto GPUs
     paged_attention   the one function of flash-attn that is needed, without flash-attn
-    folder, memory    what a model is and needs, without torch and without a GPU
-    calibration       what work costs on this GPU, measured
+    folder, memory    what a model is and needs, without torch and without a GPU; folder reads by rope, stored, tensors
+
+What work costs on this GPU is measured at the first start: engines.calibration, engines.measured.
 
 Source: https://github.com/turboderp-org/exllamav2 (MIT)
 """

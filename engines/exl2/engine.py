@@ -17,7 +17,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from engines import calibration
+from engines import measured
 from engines.base import EngineError, EngineInfo, Event, GenerateRequest, Health
 from engines.exl2.call import Call
 from engines.exl2.loading import Machine, Model, examine
@@ -75,11 +75,11 @@ class ExLlamaV2Engine:
             slots=self._spec.slots,
             kv_tokens=pages_of(self._spec.cache_tokens) * PAGE_TOKENS,
             costs=self._spec.costs,
+            device=self._gpu,
         )
         if info.costs is not None:
             return info
-        key = calibration.key_of(self._spec, model.folder.weight_bytes, self._gpu)
-        return replace(info, costs=await calibration.known(self, info, key))
+        return replace(info, costs=await measured.known(self, info, self._spec))
 
     def _load(self, model: Model) -> Machine:
         """On the worker's thread."""
@@ -119,7 +119,8 @@ class ExLlamaV2Engine:
             raise EngineError("died", worker.error)
         tokens = preparer.tokens
         call = Call(prepared.shown, tokens, len(prepared.ids))
-        seed = request.sampling.seed
+        first = request.sampling.seed
+        seeds = [None if first is None else (first + at) % SEED_LIMIT for at in range(request.n)]
         call.begin(
             [
                 Choice(
@@ -127,12 +128,12 @@ class ExLlamaV2Engine:
                     index=index,
                     ids=prepared.ids,
                     new_tokens=prepared.new_tokens,
-                    seed=None if seed is None else (seed + index) % SEED_LIMIT,
+                    seed=seed,
                     settings=prepared.settings,
                     ends=tokens.ends,
-                    steering=prepared.steering(tokens),
+                    steering=prepared.steering(tokens, seed),
                 )
-                for index in range(request.n)
+                for index, seed in enumerate(seeds)
             ]
         )
         self._calls.add(call)

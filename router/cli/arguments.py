@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from router import __version__
-from router.cli import bench_arguments
+from router.cli import bench_arguments, engines_arguments
 
 SERVER_URL = "http://127.0.0.1:8080"
 KEY_VARIABLE = "NENYA_KEY"
@@ -26,6 +26,8 @@ then:
   nenya keys create alice --config nenya.yaml
   nenya usage --by key,day --config nenya.yaml
   nenya bench simulate TRACE         which policy serves your load best, without a GPU
+  nenya engines probe DIR            what a model is, what it needs, and a config for it
+  nenya doctor                       what this machine has and what it lacks
 
 exit codes:
   0 it worked   1 it failed while it ran   2 usage or config   130 interrupted
@@ -353,6 +355,14 @@ def _simulated_providers(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
+def _engines(commands: _Parsers) -> None:
+    engines_arguments.add_engines(commands, _command)
+
+
+def _doctor(commands: _Parsers) -> None:
+    engines_arguments.add_doctor(commands, _command)
+
+
 _COMMANDS: tuple[Callable[[_Parsers], None], ...] = (
     _serve,
     _check,
@@ -361,4 +371,6 @@ _COMMANDS: tuple[Callable[[_Parsers], None], ...] = (
     _keys,
     _usage,
     _bench,
+    _engines,
+    _doctor,
 )

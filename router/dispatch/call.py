@@ -11,6 +11,7 @@ from router.accounts.charge import Charge
 from router.backends.base import Limits
 from router.config.schema import Recovery, Retry
 from router.pool import Route
+from router.tracing import Trace
 from router.wire.request import Request
 
 
@@ -30,6 +31,8 @@ class Call(msgspec.Struct, frozen=True):
     """Its claim on its key's limits and budget, if anybody counts; settled with the walk's end."""
     priority: int = 0
     """Its key's, for the line: higher first, below 0 is sheddable."""
+    trace: Trace | None = None
+    """Where it is told of, if anybody wants to know."""
 
     @property
     def prompt_tokens(self) -> int:

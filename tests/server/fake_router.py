@@ -71,6 +71,7 @@ class FakeRouter:
         self.opened: list[tuple[str, str]] = []
         self.is_ready = True
         self.extra_fields: frozenset[str] = frozenset()
+        self.tracing = None
         self.cancelled = asyncio.Event()
         self.script: list[Piece] = [ANSWER]
         self._open = open_
@@ -85,7 +86,7 @@ class FakeRouter:
         return key_id
 
     async def open(
-        self, request: ChatRequest, body: bytes, *, key_id: str, request_id: str, received_at: float
+        self, request: ChatRequest, body: bytes, *, key_id: str, request_id: str, **_: object
     ) -> FakeReply:
         self.opened.append((key_id, request_id))
         try:
