@@ -139,6 +139,8 @@ class Router:
         self._eligible = Eligible(config)
         self.accounts = Accounts(config, self._name_of, clock=self._clock, emit=self._emit)
         self._events.listen(self.accounts)
+        self.authenticate = self.accounts.authenticate
+        """The id of the key in an Authorization header. Raises ApiError 401."""
         self._own_engines = dict(engines or {})
         self._nodes: dict[str, LocalNode] = {}
         self._runtime_dir = Path(tempfile.gettempdir()) / f"nenya-{secrets.token_hex(6)}"
@@ -274,10 +276,6 @@ class Router:
                 trace.refuse(error)
             raise
         return await self._dispatcher.open(call)
-
-    def authenticate(self, authorization: str | None) -> str:
-        """The id of the key in an Authorization header. Raises ApiError 401."""
-        return self.accounts.authenticate(authorization)
 
     # Looking.
 

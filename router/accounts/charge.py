@@ -22,7 +22,7 @@ FRAME_EVENTS = 2
 """A stream's first event has the role and its last the end: no token's."""
 
 
-class Bill(msgspec.Struct, frozen=True):
+class Bill(msgspec.Struct, frozen=True, gc=False):
     """What a request took."""
 
     tokens: Tokens

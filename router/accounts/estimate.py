@@ -44,7 +44,7 @@ MOST_KINDS = 4096
 """Kinds remembered; the oldest goes. About 2 MiB."""
 
 
-class Size(msgspec.Struct, frozen=True):
+class Size(msgspec.Struct, frozen=True, gc=False):
     """What can be seen of a request at a glance."""
 
     text_bytes: int
