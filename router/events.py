@@ -25,6 +25,7 @@ class AttemptDone(msgspec.Struct, frozen=True, gc=False):
     provider: str
     duration_s: float
     fault: FaultKind | None
+    request_id: str = ""
 
 
 class RequestDone(msgspec.Struct, frozen=True, gc=False):

@@ -6,7 +6,7 @@ input and the events that were relayed, about a token each; for one that never b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -51,6 +51,8 @@ class Charge(msgspec.Struct, eq=False):
     seen_bytes: int = 0
     """Of the answer."""
     seen_events: int = 0
+    unread: Sequence[bytes] = ()
+    """Pieces of the answer that were kept anyway: they are counted as if `saw`, if its usage is never told."""
     settled: bool = False
 
     @property
@@ -72,7 +74,7 @@ class Charge(msgspec.Struct, eq=False):
         self.settled = True
         pair = self.pair
         tokens, estimated = told, False
-        if told.output is None and self.seen_bytes:
+        if told.output is None:
             tokens, estimated = self._took(told)
         if self.holds:
             assert pair.windows is not None, "it holds something"
@@ -90,6 +92,10 @@ class Charge(msgspec.Struct, eq=False):
 
     def _took(self, told: Tokens) -> tuple[Tokens, bool]:
         """The tokens of an answer that came, wholly or in part, without its output told; whether they are a guess."""
+        for piece in self.unread:
+            self.saw(piece)
+        if not self.seen_bytes:
+            return told, False
         writes_nothing = self.size.output_limit == 0
         if writes_nothing and told.input is not None:
             return Tokens(told.input, told.cached_input, 0), False

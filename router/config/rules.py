@@ -29,6 +29,7 @@ def check(config: Config, report: Report) -> None:
     _model_names(config, report)
     _fallbacks(config, report)
     _keys(config, report)
+    _admin_key(config, report)
     accounts_rules.check(config, report)
     _providers(config, report)
     _tracing(config, report)
@@ -135,6 +136,16 @@ def _keys(config: Config, report: Report) -> None:
         if key.secret and not _SENDABLE.fullmatch(key.secret):
             message = "may only have visible ASCII characters, without spaces"
             report.problem((*path, "secret"), message)
+
+
+def _admin_key(config: Config, report: Report) -> None:
+    key, path = config.server.admin_key, ("server", "admin_key")
+    if key is None:
+        return
+    if not _SENDABLE.fullmatch(key):
+        report.problem(path, "may only have visible ASCII characters, without spaces")
+    if key in {client.secret for client in config.keys}:
+        report.problem(path, "is the secret of a client's key, which must not open the status")
 
 
 def _providers(config: Config, report: Report) -> None:

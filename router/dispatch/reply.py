@@ -97,15 +97,25 @@ class Reply:
         """
         if self._first or self._over:
             return
-        if self._charge is None and self._kept is None:
-            await self._answer.pour(sink)
-            return
+        charge, kept = self._charge, self._kept
 
-        def seen(piece: bytes) -> bool:
-            self._saw(piece)
+        def counted(piece: bytes) -> bool:
+            assert charge is not None, "else the sink is given itself"
+            charge.saw(piece)
             return sink(piece)
 
-        await self._answer.pour(seen)
+        def keeping(piece: bytes) -> bool:
+            assert kept is not None, "else the pieces are counted"
+            kept.append(piece)
+            self._room -= len(piece)
+            return (
+                sink(piece) and self._room >= 0
+            )  # what is more is no longer kept, from the next `read` on
+
+        if kept is not None:
+            await self._answer.pour(keeping)
+        else:
+            await self._answer.pour(sink if charge is None else counted)
 
     def close(self) -> None:
         """Let go: what still runs is cancelled at once, everything is settled. May be called twice."""
@@ -117,14 +127,17 @@ class Reply:
             self._finish(None, CLIENT_GONE, CLIENT_GONE_STATUS)
 
     def _saw(self, piece: bytes) -> None:
-        """Count a piece that goes to the client, and keep it while there is room."""
-        if self._charge is not None:
-            self._charge.saw(piece)
-        if self._kept is not None:
-            self._kept.append(piece)
+        """Keep a piece that goes to the client while there is room; count it where it isn't kept."""
+        charge, kept = self._charge, self._kept
+        if kept is not None:
+            kept.append(piece)
             self._room -= len(piece)
-            if self._room < 0:
-                self._kept = None
+            if self._room >= 0:
+                return
+            self._kept = None
+        if charge is not None:
+            for one in kept or (piece,):
+                charge.saw(one)
 
     async def _mended(self, fault: Fault) -> bytes:
         """The answer broke: the first bytes of its rest; none where the reply was closed meanwhile. Raises ApiError."""
@@ -149,6 +162,8 @@ class Reply:
 
     def _finish(self, fault: Fault | None, outcome: str, status: int) -> None:
         self._over = True
+        if self._charge is not None and self._kept:
+            self._charge.unread = self._kept
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.end(fault, Verdict.GOOD if outcome == "ok" else Verdict.VOID)

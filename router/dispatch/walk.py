@@ -210,6 +210,7 @@ class Attempt:
                 provider=target.backend,
                 duration_s=now - lease.since,
                 fault=fault.kind if fault is not None else None,
+                request_id=walk.call.request_id,
             )
         )
         if self.trace is not None:

@@ -111,18 +111,15 @@ async def _whole(reply: Reply) -> bytes:
 
 async def _stream(exchange: Exchange, reply: Reply) -> None:
     connection = exchange.connection
-    exchange.stream(await reply.read())
     try:
-        while True:
+        while blob := await reply.read():
+            exchange.stream(blob)
             if connection.writing_paused:
                 await connection.drain()
-            await reply.pour(exchange.offer)
-            if connection.writing_paused:
-                await connection.drain()
-            blob = await reply.read()
-            if not blob:
-                break
-            exchange.piece(blob)
+            if exchange.streaming:  # its end hasn't come
+                await reply.pour(exchange.offer)
+                if connection.writing_paused:
+                    await connection.drain()
     except ApiError as error:
         exchange.refuse(error)
     else:

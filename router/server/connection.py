@@ -38,6 +38,10 @@ LINGER_S = 5.0
 MALFORMED_LINGER_S = 1.0
 """The same where nothing can be read any more, and the client is more likely an attacker."""
 
+TORN_S = 0.1
+"""Between a stream's error event and the cut: browsers drop what a page hasn't read when the connection breaks, so
+the event would be lost. At once Chromium lost 26 of 40, after 0.1 s none of 40 (`tests/e2e/test_page.py`)."""
+
 _log = logging.getLogger(__name__)
 
 Serve = Callable[[Exchange], Awaitable[None]]
@@ -227,6 +231,8 @@ class Connection(web.RequestHandler):
         finally:
             self.exchange = None
         await self.drain()
+        if exchange.torn:
+            await asyncio.sleep(TORN_S)
         if not payload.is_eof():
             await self._linger(payload)
         return exchange.keep_alive and not self._close and not self._force_close

@@ -91,7 +91,7 @@ class Exchange:
 
     __slots__ = (
         "_chunked", "_extra", "connection", "keep_alive", "last", "message", "payload", "received_at", "request_id",
-        "started", "stopped", "streaming",
+        "started", "stopped", "streaming", "torn",
     )  # fmt: skip
 
     def __init__(
@@ -112,6 +112,8 @@ class Exchange:
         """The answer is a stream that has begun and not ended."""
         self.stopped = False
         """The server is going down and doesn't wait for this answer."""
+        self.torn = False
+        """The answer is a stream that ended with an error, so the connection must end without the stream's end."""
         self._chunked = False
         self._extra = ""
 
@@ -218,11 +220,15 @@ class Exchange:
 
     def offer(self, blob: bytes) -> bool:
         """`piece` for who can't wait: whether another may come now. That nobody is there says the next `piece`."""
-        try:
-            self.piece(blob)
-        except ClientGone:
+        connection = self.connection
+        transport = connection.transport
+        if transport is None or transport.is_closing() or not self.streaming:
             return False
-        return not self.connection.writing_paused
+        if self._chunked and not blob.endswith(DONE):
+            transport.write(b"%x\r\n%b\r\n" % (len(blob), blob))
+        else:
+            transport.write(self._framed(blob))
+        return not connection.writing_paused
 
     def end(self) -> None:
         """The stream is whole, if its [DONE] didn't say so already."""
@@ -244,8 +250,8 @@ class Exchange:
         """An error, whatever was written before it."""
         if self.streaming:
             self.piece(error_event(error))
-            self.streaming = False
-            self.connection.force_close()
+            self.streaming = self.keep_alive = False
+            self.torn = True
         elif not self.started:
             self.note(error.headers)
             self.answer(error.status, error.body)

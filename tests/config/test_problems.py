@@ -176,6 +176,22 @@ def test_providers(text: str, problem: str) -> None:
     assert problems(f"providers: {{p: {text}}}\n{models}\n") == [problem]
 
 
+TRACING = [
+    ("yes", "line 3: tracing: must be a mapping, not text"),
+    ("{endpoint: collector}",
+     "line 3: tracing.endpoint: must be a URL such as http://127.0.0.1:4318/v1/traces"),
+    ("{endpoint: 'http://h:99999/'}", "line 3: tracing.endpoint: is not a URL: see its host and port"),
+    ("{headers: {'a b': canary-secret}}", "line 3: tracing.headers.a b: is not a header's name"),
+    ("{sample_ratio: 2}", "line 3: tracing.sample_ratio: must be at most 1, not `2`"),
+    ("{service: x}", "line 3: tracing: unknown key `service`; did you mean `service_name`?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "problem"), TRACING)
+def test_tracing(text: str, problem: str) -> None:
+    assert problems(f"{REST}tracing: {text}\n") == [problem]
+
+
 TARGET = [
     ("{}", "line 3: models.m.targets[0]: needs `engine` or `provider`"),
     ("{weight: 2}", "line 3: models.m.targets[0]: needs `engine` or `provider`"),
@@ -306,6 +322,27 @@ LISTEN = [
     ("admin: 10.0.0.1:80", [f"line 4: server.admin: {OPEN}"]),
     ("admin: 127.0.0.1:8080", ["line 4: server.admin: is the same address as `listen`"]),
 ]
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("too-short", ["line 3: server.admin_key: must have at least 16 characters"]),
+        (
+            "sixteen and spaces",
+            ["line 3: server.admin_key: may only have visible ASCII characters, without spaces"],
+        ),
+        (
+            "sk-of-a-client-0001",
+            [
+                "line 3: server.admin_key: is the secret of a client's key, which must not open the status"
+            ],
+        ),
+    ],
+)
+def test_an_admin_key(key: str, expected: list[str]) -> None:
+    text = f"{REST}server: {{admin_key: {key}}}\nkeys: [{{id: a, secret: sk-of-a-client-0001}}]\n"
+    assert problems(text) == expected
 
 
 @pytest.mark.parametrize(("text", "expected"), LISTEN)

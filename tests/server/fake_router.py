@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from router.app import ModelCard, Stats, TargetStats
+from router.app import EngineStats, ModelCard, Stats, TargetStats
 from router.config.schema import Config, Key, Model, Server, Target
 from router.errors import ApiError, invalid_request, unauthorized
+from router.pool import build
 from router.server.serving import Serving
 from router.wire.chat import ChatRequest
 
@@ -67,6 +68,8 @@ class FakeRouter:
 
     def __init__(self, config: Config, open_: Open | None = None) -> None:
         self.config = config
+        self.pool = build(config)
+        self.listeners = []
         self.replies: list[FakeReply] = []
         self.opened: list[tuple[str, str]] = []
         self.is_ready = True
@@ -113,6 +116,12 @@ class FakeRouter:
 
     def stop_waiting(self) -> None:
         pass
+
+    def listen(self, listener) -> None:
+        self.listeners.append(listener)
+
+    def engines(self) -> list[EngineStats]:
+        return []
 
     def stats(self) -> Stats:
         return Stats(0, (TargetStats("fake/m", ("m",), "fake", "admitting", 0),))
