@@ -10,8 +10,7 @@ Events carry no prompt, no answer and no secret, so none can be here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -19,7 +18,7 @@ from router.clock import Clock
 from router.errors import BLAMELESS, FINAL
 from router.events import (
     AttemptDone,
-    Event,
+    Hearer,
     LimitDecision,
     NodeState,
     RequestDone,
@@ -249,7 +248,7 @@ class Totals(msgspec.Struct):
     cost_usd: float = 0.0
 
 
-class Recent:
+class Recent(Hearer):
     """A listener of events that remembers a little."""
 
     def __init__(self, models: Iterable[str], targets: Iterable[str], clock: Clock) -> None:
@@ -269,7 +268,7 @@ class Recent:
         self._errors: deque[Error] = deque()
         self._latest: dict[tuple[str, str, str, str], Error] = {}
         """Those of `_errors` that more of the same may join."""
-        self._notes: Mapping[type, Callable[[Any], None]] = {
+        self.hears = {
             RequestDone: self._request,
             AttemptDone: self._attempt,
             TargetState: self._target,
@@ -277,12 +276,6 @@ class Recent:
             LimitDecision: self._limit,
             UsageLost: self._usage_lost,
         }
-
-    def __call__(self, event: Event) -> None:
-        """Note an event."""
-        note = self._notes.get(type(event))
-        if note is not None:
-            note(event)
 
     def share_out(self) -> None:
         """Give what the open buckets counted to the series and the totals. To be called before these are read."""

@@ -91,11 +91,6 @@ class _Ratio:
         self.tokens = PRIOR_BYTES / BYTES_PER_TOKEN
         self.value = 1 / BYTES_PER_TOKEN
 
-    def learn(self, text_bytes: int, tokens: int) -> None:
-        self.bytes = self.bytes * MEMORY + text_bytes
-        self.tokens = self.tokens * MEMORY + max(0, min(tokens, text_bytes))
-        self.value = self.tokens / self.bytes if self.bytes > 1 else 1 / BYTES_PER_TOKEN
-
 
 class _Outputs:
     """Past outputs of one kind of request."""
@@ -164,7 +159,10 @@ class Estimator:
             ratio = self._ratios.get(kind[0])
             if ratio is None:
                 ratio = self._ratios[kind[0]] = _Ratio()
-            ratio.learn(size.text_bytes, given - size.overhead_tokens)
+            of_text = max(0, min(given - size.overhead_tokens, size.text_bytes))
+            ratio.bytes = ratio.bytes * MEMORY + size.text_bytes
+            ratio.tokens = ratio.tokens * MEMORY + of_text
+            ratio.value = ratio.tokens / ratio.bytes if ratio.bytes > 1 else 1 / BYTES_PER_TOKEN
         if wrote is not None:
             outputs = self._outputs
             past = outputs.pop(kind, None) or _Outputs()
