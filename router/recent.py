@@ -334,9 +334,8 @@ class Recent(Hearer):
         elif event.state in {"backoff", "failed"}:
             self._error("engine", event.state, target=event.engine).detail = event.detail
 
-    def _limit(self, event: LimitDecision) -> None:
-        if event.outcome != "admitted":
-            self.totals.limited += 1
+    def _limit(self, _: LimitDecision) -> None:
+        self.totals.limited += 1
 
     def _usage_lost(self, event: UsageLost) -> None:
         self._error("usage", "usage_lost").key_id = event.key_id

@@ -5,6 +5,7 @@ import pytest
 
 from router.errors import FaultKind
 from router.events import (
+    Admitted,
     AttemptDone,
     LimitDecision,
     NodeState,
@@ -191,7 +192,8 @@ def test_names_that_no_config_has_take_no_memory(recent, clock):
 
 
 def test_limits_and_starts_are_counted(recent):
-    for outcome in ("admitted", "refused", "too_large"):
+    recent(Admitted("me", "m", "key", ("requests", "tokens")))
+    for outcome in ("refused", "too_large"):
         recent(LimitDecision("me", "m", "key", "tokens", outcome))
     for state in ("starting", "loading", "ready", "backoff", "starting"):
         recent(NodeState("gpu0", state))
