@@ -9,6 +9,7 @@ as much, for between two of its calls the caches hold other things; `benchmarks.
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import json
 import sys
@@ -17,16 +18,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from benchmarks.upstream import events
-from router.accounts.accounts import Accounts, Asked
+from router.accounts.accounts import Accounts
 from router.accounts.estimate import request_size
 from router.accounts.prices import Tokens
 from router.app import Stats
 from router.backends.http.relay import Relay
 from router.clock import SystemClock
 from router.config.schema import Config, Key, Model, Price, Provider, Target, Tier
-from router.events import LimitDecision, RequestDone
+from router.events import Admitted, RequestDone
 from router.log import RequestLog, install
 from router.metrics import Metrics
+from router.tracing import Arrival, Sent, Tracing, is_installed, start
 from router.wire import rewrite
 from router.wire.chat import decode_chat
 
@@ -39,7 +41,8 @@ DONE = RequestDone(
     outcome="ok", status=200, attempts=1, duration_s=1.2345678, first_token_s=0.1234567, input_tokens=200,
     cached_input_tokens=None, output_tokens=64, overhead_s=0.0001234, cost_usd=0.000033,
 )  # fmt: skip
-DECISION = LimitDecision("me", "m", "key", "tokens", "admitted")
+ADMITTED = Admitted("me", "m", "key", ("requests", "tokens"))
+SMALL = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
 
 
 def main() -> int:
@@ -68,13 +71,16 @@ def _parts() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "relay 64 chunks that came at once", lambda: Relay(hide_usage=False).feed(stream)
     metrics = Metrics(lambda: Stats(0, ()), models=["m"], targets={"up/m": "up"})
     yield "metrics: a request's end", lambda: metrics(DONE)
-    yield "metrics: a limit's decision", lambda: metrics(DECISION)
+    yield "metrics: a request that limits admitted", lambda: metrics(ADMITTED)
     for style in ("json", "human"):
         install("info", style, io.StringIO())
         log = RequestLog()
         yield f"log: a request's line ({style})", partial(log, DONE)
     install("warning", "json", io.StringIO())
     yield "log: a request's line, level off", lambda: log(DONE)
+    if is_installed():
+        yield "trace a request and its attempt", _traced
+        yield "the same, not sampled", partial(_traced, "00")
 
 
 def _accounts() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -86,13 +92,48 @@ def _accounts() -> Iterator[tuple[str, Callable[[], object]]]:
     )
     accounts = Accounts(config, lambda name: name, clock=SystemClock(), emit=lambda _: None)
     body = _body(1)
-    asked = Asked("me", "m", request_size(decode_chat(body), body))
-    used = Tokens(200, None, 64)
+    size, used, clock = request_size(decode_chat(body), body), Tokens(200, None, 64), SystemClock()
+    pair = accounts.pair("me", "m")
+    assert pair is not None, "it has limits"
     yield "check a key", lambda: accounts.authenticate(f"Bearer {SECRET}")
     yield (
         "admit by two limits, and settle",
-        lambda: accounts.settle(accounts.admit(asked), used),
+        lambda: accounts.admit(pair, size).settle(used, clock.now()),
     )
+
+
+@functools.cache
+def _tracing() -> Tracing:
+    """Spans that are batched, and dropped where they would be sent."""
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - where it is installed
+    from opentelemetry.sdk.trace.export import (  # noqa: PLC0415
+        BatchSpanProcessor,
+        SpanExporter,
+        SpanExportResult,
+    )
+
+    class Nowhere(SpanExporter):
+        def export(self, spans: object) -> SpanExportResult:
+            del spans
+            return SpanExportResult.SUCCESS
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(Nowhere()))
+    config = Config(models={"m": Model(targets=[Target(provider="up")])})
+    made = start(config, SystemClock(), provider)
+    assert made is not None, "a provider was given"
+    return made
+
+
+def _traced(flags: str = "01") -> None:
+    request = decode_chat(SMALL)
+    headers = {"traceparent": f"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{flags}"}
+    now = time.monotonic()
+    came = Arrival(request.operation, request, DONE.request_id, "me", now, headers)
+    trace = _tracing().begin(came)
+    attempt = trace.attempt(Sent("up/m", "up", "m", 1, "first", now))
+    attempt.end(None, None, now, good=True)
+    trace.end(DONE)
 
 
 def _body(kilobytes: int) -> bytes:

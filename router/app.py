@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
 import os
 import random
 import secrets
@@ -22,14 +21,15 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
 from engines.base import Engine
 from router import pool as pools
-from router.accounts.accounts import Accounts, Asked
+from router.accounts.accounts import Accounts
 from router.accounts.estimate import request_size
+from router.accounts.pairs import Pair
 from router.backends.base import Backend, Limits
 from router.backends.engine import EngineBackend
 from router.backends.openai import OpenAIBackend
@@ -38,16 +38,20 @@ from router.clock import Clock, SystemClock
 from router.config.schema import Config, Price
 from router.dispatch import Call, Dispatcher, Reply, Terms
 from router.eligible import Eligible
-from router.errors import invalid_request
-from router.events import Event, Listener, TargetState
+from router.errors import ApiError, invalid_request
+from router.events import Events, Listener, TargetState
 from router.policy.quota import Gauge
 from router.pool import Route
+from router.tracing import Arrival, Tracing
+from router.tracing import start as start_tracing
 from router.wire import sse
 from router.wire.chat import ChatRequest, decode_chat, unknown_model
 from router.wire.completion import ChatCompletion, ChatCompletionChunk
 from router.wire.request import Request
 
-_log = logging.getLogger("nenya")
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 _chat = msgspec.json.Decoder(ChatCompletion)
 _chunk = msgspec.json.Decoder(ChatCompletionChunk)
 
@@ -113,30 +117,35 @@ class Router:
         config: Config,
         *,
         engines: Mapping[str, Engine] | None = None,
+        tracer_provider: TracerProvider | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """``engines``: objects to call directly, in this process, instead of starting nodes for those names.
 
+        ``tracer_provider``: OpenTelemetry's, to make spans with instead of one by the config; it stays its owner's.
         ``clock`` and ``rng`` are for tests.
         """
         self.config = config
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secrets
         self._created = int(self._clock.wall())
-        self._listeners: list[Listener] = []
+        self._events = Events()
+        self._emit = self._events.emit
+        self._tracer_provider = tracer_provider
+        self.tracing: Tracing | None = None
+        """From the start on, where anybody traces."""
         self.pool = pools.build(config, self._rng)
         self._eligible = Eligible(config)
         self.accounts = Accounts(config, self._name_of, clock=self._clock, emit=self._emit)
-        if config.accounts.database is not None:
-            self._listeners.append(self.accounts.note)
+        self._events.listen(self.accounts)
         self._own_engines = dict(engines or {})
         self._nodes: dict[str, LocalNode] = {}
         self._runtime_dir = Path(tempfile.gettempdir()) / f"nenya-{secrets.token_hex(6)}"
         self._backends = self._make_backends()
         self._dispatcher = Dispatcher(
             self._backends,
-            _terms(config, self.accounts, self._eligible),
+            _terms(config, self._eligible),
             clock=self._clock,
             rng=self._rng,
             emit=self._emit,
@@ -145,8 +154,9 @@ class Router:
     async def start(self) -> None:
         """Read the accounts' database and begin to start the engines' nodes; providers can be used at once.
 
-        Raises StoreError.
+        Raises StoreError, and ConfigError where traces are wanted and OpenTelemetry isn't installed.
         """
+        self.tracing = start_tracing(self.config, self._clock, self._tracer_provider)
         await self.accounts.start()
         if self._nodes:
             self._runtime_dir.mkdir(mode=0o700)
@@ -174,6 +184,8 @@ class Router:
         for engine in self._own_engines.values():
             await engine.close()
         await self.accounts.close()
+        if self.tracing is not None:
+            await self.tracing.close()
         shutil.rmtree(self._runtime_dir, ignore_errors=True)
 
     async def __aenter__(self) -> Self:
@@ -224,28 +236,43 @@ class Router:
         key_id: str = LIBRARY,
         request_id: str | None = None,
         received_at: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """The answer as bytes, its first piece in hand; ``request`` was decoded from ``body``. Raises ApiError.
 
-        Whoever opens a reply closes it, on every way out. ``received_at`` is monotonic seconds.
+        Whoever opens a reply closes it, on every way out. ``received_at`` is monotonic seconds; ``headers`` are those
+        that it came with, for its trace.
         """
-        route = self._route(request.model or "", key_id)
-        route = self._eligible.narrow(route, request, body)
         now = self._clock.now()
-        concerned = self.accounts.concerns(key_id)
-        call = Call(
-            request=request,
-            body=body,
-            route=route,
-            request_id=request_id or new_request_id(),
-            key_id=key_id,
-            received_at=now if received_at is None else received_at,
-            deadline=now + self.config.timeouts.total_s,
-            charge=self.accounts.admit(Asked(key_id, route.name, request_size(request, body)))
-            if concerned
-            else None,
-            priority=self.accounts.priority(key_id) if concerned else 0,
-        )
+        request_id = request_id or new_request_id()
+        received_at = now if received_at is None else received_at
+        trace = None
+        if self.tracing is not None:
+            operation = request.operation
+            trace = self.tracing.begin(
+                Arrival(operation, request, request_id, key_id, received_at, headers)
+            )
+        try:
+            route, pair = self._route(request.model or "", key_id)
+            route = self._eligible.narrow(route, request, body)
+            call = Call(
+                request=request,
+                body=body,
+                route=route,
+                request_id=request_id,
+                key_id=key_id,
+                received_at=received_at,
+                deadline=now + self.config.timeouts.total_s,
+                charge=None
+                if pair is None
+                else self.accounts.admit(pair, request_size(request, body)),
+                priority=0 if pair is None else pair.priority,
+                trace=trace,
+            )
+        except ApiError as error:
+            if trace is not None:
+                trace.refuse(error)
+            raise
         return await self._dispatcher.open(call)
 
     def authenticate(self, authorization: str | None) -> str:
@@ -256,7 +283,7 @@ class Router:
 
     @property
     def extra_fields(self) -> frozenset[str]:
-        """Fields of requests that OpenAI doesn't know and some provider takes."""
+        """Fields of requests that OpenAI doesn't know and somebody here takes."""
         return self._eligible.extra_fields
 
     def models(self, key_id: str = LIBRARY) -> list[ModelCard]:
@@ -266,7 +293,7 @@ class Router:
 
     def model(self, name: str, key_id: str = LIBRARY) -> ModelCard:
         """The model of that name or alias. Raises ApiError 404."""
-        route = self._route(name, key_id)
+        route, _ = self._route(name, key_id)
         return ModelCard(
             id=route.name,
             created=self._created,
@@ -313,17 +340,25 @@ class Router:
         return Stats(sum(t.inflight for t in targets), targets, lines)
 
     def listen(self, listener: Listener) -> None:
-        """Have ``listener`` called with every event from now on, where it happens; it must be quick."""
-        self._listeners.append(listener)
+        """Have ``listener`` called with every event from now on, where it happens; it must be quick.
+
+        A `router.events.Hearer` is called with those alone that it hears.
+        """
+        self._events.listen(listener)
 
     # Composing.
 
-    def _route(self, name: str, key_id: str) -> Route:
-        """The route of a name or alias. Raises ApiError 404, also where the key may not have it."""
+    def _route(self, name: str, key_id: str) -> tuple[Route, Pair | None]:
+        """The route of a name or alias, and the key's terms there (`Accounts.pair`). Raises ApiError 404, also where
+        the key may not have it.
+        """
         route = self.pool.route(name)
-        if route is None or not self.accounts.allows(key_id, route.name):
+        if route is None:
             raise unknown_model(name)
-        return route
+        pair = self.accounts.pair(key_id, route.name)
+        if pair is not None and not pair.allowed:
+            raise unknown_model(name)
+        return route, pair
 
     def _name_of(self, name: str) -> str | None:
         route = self.pool.route(name)
@@ -375,13 +410,6 @@ class Router:
                 self._emit(TargetState(target.id, target.state, reason))
                 target.freed(self._clock.now())
 
-    def _emit(self, event: Event) -> None:
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:  # noqa: BLE001 - a listener must not cost a request
-                _log.exception("a listener failed on %s", type(event).__name__)
-
 
 DRAIN_POLL_S = 0.02
 """Waiting for answers to end is not urgent to the millisecond."""
@@ -400,7 +428,7 @@ def _pricing(price: Price | None) -> Pricing | msgspec.UnsetType:
     return Pricing(*one)
 
 
-def _terms(config: Config, accounts: Accounts, eligible: Eligible) -> Terms:
+def _terms(config: Config, eligible: Eligible) -> Terms:
     clocks = config.timeouts
     limits = Limits(clocks.connect_s, clocks.first_token_s, clocks.idle_s)
     whole = Limits(clocks.connect_s, clocks.answer_s, clocks.idle_s)
@@ -409,7 +437,6 @@ def _terms(config: Config, accounts: Accounts, eligible: Eligible) -> Terms:
         whole,
         config.retry,
         config.recovery,
-        accounts,
         prompt_s_per_1k=clocks.first_token_s_per_1k,
         narrow=eligible.narrow,
     )

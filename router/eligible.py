@@ -2,14 +2,14 @@
 
 Engines answer chat requests and completions of texts. What they can't do of the older endpoint goes to providers where
 the model has some, and is refused by name where it has none; embeddings are the providers' alone. A field that OpenAI
-doesn't know goes only to providers whose config lets it through (``extra_fields``): a request that has some is served
-by the targets that take all of them, and refused with OpenAI's 400 where there are none.
+doesn't know goes only to engines, which take further samplers, and to providers whose config lets it through
+(``extra_fields``): a request that has some is served by the targets that take all of them, and refused with OpenAI's
+400 where there are none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
+from engines.base import Samplers
 from router.config.schema import Config
 from router.errors import ApiError, invalid_request
 from router.pool import Member, Route
@@ -18,14 +18,18 @@ from router.wire.legacy import CompletionRequest, beyond_engines
 from router.wire.request import Request
 from router.wire.violations import unknown_field
 
+OF_ENGINES = frozenset(Samplers.__struct_fields__)
+"""Fields that OpenAI doesn't know and every engine takes."""
+
 
 class Eligible:
     """The rules of one config."""
 
     def __init__(self, config: Config) -> None:
         self._taken = {name: frozenset(one.extra_fields) for name, one in config.providers.items()}
-        self.extra_fields: frozenset[str] = frozenset().union(*self._taken.values())
-        """Every field that some provider takes."""
+        of_engines: frozenset[str] = OF_ENGINES if config.engines else frozenset()
+        self.extra_fields = of_engines.union(*self._taken.values())
+        """Every field that somebody takes."""
 
     def narrow(self, route: Route, request: Request, body: bytes) -> Route:
         """``route`` with the members that may serve ``request``, decoded from ``body``. Raises ApiError: none may."""
@@ -41,8 +45,9 @@ class Eligible:
         return route if len(members) == len(route.members) else route.only(members)
 
     def _takes(self, member: Member, field: str) -> bool:
-        taken: Collection[str] = self._taken.get(member.target.backend, ())
-        return member.target.kind == "provider" and field in taken
+        if member.target.kind == "engine":
+            return field in OF_ENGINES
+        return field in self._taken.get(member.target.backend, ())
 
 
 def _check_limit(request: Request, cap: int | None) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from prometheus_client import CollectorRegistry, Info
@@ -27,9 +27,11 @@ from prometheus_client.registry import Collector
 from router.counters import Count, Counter, Histogram, Spread
 from router.errors import FaultKind
 from router.events import (
+    Admitted,
     AttemptDone,
     Event,
     Fallback,
+    Hearer,
     Hedge,
     LimitDecision,
     Queued,
@@ -104,7 +106,7 @@ class _Ended(msgspec.Struct, frozen=True):
     cost_usd: Count
 
 
-class Metrics:
+class Metrics(Hearer):
     """A listener of events, and the page that is made of them."""
 
     def __init__(
@@ -118,8 +120,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._ended: dict[_Key, _Ended] = {}
         self._attempted: dict[_Key, Spread] = {}
-        self._decided: dict[tuple[str, str, str], Count] = {}
-        self._counts: Mapping[type, Callable[[Any], None]] = {
+        self.hears = {
             RequestDone: self._request,
             AttemptDone: self._attempt,
             Retry: self._retry,
@@ -129,6 +130,7 @@ class Metrics:
             RetryRefused: self._mended,
             Queued: self._queued,
             TargetState: self._state,
+            Admitted: self._admitted,
             LimitDecision: self._decision,
             UsageLost: self._lost,
         }
@@ -239,12 +241,6 @@ class Metrics:
 
     # Counting
 
-    def __call__(self, event: Event) -> None:
-        """Count an event."""
-        count = self._counts.get(type(event))
-        if count is not None:
-            count(event)
-
     def _retry(self, event: Retry) -> None:
         self._retries.labels(self._target(event.target), event.reason.value).inc()
 
@@ -273,12 +269,12 @@ class Metrics:
         if event.outcome not in {"served", "gone"}:
             self._queue_refusals.labels(model, event.outcome).inc()
 
+    def _admitted(self, event: Admitted) -> None:
+        for resource in event.resources:
+            self._decisions.labels(event.scope, resource, "admitted").inc()
+
     def _decision(self, event: LimitDecision) -> None:
-        key = (event.scope, event.resource, event.outcome)
-        child = self._decided.get(key)
-        if child is None:
-            child = self._decided[key] = self._decisions.labels(*key)
-        child.inc()
+        self._decisions.labels(event.scope, event.resource, event.outcome).inc()
 
     def _request(self, event: RequestDone) -> None:
         key = (event.model, event.target, event.provider, event.outcome)

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 PARTS = [
     schema.Server, schema.Key, schema.Rates, schema.Tier, schema.Price,
     schema.Accounts, schema.Provider, schema.Target, schema.Model, schema.Timeouts, schema.Retry,
-    schema.Recovery, schema.Health, schema.Queue, schema.Config, specs.LlamaCppSpec, specs.SimulatedSpec,
+    schema.Recovery, schema.Health, schema.Queue, schema.Tracing, schema.Config, specs.LlamaCppSpec,
+    specs.SimulatedSpec,
     specs.ExLlamaV2Spec,
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families as plain
 from router.app import LineStats
 from router.errors import FaultKind
 from router.events import (
+    Admitted,
     AttemptDone,
     LimitDecision,
     NodeState,
@@ -140,8 +141,9 @@ def test_costs_decisions_and_lost_records():
     metrics = make()
     metrics(msgspec.structs.replace(DONE, cost_usd=0.25))
     metrics(msgspec.structs.replace(DONE, cost_usd=0.5))
-    for outcome in ("admitted", "admitted", "refused"):
-        metrics(LimitDecision("me", "m", "key", "tokens", outcome))
+    metrics(Admitted("me", "m", "key", ("requests", "tokens")))
+    metrics(Admitted("me", "m", "key", ("tokens",)))
+    metrics(LimitDecision("me", "m", "key", "tokens", "refused"))
     metrics(UsageLost("me"))
     labels = {"scope": "key", "resource": "tokens"}
     assert value(metrics, "nenya_cost_usd_total", model="m", provider="p") == 0.75

@@ -119,7 +119,8 @@ class ExLlamaV2Engine:
             raise EngineError("died", worker.error)
         tokens = preparer.tokens
         call = Call(prepared.shown, tokens, len(prepared.ids))
-        seed = request.sampling.seed
+        first = request.sampling.seed
+        seeds = [None if first is None else (first + at) % SEED_LIMIT for at in range(request.n)]
         call.begin(
             [
                 Choice(
@@ -127,12 +128,12 @@ class ExLlamaV2Engine:
                     index=index,
                     ids=prepared.ids,
                     new_tokens=prepared.new_tokens,
-                    seed=None if seed is None else (seed + index) % SEED_LIMIT,
+                    seed=seed,
                     settings=prepared.settings,
                     ends=tokens.ends,
-                    steering=prepared.steering(tokens),
+                    steering=prepared.steering(tokens, seed),
                 )
-                for index in range(request.n)
+                for index, seed in enumerate(seeds)
             ]
         )
         self._calls.add(call)

@@ -18,13 +18,20 @@ from typing import Any
 from msgspec import Struct
 
 from engines.base import EngineError
-from engines.exl2 import memory
+from engines.exl2 import memory, positions
 from engines.exl2.folder import ModelFolder, read_folder
 from engines.exl2.memory import PAGE_TOKENS, pages_of
 from engines.specs import ExLlamaV2Spec
 
 MAX_STEP_TOKENS = 8
 """Of one request in one step: what was sampled and what was guessed; the library's own ``max_q_size``."""
+
+PARALLEL = frozenset(
+    {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Glm4ForCausalLM"}
+)
+"""What 0.3.2 splits over GPUs and computes rightly."""
+
+LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 OnProgress = Callable[[float], None]
 log = logging.getLogger(__name__)
@@ -99,7 +106,35 @@ def examine(spec: ExLlamaV2Spec) -> Model:
             "invalid",
             f"gpu_split_gib has {len(spec.gpu_split_gib)} figures for {len(spec.gpus)} gpus",
         )
+    for lora in spec.loras:
+        _check_lora(Path(lora).expanduser())
+    if spec.tensor_parallel:
+        _check_tensor_parallel(spec, folder)
     return Model(spec, folder, draft)
+
+
+def _check_lora(path: Path) -> None:
+    """Raises EngineError for a folder that can't be loaded. The library would prefer .bin, which can run code."""
+    for name in (LORA_CONFIG, LORA_WEIGHTS):
+        if not (path / name).is_file():
+            raise EngineError("invalid", f"{path} is no LoRA: it has no {name}")
+
+
+def _check_tensor_parallel(spec: ExLlamaV2Spec, folder: ModelFolder) -> None:
+    """Raises EngineError for what the library splits wrongly, or only finds out in the middle of a request."""
+    said = ""
+    if folder.format != "exl2":
+        said = f"EXL2 weights, these are {folder.format}"
+    elif (
+        folder.architecture not in PARALLEL
+    ):  # Qwen3 is accepted by the library and computed without its norms
+        said = f"one of {', '.join(sorted(PARALLEL))}, this is {folder.architecture}"
+    elif spec.loras:
+        said = "a model without LoRAs"
+    elif folder.kv_heads < len(spec.gpus):
+        said = f"at most as many GPUs as the model has heads of keys, {folder.kv_heads}"
+    if said:
+        raise EngineError("unsupported", f"tensor_parallel needs {said}")
 
 
 def load(model: Model, on_progress: OnProgress) -> Machine:
@@ -164,16 +199,17 @@ def configuration(model: Model, folder: ModelFolder) -> Any:
     config.arch_compat_overrides(quiet=True)
     config.no_flash_attn = False  # for windows and soft caps, which our attention has
     config.no_sdpa = True
-    # Its tables of positions end there, and reading beyond them is reading other memory.
-    config.max_seq_len = model.context_tokens + model.guesses
     config.max_input_len = max(model.chunk_tokens, MAX_STEP_TOKENS * model.spec.slots)
     config.max_attention_size = config.max_input_len**2
+    # Its tables of positions end there, and reading beyond them is reading other memory. Loading tries the longest
+    # input, and shortens it where the tables are shorter, which the generator would then refuse.
+    setattr(config, positions.TRAINED, config.max_seq_len)
+    config.max_seq_len = max(model.context_tokens + model.guesses, config.max_input_len)
     return config
 
 
 def weights(model: Model, on_progress: OnProgress) -> Weights:
     """Load models and caches."""
-    library: Any = importlib.import_module("exllamav2")
     spec = model.spec
     share = 1.0 if model.draft is None else 0.9
     main, cache = _one(model, model.folder, lambda done: on_progress(done * share))
@@ -182,15 +218,20 @@ def weights(model: Model, on_progress: OnProgress) -> Weights:
         draft_model, draft_cache = _one(
             model, model.draft, lambda done: on_progress(share + done * (1 - share))
         )
-    loras = tuple(
-        library.ExLlamaV2Lora.from_directory(main, str(Path(lora).expanduser()))
-        for lora in spec.loras
-    )
+    loras = tuple(_lora(main, Path(lora).expanduser()) for lora in spec.loras)
+    on_progress(1.0)
     return Weights(main, cache, draft_model, draft_cache, loras)
 
 
-def _one(model: Model, folder: ModelFolder, on_progress: OnProgress) -> tuple[Any, Any]:
+def _lora(loaded: Any, path: Path) -> Any:
     library: Any = importlib.import_module("exllamav2")
+    return library.ExLlamaV2Lora(loaded, str(path / LORA_CONFIG), str(path / LORA_WEIGHTS))
+
+
+def _one(model: Model, folder: ModelFolder, on_progress: OnProgress) -> tuple[Any, Any]:
+    """Load one model and make its cache. The order differs: filling GPUs in turn, the cache grows with the layers."""
+    library: Any = importlib.import_module("exllamav2")
+    positions.install()
     spec = model.spec
     names = {"fp16": "", "q8": "_Q8", "q6": "_Q6", "q4": "_Q4"}
     kind = getattr(library, f"ExLlamaV2Cache{names[spec.cache]}")
@@ -201,22 +242,30 @@ def _one(model: Model, folder: ModelFolder, on_progress: OnProgress) -> tuple[An
         yield
 
     loaded = library.ExLlamaV2(configuration(model, folder))
-    split = None if spec.gpu_split_gib is None else list(spec.gpu_split_gib)
-    if spec.tensor_parallel and folder is model.folder:
-        attn: Any = importlib.import_module("exllamav2.attn")
-        if not attn.has_flash_attn_with_paged:
-            raise EngineError("unsupported", "tensor_parallel needs flash-attn 2.5.7 or newer")
+    drafts = folder is not model.folder  # a draft is small: it goes where there is room
+    split = None if spec.gpu_split_gib is None or drafts else list(spec.gpu_split_gib)
+    if spec.tensor_parallel and not drafts:
+        _ready_for_tensor_parallel(loaded)
         steps = loaded.load_tp_gen(
             split, callback_gen=told, expect_cache_tokens=tokens, expect_cache_base=kind
         )
         _run(steps)
         return loaded, library.ExLlamaV2Cache_TP(loaded, base=kind, max_seq_len=tokens)
-    if split is not None and folder is model.folder:
+    if split is not None:
         _run(loaded.load_gen(split, callback_gen=told))
         return loaded, kind(loaded, max_seq_len=tokens)
     cache = kind(loaded, max_seq_len=tokens, lazy=True)
     _run(loaded.load_autosplit_gen(cache, callback_gen=told))
     return loaded, cache
+
+
+def _ready_for_tensor_parallel(loaded: Any) -> None:
+    """Raises EngineError. What is split calls flash-attn from C++; nothing can stand in for it there."""
+    attention: Any = importlib.import_module("engines.exl2.paged_attention")
+    if not attention.has_flash_attn():
+        raise EngineError("unsupported", "tensor_parallel needs flash-attn 2.5.7 or newer")
+    if any(getattr(module, "sliding_window", 0) for module in loaded.modules):
+        raise EngineError("unsupported", "tensor_parallel can't keep this model's attention window")
 
 
 def _run(steps: Iterator[Any]) -> None:

@@ -90,33 +90,18 @@ class _Ratio:
         self.bytes = float(PRIOR_BYTES)
         self.tokens = PRIOR_BYTES / BYTES_PER_TOKEN
 
-    def learn(self, text_bytes: int, tokens: int) -> None:
-        self.bytes = self.bytes * MEMORY + text_bytes
-        self.tokens = self.tokens * MEMORY + min(tokens, text_bytes)
-
-    @property
-    def value(self) -> float:
-        return self.tokens / self.bytes if self.bytes > 1 else 1 / BYTES_PER_TOKEN
-
 
 class _Outputs:
     """Past outputs of one kind of request."""
 
-    __slots__ = ("_ordered", "high", "samples")
+    __slots__ = ("high", "ordered", "samples")
 
     def __init__(self) -> None:
         self.samples: deque[int] = deque()
-        self._ordered: list[int] = []
+        self.ordered: list[int] = []
+        """The same by their size."""
         self.high = 0
-
-    def learn(self, tokens: int) -> None:
-        tokens = min(tokens, MOST_OUTPUT)
-        samples, ordered = self.samples, self._ordered
-        samples.append(tokens)
-        insort(ordered, tokens)
-        if len(samples) > SAMPLES:
-            del ordered[bisect_left(ordered, samples.popleft())]
-        self.high = ordered[min(len(ordered) - 1, int(PERCENTILE * len(ordered)))]
+        """Their percentile."""
 
 
 Kind = tuple[str, str, int]
@@ -129,48 +114,66 @@ class Estimator:
         self._ratios: dict[str, _Ratio] = {}
         self._outputs: dict[Kind, _Outputs] = {}
 
-    def input_tokens(self, model: str, size: Size) -> int:
-        """The guess for the input, at least 1."""
-        ratio = self._ratios.get(model)
-        share = ratio.value if ratio is not None else 1 / BYTES_PER_TOKEN
-        return max(1, round(size.text_bytes * share) + size.overhead_tokens)
+    def expect(self, model: str, key_id: str, cap: int | None) -> Expectation:
+        """What to expect of one key's requests to one model, which writes ``cap`` tokens at most."""
+        ratio = self._ratios.setdefault(model, _Ratio())
+        return Expectation(model, key_id, cap, ratio, self._outputs)
 
-    def output_tokens(self, model: str, key_id: str, size: Size, cap: int | None) -> int:
-        """The guess for the output of all choices, at most what limit and ``cap`` (the model's) allow."""
-        limit = most_output(size, cap)
+
+class Expectation(msgspec.Struct, frozen=True):
+    """What is known of one key's requests to one model; it learns with each."""
+
+    model: str
+    key_id: str
+    cap: int | None
+    """Most tokens of a choice where the client sets no limit."""
+    ratio: _Ratio
+    outputs: dict[Kind, _Outputs]
+    """Of all models and keys, whoever learned last being the last."""
+
+    def tokens(self, size: Size) -> tuple[int, int]:
+        """The guess for the input, at least 1, and for the output of all choices, at most what the limit allows."""
+        ratio = self.ratio
+        share = ratio.tokens / ratio.bytes if ratio.bytes > 1 else 1 / BYTES_PER_TOKEN
+        given = max(1, round(size.text_bytes * share) + size.overhead_tokens)
+        limit = most_output(size, self.cap)
         if limit == 0:
-            return 0
-        past = self._outputs.get((model, key_id, _bucket(limit)))
+            return given, 0
+        past = self.outputs.get((self.model, self.key_id, limit.bit_length() if limit else 0))
         guess = PRIOR_OUTPUT * size.choices
         if past is not None and len(past.samples) >= LEAST_SAMPLES:
             guess = past.high
-        return max(1, guess if limit is None else min(guess, limit))
+        return given, max(1, guess if limit is None else min(guess, limit))
 
-    def learn_input(self, model: str, size: Size, tokens: int) -> None:
-        """It was ``tokens``."""
-        ratio = self._ratios.get(model)
-        if ratio is None:
-            ratio = self._ratios[model] = _Ratio()
-        ratio.learn(size.text_bytes, max(0, tokens - size.overhead_tokens))
+    def learn_input(self, size: Size, tokens: int) -> None:
+        """A request of that size had ``tokens`` of input."""
+        ratio, text_bytes = self.ratio, size.text_bytes
+        tokens -= size.overhead_tokens
+        ratio.bytes = ratio.bytes * MEMORY + text_bytes
+        ratio.tokens = ratio.tokens * MEMORY + max(0, min(tokens, text_bytes))
 
-    def learn_output(
-        self, model: str, key_id: str, size: Size, cap: int | None, tokens: int
-    ) -> None:
-        """It was ``tokens``, in all choices."""
-        kind = (model, key_id, _bucket(most_output(size, cap)))
-        past = self._outputs.pop(kind, None) or _Outputs()
-        self._outputs[kind] = past  # the newest is last
-        past.learn(tokens)
-        if len(self._outputs) > MOST_KINDS:
-            del self._outputs[next(iter(self._outputs))]
+    def learn_output(self, size: Size, tokens: int) -> None:
+        """A request of that size had ``tokens`` of output, in all choices."""
+        limit, outputs = most_output(size, self.cap), self.outputs
+        kind = (
+            self.model,
+            self.key_id,
+            limit.bit_length() if limit else 0,
+        )  # like limits are alike
+        past = outputs.pop(kind, None) or _Outputs()
+        outputs[kind] = past
+        samples, ordered = past.samples, past.ordered
+        tokens = min(tokens, MOST_OUTPUT)
+        samples.append(tokens)
+        insort(ordered, tokens)
+        if len(samples) > SAMPLES:
+            del ordered[bisect_left(ordered, samples.popleft())]
+        past.high = ordered[min(len(ordered) - 1, int(PERCENTILE * len(ordered)))]
+        if len(outputs) > MOST_KINDS:
+            del outputs[next(iter(outputs))]
 
 
 def most_output(size: Size, cap: int | None) -> int | None:
     """Most tokens that all choices can have; None where nobody set a limit."""
     limit = size.output_limit if size.output_limit is not None else cap
     return None if limit is None else limit * size.choices
-
-
-def _bucket(limit: int | None) -> int:
-    """Limits of the same power of two are alike."""
-    return 0 if limit is None else limit.bit_length()

@@ -41,6 +41,8 @@ class Order(msgspec.Struct, frozen=True):
     said: str = ""
     """How a chat's answer begins: what is asked for is what follows it. Limits in ``request`` and ``body`` are those of
     the rest already."""
+    headers: bytes = b""
+    """Lines for the head of what is sent, each with its end: what `router.tracing` tells a provider."""
 
 
 class Facts:
@@ -65,6 +67,16 @@ class Facts:
         self.output_tokens: int | None = None
         self.readings: Readings = ()
         """What the response's head told of the provider's limits; there from the start."""
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What a target told of its answer, for whoever traces it."""
+
+    facts: Facts
+    model: str | None = None
+    """Who wrote it, by the target's own words."""
+    finish_reasons: tuple[str, ...] = ()
+    """Of its choices, in order, as far as it came."""
 
 
 Sink = Callable[[bytes], bool]
@@ -95,6 +107,9 @@ class Answer(Protocol):
 
     def close(self) -> None:
         """Let go: what still runs is cancelled at once, what is over returns to its pool. May be called twice."""
+
+    def told(self) -> Told:
+        """What its target told of it, looked up for who asks; right once it is closed."""
 
 
 class Backend(Protocol):

@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 from msgspec.structs import replace
 
 from engines.base import Delta, Engine, EngineError, Event, Finish, GenerateRequest, Usage
-from router.backends.base import Facts, Order, Sink
+from router.backends.base import Facts, Order, Sink, Told
 from router.backends.engine_request import engine_requests
 from router.backends.mailbox import Mailbox
 from router.errors import ApiError, Fault, FaultKind, invalid_request
@@ -208,6 +208,10 @@ class EngineAnswer:
         self._head = []
         self._generation.cancel()
         self._forget(self)
+
+    def told(self) -> Told:
+        """See `base.Answer`."""
+        return Told(self.facts, self._order.model, self._writer.reasons)
 
     async def _next(self) -> bytes:
         events = self._head

@@ -26,12 +26,12 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Raw, Struct
 
-from router.backends.base import Answer, Facts, Order, Sink
+from router.backends.base import Answer, Facts, Order, Sink, Told
 from router.backends.http import limits, refusal
 from router.backends.http.connection import Connection, Exchange
 from router.backends.http.dial import Dialer, Origin, origin_of
 from router.backends.http.pool import Pool
-from router.backends.http.relay import Relay, Usage
+from router.backends.http.relay import Relay, Usage, author_of
 from router.config.schema import Provider
 from router.errors import ConfigError, Fault, FaultKind, Problem
 from router.wire import continuation, rewrite
@@ -143,7 +143,7 @@ class OpenAIBackend:
         if order.said:
             body = continuation.with_beginning(body, order.said, self._form)
         heads = self._heads[request.operation]
-        head = _head(heads.stream if streams else heads.whole, order.request_id, len(body))
+        head = _head(heads.stream if streams else heads.whole, order, len(body))
         exchange = await self._send(head, body, order)
         status = exchange.status
         if status >= 300:
@@ -306,6 +306,10 @@ class StreamAnswer:
             self._relay.fault = None
             self._conclude()
 
+    def told(self) -> Told:
+        """See `base.Answer`."""
+        return Told(self.facts, *self._relay.told())
+
     def _note_time(self) -> None:
         now = self._exchange.time()
         if self.facts.first_token_at is None:
@@ -384,6 +388,11 @@ class WholeAnswer:
         """Let go; the provider is cut off if it isn't done."""
         self._over = True
         self._exchange.leave()
+
+    def told(self) -> Told:
+        """See `base.Answer`."""
+        author = author_of(b"".join(self._parts))
+        return Told(self.facts, author.model, tuple(author.reasons.values()))
 
     def _collect(self, pieces: list[bytes]) -> None:
         for piece in pieces:
@@ -475,14 +484,16 @@ def _prepared(origin: Origin, provider: Provider, operation: Operation, accept: 
     return "\r\n".join(lines).encode("ascii")
 
 
-def _head(prepared: bytes, request_id: str, body_bytes: int) -> bytes:
+def _head(prepared: bytes, order: Order, body_bytes: int) -> bytes:
+    request_id = order.request_id
     if request_id.isascii() and request_id.isprintable():
-        return b"%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+        return b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
             prepared,
             request_id.encode(),
+            order.headers,
             body_bytes,
         )
-    return b"%bcontent-length: %d\r\n\r\n" % (prepared, body_bytes)
+    return b"%b%bcontent-length: %d\r\n\r\n" % (prepared, order.headers, body_bytes)
 
 
 def _form(provider: Provider) -> continuation.Form:

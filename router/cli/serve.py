@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from engines.base import EngineError
 from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec
-from router import __version__
+from router import __version__, tracing
 from router.cli import FAILED, INTERRUPTED, USAGE
 from router.cli.banner import banner
 from router.cli.terminal import bold
@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, spec in reading.config.engines.items():
         if lacking := _lacking(spec):
             return _fail(f"the engine `{name}` needs a package that is not installed: {lacking}")
+    if reading.config.tracing is not None and not tracing.is_installed():
+        return _fail(f"`tracing` {tracing.LACKING}")
     if complaint := _occupied(reading.config):
         return _fail(complaint)
     install(arguments.log_level, arguments.log_format, sys.stderr)

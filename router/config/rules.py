@@ -7,7 +7,7 @@ keep quiet about parts that already have a problem of their own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path as File
 from urllib.parse import urlsplit
 
@@ -31,6 +31,7 @@ def check(config: Config, report: Report) -> None:
     _keys(config, report)
     accounts_rules.check(config, report)
     _providers(config, report)
+    _tracing(config, report)
     _listen(config, report)
     _unused(config, report)
 
@@ -144,11 +145,23 @@ def _providers(config: Config, report: Report) -> None:
             report.problem((*path, "api_key"), message)
         if provider.base_url and not _is_url(provider.base_url):
             report.problem((*path, "base_url"), "is not a URL: see its host and port")
-        for header, value in provider.headers.items():
-            if not _HEADER_NAME.fullmatch(header):
-                report.problem((*path, "headers", header), "is not a header's name")
-            if not value.isascii():
-                report.problem((*path, "headers", header), "may only have ASCII characters")
+        _headers(provider.headers, path, report)
+
+
+def _headers(headers: Mapping[str, str], path: Path, report: Report) -> None:
+    for header, value in headers.items():
+        if not _HEADER_NAME.fullmatch(header):
+            report.problem((*path, "headers", header), "is not a header's name")
+        if not value.isascii():
+            report.problem((*path, "headers", header), "may only have ASCII characters")
+
+
+def _tracing(config: Config, report: Report) -> None:
+    tracing, path = config.tracing, ("tracing",)
+    if tracing is not None:
+        if tracing.endpoint and not _is_url(tracing.endpoint):
+            report.problem((*path, "endpoint"), "is not a URL: see its host and port")
+        _headers(tracing.headers, path, report)
 
 
 def _is_url(text: str) -> bool:

@@ -159,6 +159,9 @@ class Provider(_Part, frozen=True, kw_only=True):
     """How it is asked to; None goes by base_url."""
     counts: Counts | None = None
     """What its limits of tokens count; None goes by the host of base_url, else `usage`."""
+    trace_headers: bool | Literal["auto"] = "auto"
+    """Whether it hears ``traceparent`` and ``tracestate``: never, those of our spans where we trace, or else the
+    client's own."""
     private_network: bool = False
     """Whether base_url's name may resolve to a private or loopback address; an address written out may always."""
 
@@ -280,6 +283,31 @@ class Health(_Part, frozen=True):
     """1 is a straight line, more gives more of it early; Envoy's default."""
 
 
+class Tracing(_Part, frozen=True):
+    """Spans for OpenTelemetry, sent as OTLP over HTTP. What isn't set here is OTEL_*'s in the environment."""
+
+    endpoint: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^https?://[^/?#@]+(/[^?#]*)?$",
+                description="a URL such as http://127.0.0.1:4318/v1/traces",
+            ),
+        ]
+        | None
+    ) = None
+    """Of the traces themselves, path and all; None takes OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4318."""
+    headers: dict[str, str] = {}
+    """Sent with every export: where a collector wants a key, it is in one."""
+    service_name: Annotated[str, Meta(min_length=1)] | None = None
+    """None takes OTEL_SERVICE_NAME, else nenya."""
+    sample_ratio: Share | None = None
+    """Of requests whose client didn't decide; None takes OTEL_TRACES_SAMPLER, else all."""
+
+    def __repr__(self) -> str:
+        return f"Tracing(endpoint={self.endpoint!r}, service_name={self.service_name!r})"
+
+
 class Config(_Part, frozen=True):
     """The whole."""
 
@@ -295,6 +323,7 @@ class Config(_Part, frozen=True):
     recovery: Recovery = Recovery()
     queue: Queue = Queue()
     health: Health = Health()
+    tracing: Tracing | None = None
 
     @property
     def asks_for_keys(self) -> bool:

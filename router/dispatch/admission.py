@@ -237,11 +237,11 @@ class Admission:
 
     def _say(self, turn: _Turn, outcome: str) -> None:
         wait_s = self._clock.now() - turn.since
-        self._emit(Queued(turn.route.name, turn.priority, outcome, wait_s))
+        turn.walk.say(Queued(turn.route.name, turn.priority, outcome, wait_s))
 
     def _said(self, walk: Walk, route: Route, outcome: str, error: ApiError) -> ApiError:
         """``error``, of a request that never stood in line."""
-        self._emit(Queued(route.name, walk.call.priority, outcome, 0.0))
+        walk.say(Queued(route.name, walk.call.priority, outcome, 0.0))
         return error
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import msgspec
 from msgspec.structs import replace
 
-from router.accounts.accounts import Accounts
 from router.accounts.charge import Charge
 from router.backends.base import Limits
 from router.config.schema import Recovery, Retry
 from router.pool import Route
+from router.tracing import Trace
 from router.wire.request import Request
 
 
@@ -31,6 +31,8 @@ class Call(msgspec.Struct, frozen=True):
     """Its claim on its key's limits and budget, if anybody counts; settled with the walk's end."""
     priority: int = 0
     """Its key's, for the line: higher first, below 0 is sheddable."""
+    trace: Trace | None = None
+    """Where it is told of, if anybody wants to know."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -54,8 +56,6 @@ class Terms(msgspec.Struct, frozen=True):
     """For a provider that is asked for a whole answer: its first byte comes after its last token."""
     retry: Retry
     recovery: Recovery = Recovery()
-    accounts: Accounts | None = None
-    """Settles charges; None where there are none."""
     prompt_s_per_1k: float = 0.0
     """What a thousand tokens of prompt add to the limit on the first token."""
     narrow: Callable[[Route, Request, bytes], Route] = _as_it_is

@@ -83,7 +83,7 @@ class Dispatcher:
                 turned = self._instead(walk, left)
                 if turned is None:
                     raise error if walk.is_final else first from None
-                self._emit(Fallback(walk.call.route.name, turned.name, error.error.code or ""))
+                walk.say(Fallback(walk.call.route.name, turned.name, error.error.code or ""))
                 route = turned
 
     def _instead(self, walk: Walk, left: dict[str, Route]) -> Route | None:
@@ -128,7 +128,7 @@ class Dispatcher:
             except Fault as fault:
                 self._retry_or_raise(walk, fault, lease.target, budget)
                 tried.add(lease.target)
-                self._emit(Retried(lease.target.id, fault.kind))
+                walk.say(Retried(lease.target.id, fault.kind))
 
     def _retry_or_raise(
         self, walk: Walk, fault: Fault, target: Target, budget: RetryBudget
@@ -138,7 +138,7 @@ class Dispatcher:
         if not fault.retryable or walk.tries >= self._terms.retry.attempts:
             raise api_error(fault) from fault
         if not budget.take(self._clock.now()):
-            self._emit(RetryRefused(walk.route.name, target.id, fault.kind))
+            walk.say(RetryRefused(walk.route.name, target.id, fault.kind))
             raise api_error(fault) from fault
 
     def _budget(self, model: str) -> RetryBudget:
@@ -173,7 +173,7 @@ class Dispatcher:
                 return None
             rival = other.target
             tried.add(rival)
-            return self._send(walk, other, walk.sent)
+            return self._send(walk, other, walk.sent, hedge=True)
 
         try:
             won = await sooner(
@@ -181,10 +181,10 @@ class Dispatcher:
             )
         except Fault:
             if rival is not None:
-                self._emit(Hedge(rival.id, "failed"))
+                walk.say(Hedge(rival.id, "failed"))
             raise
         if rival is not None:
-            self._emit(Hedge(rival.id, "won" if won.lease.target is rival else "lost"))
+            walk.say(Hedge(rival.id, "won" if won.lease.target is rival else "lost"))
         return won
 
     def _rival(self, route: Route, call: Call, exclude: set[Target], tokens: float) -> Lease | None:
@@ -199,15 +199,15 @@ class Dispatcher:
             return None
         return lease
 
-    async def _send(self, walk: Walk, lease: Lease, call: Call) -> Attempt:
+    async def _send(self, walk: Walk, lease: Lease, call: Call, *, hedge: bool = False) -> Attempt:
         """One attempt up to its first piece. Raises Fault; then, as on cancellation, the lease is settled.
 
         ``call``: what the target is asked, which may be the rest of an answer.
         """
-        attempt = walk.begin(lease)
+        attempt = walk.begin(lease, hedge=hedge)
         try:
             backend = self._backends[lease.target.backend]
-            answer = await backend.open(self._order(call, lease.target))
+            answer = await backend.open(self._order(call, attempt))
             attempt.answer = answer
             if answer.facts.readings:
                 lease.hear(answer.facts.readings, self._clock.now())
@@ -225,7 +225,8 @@ class Dispatcher:
             walk.first_at = now
         return attempt
 
-    def _order(self, call: Call, target: Target) -> Order:
+    def _order(self, call: Call, attempt: Attempt) -> Order:
+        target, trace = attempt.lease.target, attempt.trace
         shows_progress = call.request.stream or target.kind == "engine"
         limits = self._terms.limits if shows_progress else self._terms.whole_limits
         return Order(
@@ -237,6 +238,7 @@ class Dispatcher:
             limits=self._terms.scaled(limits, call.prompt_tokens),
             created=int(self._clock.wall()),
             said=call.said,
+            headers=trace.headers if trace is not None else b"",
         )
 
 

@@ -32,10 +32,11 @@ class Reply:
         "_room",
         "_walk",
         "attempts",
-        "headers",
+        "limits",
         "overhead_s",
         "streaming",
         "target",
+        "upstream_headers",
     )
 
     def __init__(self, walk: Walk, attempt: Attempt, open_: Open) -> None:
@@ -57,8 +58,15 @@ class Reply:
         self.streaming = bool(walk.call.request.stream)
         self.attempts = walk.attempts
         self.overhead_s = walk.overhead_s
-        self.headers = answer_headers(answer.headers, walk.call.charge)
+        self.upstream_headers = answer.headers
+        self.limits = "" if self._charge is None else self._charge.lines
+        """What the client hears of its own limits, as lines of the answer's head."""
         self.target = attempt.lease.target.id
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The answer's, with the client's own limits."""
+        return answer_headers(self.upstream_headers, self._charge)
 
     async def read(self) -> bytes:
         """The next bytes; the first call returns at once, ``b""`` comes after the last.

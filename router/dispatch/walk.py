@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from router.accounts.charge import Bill, bill
+from router.accounts.charge import bill
 from router.accounts.prices import Tokens
 from router.backends.base import Answer, Facts
 from router.clock import Clock
@@ -15,6 +15,7 @@ from router.policy.breaker import Verdict
 from router.pool import Route
 from router.ratelimits import NOTHING_SPENT, Spent
 from router.target import Lease
+from router.tracing import AttemptTrace, Sent
 
 CLIENT_GONE = "client_gone"
 CLIENT_GONE_STATUS = 499
@@ -82,17 +83,34 @@ class Walk:
         self.tries = 0
         self.last_fault = None
 
-    def begin(self, lease: Lease) -> Attempt:
-        """An attempt is about to be sent."""
+    def begin(self, lease: Lease, *, hedge: bool = False) -> Attempt:
+        """An attempt is about to be sent. ``hedge``: beside one that is late."""
         self.attempts += 1
         self.tries += 1
         if self._first_sent_at is None:
             self._first_sent_at = lease.since
-        self.latest = Attempt(lease, self)
-        return self.latest
+        attempt = self.latest = Attempt(lease, self)
+        if self.call.trace is not None:
+            attempt.trace = self.call.trace.attempt(self._sent(lease, hedge=hedge))
+        return attempt
+
+    def _sent(self, lease: Lease, *, hedge: bool) -> Sent:
+        """The attempt as it is told of."""
+        target, reason = lease.target, "first"
+        if hedge:
+            reason = "hedge"
+        elif self.first_at is not None:
+            reason = "recovery"
+        elif self.tries > 1:
+            reason = "retry"
+        elif self.route is not self.call.route:
+            reason = "fallback"
+        return Sent(target.id, target.backend, target.model, self.attempts, reason, lease.since)
 
     def say(self, event: Event) -> None:
         """Tell the listeners."""
+        if self.call.trace is not None:
+            self.call.trace.note(event)
         self._emit(event)
 
     def burn(self, input_tokens: int | None, output_tokens: int | None) -> None:
@@ -110,46 +128,41 @@ class Walk:
         facts = latest.facts if latest is not None else Facts()
         target = latest.lease.target if latest is not None else None
         told = Tokens(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
-        took = self._bill(told)
         now = self.clock.now()
-        self._emit(
-            RequestDone(
-                request_id=call.request_id,
-                key_id=call.key_id,
-                model=call.route.name,
-                target=target.id if target is not None else "",
-                provider=target.backend if target is not None else "",
-                streaming=bool(call.request.stream),
-                outcome=outcome,
-                status=status,
-                attempts=self.attempts,
-                duration_s=now - call.received_at,
-                first_token_s=self.first_at - call.received_at
-                if self.first_at is not None
-                else None,
-                input_tokens=took.tokens.input,
-                cached_input_tokens=took.tokens.cached_input,
-                output_tokens=took.tokens.output,
-                overhead_s=self.overhead_s,
-                cost_usd=took.cost_usd,
-                tokens_estimated=took.estimated or None,
-                burnt_input_tokens=self._burnt[0],
-                burnt_output_tokens=self._burnt[1],
-            )
+        charge = call.charge
+        took = bill(call.route.model.price, told) if charge is None else charge.settle(told, now)
+        trace = call.trace
+        done = RequestDone(
+            request_id=call.request_id,
+            key_id=call.key_id,
+            model=call.route.name,
+            target=target.id if target is not None else "",
+            provider=target.backend if target is not None else "",
+            streaming=bool(call.request.stream),
+            outcome=outcome,
+            status=status,
+            attempts=self.attempts,
+            duration_s=now - call.received_at,
+            first_token_s=self.first_at - call.received_at if self.first_at is not None else None,
+            input_tokens=took.tokens.input,
+            cached_input_tokens=took.tokens.cached_input,
+            output_tokens=took.tokens.output,
+            overhead_s=self.overhead_s,
+            cost_usd=took.cost_usd,
+            tokens_estimated=took.estimated or None,
+            burnt_input_tokens=self._burnt[0],
+            burnt_output_tokens=self._burnt[1],
+            trace_id=trace.id if trace is not None else None,
         )
-
-    def _bill(self, tokens: Tokens) -> Bill:
-        """Settle the request's charge, if it has one, and say what it took."""
-        call, accounts = self.call, self.terms.accounts
-        if call.charge is None or accounts is None:
-            return bill(call.route.model.price, tokens)
-        return accounts.settle(call.charge, tokens)
+        self._emit(done)
+        if trace is not None:
+            trace.end(done)
 
 
 class Attempt:
     """One lease on one target, and the answer that came of it."""
 
-    __slots__ = ("_walk", "answer", "first", "lease", "used")
+    __slots__ = ("_walk", "answer", "first", "lease", "trace", "used")
 
     def __init__(self, lease: Lease, walk: Walk) -> None:
         self.lease = lease
@@ -159,6 +172,7 @@ class Attempt:
         """None until its head is there."""
         self.first = b""
         """The answer's first piece."""
+        self.trace: AttemptTrace | None = None
         self._walk = walk
 
     @property
@@ -198,6 +212,8 @@ class Attempt:
                 fault=fault.kind if fault is not None else None,
             )
         )
+        if self.trace is not None:
+            self.trace.end(self.answer, fault, now, good=verdict is Verdict.GOOD)
         if moved:
             reason = fault.kind.value if fault is not None else verdict.value
             walk.say(TargetState(target.id, target.state, reason))

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from router.errors import ApiError
 from router.server.exchange import ClientGone, Exchange
 from router.server.routes import Call
+from router.tracing import Arrival
+from router.wire.operation import Operation
 from router.wire.request import Request
 from router.wire.sse import KEEP_ALIVE
 
@@ -33,16 +35,21 @@ Decode = Callable[[bytes, Collection[str]], Request]
 class Ask:
     """One such route."""
 
-    def __init__(self, router: Router, decode: Decode) -> None:
-        """``decode`` makes the route's request of a body, letting through the fields named."""
+    def __init__(self, router: Router, operation: Operation, decode: Decode) -> None:
+        """``decode`` makes the operation's request of a body, letting through the fields named."""
         self._router = router
+        self._operation = operation
         self._decode = decode
 
     async def __call__(self, call: Call) -> None:
         """Answer one request. Raises ApiError before the first byte; after it, the error is in the stream."""
         exchange = call.exchange
-        body = await exchange.body()
-        request = self._decode(body, self._router.extra_fields)
+        try:
+            body = await exchange.body()
+            request = self._decode(body, self._router.extra_fields)
+        except ApiError as error:
+            self._trace_refusal(call, error)
+            raise
         heart = Heart(exchange) if request.stream else None
         try:
             reply = await self._router.open(
@@ -51,19 +58,27 @@ class Ask:
                 key_id=call.key_id,
                 request_id=exchange.request_id,
                 received_at=exchange.received_at,
+                headers=exchange.message.headers,
             )
         finally:
             if heart is not None:
                 heart.stop()
         try:
             exchange.served_by(reply.target, reply.attempts, reply.overhead_s or 0.0)
-            exchange.note(reply.headers)
+            exchange.note(reply.upstream_headers, reply.limits)
             if reply.streaming:
                 await _stream(exchange, reply)
             else:
                 exchange.answer(200, await _whole(reply))
         finally:
             reply.close()
+
+    def _trace_refusal(self, call: Call, error: ApiError) -> None:
+        """What can't be read is never opened, and has a span all the same."""
+        tracing, exchange = self._router.tracing, call.exchange
+        if tracing is not None:
+            came = exchange.request_id, call.key_id, exchange.received_at, exchange.message.headers
+            tracing.begin(Arrival(self._operation, None, *came)).refuse(error)
 
 
 class Heart:

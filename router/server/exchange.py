@@ -178,12 +178,16 @@ class Exchange:
             f"x-nenya-overhead-ms: {overhead_s * 1000:.3f}\r\n"
         )
 
-    def note(self, headers: Mapping[str, str]) -> None:
-        """Headers for the answer, besides those that every answer has; what can't stand in a head is left out."""
+    def note(self, headers: Mapping[str, str], lines: str = "") -> None:
+        """Headers for the answer, besides those that every answer has; what can't stand in a head is left out.
+
+        ``lines`` stand there as they are.
+        """
         for name, value in headers.items():
             plain = value.isascii() and value.isprintable()
             if name not in _OURS and (plain or _UNSAFE.search(value) is None):
                 self._extra += f"{name}: {value}\r\n"
+        self._extra += lines
 
     def answer(self, status: int, body: bytes, content_type: str = JSON) -> None:
         """A whole answer in one write."""

@@ -50,7 +50,9 @@ def api_routes(router: Router) -> Routes:
     return Routes(
         (
             *(
-                Route("POST", f"/v1/{operation.value}", Ask(router, decode), needs_key=True)
+                Route(
+                    "POST", f"/v1/{operation.value}", Ask(router, operation, decode), needs_key=True
+                )
                 for operation, decode in asks
             ),
             Route("GET", "/v1/models", models.every, needs_key=True),

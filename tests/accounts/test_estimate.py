@@ -40,47 +40,71 @@ def test_an_images_bytes_are_no_text():
     assert size_of(messages=messages)[0] == Size(6 + 4, TOKENS_PER_PART)
 
 
+def expected(estimator=None, model="m", key_id="k", cap=None):
+    return (estimator or Estimator()).expect(model, key_id, cap)
+
+
+def given(expectation, size):
+    return expectation.tokens(size)[0]
+
+
+def wrote(expectation, size):
+    return expectation.tokens(size)[1]
+
+
 def test_four_bytes_a_token_until_the_model_says_otherwise():
     estimator = Estimator()
-    size = Size(4000, 4)
-    assert estimator.input_tokens("m", size) == 1004
+    size, ours = Size(4000, 4), expected(estimator)
+    assert given(ours, size) == 1004
     for _ in range(200):
-        estimator.learn_input("m", size, 2004)
-    assert estimator.input_tokens("m", size) == pytest.approx(2004, rel=0.02)
-    assert estimator.input_tokens("n", size) == 1004
+        ours.learn_input(size, 2004)
+    assert given(ours, size) == pytest.approx(2004, rel=0.02)
+    assert given(expected(estimator, key_id="other"), size) == given(ours, size)
+    assert given(expected(estimator, model="n"), size) == 1004
 
 
 def test_short_prompts_teach_little():
-    estimator = Estimator()
+    ours = expected()
     for _ in range(20):
-        estimator.learn_input("m", Size(2, 4), 40)
-    assert estimator.input_tokens("m", Size(4000, 4)) < 1100
+        ours.learn_input(Size(2, 4), 40)
+    assert given(ours, Size(4000, 4)) < 1100
 
 
 def test_outputs_are_the_80th_percentile_of_the_keys_own():
     estimator, size = Estimator(), Size(10, 4, 4096)
-    assert estimator.output_tokens("m", "k", size, None) == PRIOR_OUTPUT
+    ours = expected(estimator)
+    assert wrote(ours, size) == PRIOR_OUTPUT
     for tokens in range(10, 40):
-        estimator.learn_output("m", "k", size, None, tokens)
-    assert 30 <= estimator.output_tokens("m", "k", size, None) <= 36
-    assert estimator.output_tokens("m", "other", size, None) == PRIOR_OUTPUT
-    assert estimator.output_tokens("m", "k", Size(10, 4, 64), None) == 64, "another kind of request"
+        ours.learn_output(size, tokens)
+    assert 30 <= wrote(ours, size) <= 36
+    assert wrote(expected(estimator, key_id="other"), size) == PRIOR_OUTPUT
+    assert wrote(ours, Size(10, 4, 64)) == 64, "another kind of request"
 
 
 def test_limits_bound_the_guess():
     estimator = Estimator()
-    assert estimator.output_tokens("m", "k", Size(10, 4, 5), None) == 5
-    assert estimator.output_tokens("m", "k", Size(10, 4), 7) == 7
-    assert estimator.output_tokens("m", "k", Size(10, 4, 5, choices=3), None) == 15
-    assert estimator.output_tokens("m", "k", Size(10, 4, 0), None) == 0
+    ours = expected(estimator)
+    assert wrote(ours, Size(10, 4, 5)) == 5
+    assert wrote(expected(estimator, cap=7), Size(10, 4)) == 7
+    assert wrote(ours, Size(10, 4, 5, choices=3)) == 15
+    assert wrote(ours, Size(10, 4, 0)) == 0
     for _ in range(LEAST_SAMPLES):
-        estimator.learn_output("m", "k", Size(10, 4, 100), None, 2**70)
-    assert estimator.output_tokens("m", "k", Size(10, 4, 100), None) == 100
+        ours.learn_output(Size(10, 4, 100), 2**70)
+    assert wrote(ours, Size(10, 4, 100)) == 100
+
+
+@pytest.mark.parametrize("nonsense", [-(2**70), -1, 0])
+def test_what_an_upstream_says_may_be_nonsense(nonsense):
+    ours, size = expected(), Size(0, 0)
+    for _ in range(LEAST_SAMPLES):
+        ours.learn_input(size, nonsense)
+        ours.learn_output(size, nonsense)
+    assert ours.tokens(size) == (1, 1)
 
 
 def test_what_is_remembered_is_bounded():
     estimator = Estimator()
     for number in range(MOST_KINDS + 100):
-        estimator.learn_output("m", f"k{number}", Size(1), None, 5)
+        expected(estimator, key_id=f"k{number}").learn_output(Size(1), 5)
     assert len(estimator._outputs) == MOST_KINDS
     assert ("m", "k0", 0) not in estimator._outputs

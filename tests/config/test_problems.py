@@ -80,7 +80,7 @@ def test_what_is_not_yaml_is_told_without_showing_the_line(text: str, problem: s
 
 SHAPE = [
     ("listen: x", ("line 3: unknown key `listen`; possible here: `models`, `server`, `keys`, "
-      "`tiers`, `accounts`, `providers`, `engines`, `timeouts`, `retry`, `recovery`, `queue`, `health`")),
+      "`tiers`, `accounts`, `providers`, `engines`, `timeouts`, `retry`, `recovery`, `queue`, `health`, `tracing`")),
     ("sever: {}", "line 3: unknown key `sever`; did you mean `server`?"),
     ("server: {lisen: x}", "line 3: server: unknown key `lisen`; did you mean `listen`?"),
     ("<<: {}", "line 3: unknown key `<<`; merge keys are not part of YAML 1.2"),

@@ -32,7 +32,8 @@ class FakeReply:
         self.target = "fake/m"
         self.attempts = 1
         self.overhead_s = 0.000125
-        self.headers: Mapping[str, str] = headers or {}
+        self.upstream_headers: Mapping[str, str] = headers or {}
+        self.limits = ""
         self.closed = asyncio.Event()
         self.reads = 0
         self._script = list(script)
@@ -70,6 +71,7 @@ class FakeRouter:
         self.opened: list[tuple[str, str]] = []
         self.is_ready = True
         self.extra_fields: frozenset[str] = frozenset()
+        self.tracing = None
         self.cancelled = asyncio.Event()
         self.script: list[Piece] = [ANSWER]
         self._open = open_
@@ -84,7 +86,7 @@ class FakeRouter:
         return key_id
 
     async def open(
-        self, request: ChatRequest, body: bytes, *, key_id: str, request_id: str, received_at: float
+        self, request: ChatRequest, body: bytes, *, key_id: str, request_id: str, **_: object
     ) -> FakeReply:
         self.opened.append((key_id, request_id))
         try:

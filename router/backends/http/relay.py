@@ -71,6 +71,19 @@ class _Choice(Struct, frozen=True):
     finish_reason: str | None = None
 
 
+class Author(Struct, frozen=True):
+    """Who wrote a chunk or a whole answer, and why its choices ended."""
+
+    model: str | None = None
+    choices: list[_Choice] | None = None
+
+    @property
+    def reasons(self) -> dict[int, str]:
+        """By choice."""
+        choices = self.choices or ()
+        return {one.index: one.finish_reason for one in choices if one.finish_reason is not None}
+
+
 class _Chunk(Struct, frozen=True):
     choices: list[_Choice] | None = None
     usage: Usage | None = None
@@ -85,6 +98,7 @@ class _Error(Struct, frozen=True, gc=False):
 
 
 _chunks = msgspec.json.Decoder(_Chunk)
+_authors = msgspec.json.Decoder(Author)
 _errors = msgspec.json.Decoder(_Error)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -169,6 +183,18 @@ class Relay:
                 usage.note(facts)
                 return
 
+    def told(self) -> tuple[str | None, tuple[str, ...]]:
+        """The model and the choices' finish reasons, by what came last."""
+        model: str | None = None
+        reasons: dict[int, str] = {}
+        for blob in self._tail:
+            if blob is self._tail[-1] or _FINISHED.search(blob):
+                for event in sse.split(blob):
+                    author = author_of(sse.data_of(event) or b"")
+                    model = author.model or model
+                    reasons |= author.reasons
+        return model, tuple(reasons[index] for index in sorted(reasons))
+
     def _pass(self, blob: bytes) -> bytes:
         ended = blob.endswith(sse.DONE)
         events = blob[: -len(sse.DONE)] if ended else blob
@@ -243,6 +269,14 @@ class Relay:
         if not always and error in _NO_ERROR:
             return None
         return refusal.in_answer(text, started=started, secrets=self._secrets)
+
+
+def author_of(data: bytes) -> Author:
+    """Who wrote it; an empty one where that can't be read."""
+    try:
+        return _authors.decode(data)
+    except _UNREADABLE:
+        return Author()
 
 
 def _plain(events: bytes) -> bool:

@@ -13,12 +13,21 @@ from engines import starter
 from engines.base import EngineError, GenerateRequest, Sampling, Usage, WorkCosts
 from engines.exl2.engine import ExLlamaV2Engine
 from engines.specs import ExLlamaV2Spec
-from tests.engines.asking import STORY, TOOLS, ask, calls_of, reason_of, saying, text_of, tokens_of
+from tests.engines.asking import (
+    GREEDY,
+    STORY,
+    TOOLS,
+    ask,
+    calls_of,
+    reason_of,
+    saying,
+    text_of,
+    tokens_of,
+)
 from tests.engines.until import until
 
 torch = pytest.importorskip("torch")
 
-GREEDY = Sampling(temperature=0)
 COSTS = WorkCosts(prefill_token_s=1e-4, step_s=1e-3)
 LONG = saying("There was a red bear in a wood. " * 150)
 
