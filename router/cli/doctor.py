@@ -11,8 +11,10 @@ import msgspec
 
 from engines.base import EngineError
 from engines.exl2 import memory
-from engines.probe import Probed, probe
-from engines.specs import ExLlamaV2Spec, LlamaCppSpec
+from engines.exl2.loading import Model
+from engines.exl2.loading import examine as examine_model
+from engines.probe import probe
+from engines.specs import ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
 from router.cli import FAILED, OK, USAGE
 from router.cli.doctor_facts import Facts, collect
 from router.cli.doctor_rules import Check, Need, judge
@@ -61,47 +63,42 @@ def need_of(config: Config, *, everything: bool) -> Need:
 
 def of_models(config: Config, facts: Facts) -> Iterator[Check]:
     """A line for each engine's model, and one for GPUs that several engines share."""
-    gpu_models: dict[str, tuple[ExLlamaV2Spec, int]] = {}
+    models: dict[str, Model] = {}
     for name, spec in config.engines.items():
-        if not isinstance(spec, LlamaCppSpec | ExLlamaV2Spec):
+        if isinstance(spec, SimulatedSpec):
             continue
         title = f"engine {name}"
         try:
-            found = probe(spec.model)
-            draft = None
-            if isinstance(spec, ExLlamaV2Spec) and spec.draft_model is not None:
-                draft = probe(spec.draft_model)
+            if isinstance(spec, ExLlamaV2Spec):
+                models[name] = examine_model(spec)
+                yield _fits(title, models[name], facts)
+            else:
+                yield _of_file(title, spec)
         except EngineError as error:
-            yield Check(title, "missing", error.message, "see its `model`")
-            continue
-        problems = [*found.report.problems, *(draft.report.problems if draft is not None else ())]
-        if found.report.engine != spec.__struct_config__.tag:
-            served = found.report.engine or "no engine here"
-            problems.insert(0, f"it is {found.report.kind}, for {served}")
-        if problems:
-            yield Check(title, "wrong", problems[0], f"nenya engines probe {spec.model}")
-        elif isinstance(spec, ExLlamaV2Spec) and found.folder is not None:
-            yield _fits(title, spec, found, draft, facts)
-            needed = memory.estimate(found.folder, spec, None if draft is None else draft.folder)
-            gpu_models[name] = (spec, needed.total)
-        else:
-            yield Check(title, "ok", f"{found.report.name}, {found.report.kind}")
-    yield from _shared(gpu_models, facts)
+            yield Check(title, "wrong", error.message, f"nenya engines probe {spec.model}")
+    yield from _shared(models, facts)
 
 
-def _fits(
-    title: str, spec: ExLlamaV2Spec, found: Probed, draft: Probed | None, facts: Facts
-) -> Check:
-    assert found.folder is not None, "of a GPU's engine"
-    said = f"{found.report.name}, {found.report.kind}"
+def _of_file(title: str, spec: LlamaCppSpec) -> Check:
+    """Raises EngineError."""
+    found = probe(spec.model).report
+    problems = list(found.problems)
+    if found.engine != "llamacpp":
+        problems.insert(0, f"it is {found.kind}, and llama.cpp reads GGUF files")
+    if problems:
+        raise EngineError("invalid", f"{spec.model} can't be served: {'; '.join(problems)}")
+    return Check(title, "ok", f"{found.name}, {found.kind}")
+
+
+def _fits(title: str, model: Model, facts: Facts) -> Check:
+    spec, folder = model.spec, model.folder
+    said = f"{folder.name}, {folder.format}"
     there = {one.index: one.free_bytes for one in facts.gpus or () if one.index in spec.gpus}
     if len(there) < len(spec.gpus):
         return Check(title, "ok", f"{said}; whether it fits can't be told")
     if any(port.is_nenya for port in facts.ports):
         return Check(title, "ok", f"{said}; whether it fits isn't asked while a Nenya runs")
-    verdict = memory.judge(
-        found.folder, spec, sum(there.values()), None if draft is None else draft.folder
-    )
+    verdict = memory.judge(folder, spec, sum(there.values()), model.draft)
     if verdict.room == "fits":
         takes = f"{memory.gib(verdict.needed.total)} of {memory.gib(verdict.free)} free"
         return Check(title, "ok", f"{said}; takes {takes}")
@@ -109,17 +106,20 @@ def _fits(
     return Check(title, "wrong", f"{said}: {needs}", fix, needed=verdict.room == "too big")
 
 
-def _shared(models: Mapping[str, tuple[ExLlamaV2Spec, int]], facts: Facts) -> Iterator[Check]:
+def _shared(models: Mapping[str, Model], facts: Facts) -> Iterator[Check]:
     """Engines on the same GPUs must fit there together."""
     total = {one.index: one.total_bytes for one in facts.gpus or ()}
 
     def gpus_of(name: str) -> tuple[int, ...]:
-        return tuple(sorted(models[name][0].gpus))
+        return tuple(sorted(models[name].spec.gpus))
 
     for gpus, group in groupby(sorted(models, key=gpus_of), gpus_of):
         names = list(group)
         there = sum(total.get(index, 0) for index in gpus)
-        needed = sum(models[name][1] for name in names)
+        needed = sum(
+            memory.estimate(one.folder, one.spec, one.draft).total
+            for one in map(models.__getitem__, names)
+        )
         if len(names) > 1 and there and needed > there:
             said = f"{', '.join(names)} take {memory.gib(needed)} of {memory.gib(there)} together"
             yield Check(

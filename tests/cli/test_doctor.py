@@ -324,15 +324,18 @@ def test_models_that_cannot_be_served(machine, config, model, capsys):
         "b: {kind: llamacpp, model: /nowhere.gguf}",
         f"c: {{kind: llamacpp, model: {model}}}",
         "d: {kind: exllamav2, model: starter}",
-        f"e: {{kind: exllamav2, model: {model}, draft_model: /nowhere}}",
+        f"e: {{kind: exllamav2, model: {model}, draft_model: /no-draft}}",
+        f"f: {{kind: exllamav2, model: {model}, loras: [/no-lora]}}",
     )
     code, found = told(machine, GOOD, capsys, file)
     assert code == 1
     assert found["engine a"]["detail"] == "there is no folder /nowhere"
     assert found["engine b"]["detail"] == "there is no file /nowhere.gguf"
-    assert found["engine c"]["detail"] == "it is exl2, for exllamav2"
-    assert found["engine d"]["detail"] == "it is gguf, for llamacpp"
-    assert found["engine e"]["state"] == "missing"
+    assert "it is exl2, and llama.cpp reads GGUF files" in found["engine c"]["detail"]
+    assert found["engine d"]["detail"] == "there is no folder starter"
+    assert found["engine e"]["detail"] == "there is no folder /no-draft"
+    assert found["engine f"]["detail"] == "/no-lora is no LoRA: it has no adapter_config.json"
+    assert {one["state"] for name, one in found.items() if name.startswith("engine ")} == {"wrong"}
     (model / "model.safetensors").write_bytes(b"")
     _, found = told(machine, GOOD, capsys, config(f"e: {{kind: exllamav2, model: {model}}}"))
     assert found["engine e"]["state"] == "wrong"
