@@ -20,10 +20,11 @@ from benchmarks.upstream import events
 from router.accounts.accounts import Accounts, Asked
 from router.accounts.estimate import request_size
 from router.accounts.prices import Tokens
-from router.app import Stats
+from router.app import RouteStats, Stats, TargetStats
 from router.backends.http.relay import Relay
 from router.clock import SystemClock
 from router.config.schema import Config, Key, Model, Price, Provider, Target, Tier
+from router.counters import OPEN, Histogram, Spread, page
 from router.events import LimitDecision, RequestDone
 from router.log import RequestLog, install
 from router.metrics import Metrics
@@ -38,6 +39,9 @@ DONE = RequestDone(
     request_id="req_0123456789ab00000001", key_id="me", model="m", target="up/m", provider="up", streaming=True,
     outcome="ok", status=200, attempts=1, duration_s=1.2345678, first_token_s=0.1234567, input_tokens=200,
     cached_input_tokens=None, output_tokens=64, overhead_s=0.0001234, cost_usd=0.000033,
+)  # fmt: skip
+STATS = Stats(
+    0, (TargetStats("up/m", ("m",), "up", "admitting", 0),), routes=(RouteStats("m", "headroom", {}, Spread(())),)
 )  # fmt: skip
 DECISION = LimitDecision("me", "m", "key", "tokens", "admitted")
 
@@ -66,15 +70,25 @@ def _parts() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "relay a chunk, cutting its usage out", lambda: relay.feed(chunks[0])
     stream = b"".join(events())
     yield "relay 64 chunks that came at once", lambda: Relay(hide_usage=False).feed(stream)
-    metrics = Metrics(lambda: Stats(0, ()), models=["m"], targets={"up/m": "up"})
-    yield "metrics: a request's end", lambda: metrics(DONE)
-    yield "metrics: a limit's decision", lambda: metrics(DECISION)
+    yield from _metrics()
     for style in ("json", "human"):
         install("info", style, io.StringIO())
         log = RequestLog()
         yield f"log: a request's line ({style})", partial(log, DONE)
     install("warning", "json", io.StringIO())
     yield "log: a request's line, level off", lambda: log(DONE)
+
+
+def _metrics() -> Iterator[tuple[str, Callable[[], object]]]:
+    metrics = Metrics(lambda: STATS)
+    yield "metrics: a request's end", lambda: metrics(DONE)
+    yield "metrics: a limit's decision", lambda: metrics(DECISION)
+    many = Histogram("seconds", "Time", ("model", "target", "error"), buckets=range(18))
+    for number in range(200):
+        many.labels(f"m{number}", f"up/m{number}", "").observe(number)
+    yield "metrics: copy 200 histograms", many.take
+    taken = [many.take()]
+    yield "metrics: write 200 histograms", lambda: page(taken, OPEN)
 
 
 def _accounts() -> Iterator[tuple[str, Callable[[], object]]]:

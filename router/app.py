@@ -26,7 +26,8 @@ from typing import Any, Self
 
 import msgspec
 
-from engines.base import Engine
+from engines.base import Engine, EngineError, EngineInfo
+from engines.base import Health as EngineHealth
 from router import pool as pools
 from router.accounts.accounts import Accounts, Asked
 from router.accounts.estimate import request_size
@@ -36,6 +37,7 @@ from router.backends.openai import OpenAIBackend
 from router.backends.supervisor import LocalNode
 from router.clock import Clock, SystemClock
 from router.config.schema import Config, Price
+from router.counters import Spread
 from router.dispatch import Call, Dispatcher, Reply, Terms
 from router.eligible import Eligible
 from router.errors import invalid_request
@@ -86,6 +88,12 @@ class TargetStats(msgspec.Struct, frozen=True):
     inflight: int
     quota: tuple[Gauge, ...] = ()
     """Its provider's limits, as far as they are known."""
+    pending_tokens: int = 0
+    """Of prompts that have no first token yet, without those that it is thought to hold already."""
+    speed_ratio: float = 1.0
+    """How fast its first tokens come, against what its costs say."""
+    deferrals: Mapping[str, int] = {}
+    """Choices that passed it over for its provider's limits, since the start, by limit."""
 
 
 class LineStats(msgspec.Struct, frozen=True):
@@ -96,6 +104,29 @@ class LineStats(msgspec.Struct, frozen=True):
     waiting: int
 
 
+class RouteStats(msgspec.Struct, frozen=True):
+    """How a model's requests were given their targets, since the start; see `router.decisions`."""
+
+    model: str
+    policy: str
+    decisions: Mapping[str, int]
+    matches: Spread
+
+
+class EngineStats(msgspec.Struct, frozen=True):
+    """Where a local engine stands, now."""
+
+    engine: str
+    state: str
+    """Of its process, as in `NodeState`; an engine in this process is ``ready``."""
+    model: str = ""
+    """What it calls what it hosts; "" before it was ready."""
+    kv_tokens: int = 0
+    loaded: float | None = None
+    """Share of the model that is loaded, where the engine says so."""
+    health: EngineHealth = EngineHealth()
+
+
 class Stats(msgspec.Struct, frozen=True):
     """The router's state, now."""
 
@@ -103,6 +134,8 @@ class Stats(msgspec.Struct, frozen=True):
     targets: tuple[TargetStats, ...]
     lines: tuple[LineStats, ...] = ()
     """Of priorities that somebody ever waited with."""
+    routes: tuple[RouteStats, ...] = ()
+    engines: tuple[EngineStats, ...] = ()
 
 
 class Router:
@@ -131,6 +164,7 @@ class Router:
         if config.accounts.database is not None:
             self._listeners.append(self.accounts.note)
         self._own_engines = dict(engines or {})
+        self._own_infos: dict[str, EngineInfo] = {}
         self._nodes: dict[str, LocalNode] = {}
         self._runtime_dir = Path(tempfile.gettempdir()) / f"nenya-{secrets.token_hex(6)}"
         self._backends = self._make_backends()
@@ -150,8 +184,8 @@ class Router:
         await self.accounts.start()
         if self._nodes:
             self._runtime_dir.mkdir(mode=0o700)
-        for engine in self._own_engines.values():
-            await engine.start()
+        for name, engine in self._own_engines.items():
+            self._own_infos[name] = await engine.start()
         for node in self._nodes.values():
             await node.start()
 
@@ -302,6 +336,9 @@ class Router:
                 t.state,
                 t.inflight,
                 t.quota.gauges(now) if t.quota is not None else (),
+                t.load.pending_tokens,
+                t.load.rate.value,
+                dict(t.quota.deferrals) if t.quota is not None else {},
             )
             for t in self.pool.targets.values()
         )
@@ -310,7 +347,47 @@ class Router:
             for name in self.config.models
             for priority, waiting in self.pool.routes[name].line.counts.items()
         )
-        return Stats(sum(t.inflight for t in targets), targets, lines)
+        inflight = sum(t.inflight for t in targets)
+        return Stats(inflight, targets, lines, self._route_stats(), self._engine_stats())
+
+    def _route_stats(self) -> tuple[RouteStats, ...]:
+        routes = [(name, self.pool.routes[name]) for name in self.config.models]
+        return tuple(
+            RouteStats(
+                name,
+                pools.policy_of(route.model),
+                route.decisions.counts.copy(),
+                route.decisions.matches.copy(),
+            )
+            for name, route in routes
+        )
+
+    def _engine_stats(self) -> tuple[EngineStats, ...]:
+        found = [self._own_stats(name) for name in self._own_engines]
+        for name, node in self._nodes.items():
+            info = node.info
+            found.append(
+                EngineStats(
+                    name,
+                    node.state.value,
+                    info.model if info is not None else "",
+                    info.kv_tokens if info is not None else 0,
+                    node.loaded,
+                    node.engine.health(),
+                )
+            )
+        return tuple(found)
+
+    def _own_stats(self, name: str) -> EngineStats:
+        """Of an engine in this process."""
+        info = self._own_infos.get(name)
+        if info is None:
+            return EngineStats(name, "starting")
+        try:
+            health = self._own_engines[name].health()
+        except EngineError:
+            return EngineStats(name, "failed", info.model, info.kv_tokens)
+        return EngineStats(name, "ready", info.model, info.kv_tokens, health=health)
 
     def listen(self, listener: Listener) -> None:
         """Have ``listener`` called with every event from now on, where it happens; it must be quick."""
@@ -347,7 +424,7 @@ class Router:
                 self._nodes[name] = node
                 self._set_available(name, available=False, reason="starting")
                 engine = node.engine
-            backends[name] = EngineBackend(name, engine)
+            backends[name] = EngineBackend(name, engine, emit=self._emit)
         return backends
 
     def _follow(self, backend: str) -> Callable[[bool], None]:

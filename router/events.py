@@ -21,6 +21,10 @@ class AttemptDone(msgspec.Struct, frozen=True):
     provider: str
     duration_s: float
     fault: FaultKind | None
+    operation: str = "chat"
+    """OpenTelemetry's word: ``chat``, ``text_completion`` or ``embeddings``."""
+    resource: str = ""
+    """Of a refusal for the provider's limits: the one that was used up, as far as it was told."""
 
 
 class RequestDone(msgspec.Struct, frozen=True):
@@ -51,6 +55,10 @@ class RequestDone(msgspec.Struct, frozen=True):
     """Tokens that targets took besides, as far as they told: by attempts that failed, and by reading the prompt again
     to go on with an answer. None is none."""
     burnt_output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    """Of the output."""
+    operation: str = "chat"
+    """OpenTelemetry's word, as in AttemptDone."""
 
 
 class Recovery(msgspec.Struct, frozen=True):
@@ -127,6 +135,17 @@ class NodeState(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class Generated(msgspec.Struct, frozen=True):
+    """A local engine wrote an answer, whole. Times in seconds from the moment in which it was asked."""
+
+    engine: str
+    first_token_s: float
+    duration_s: float
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+
+
 class LimitDecision(msgspec.Struct, frozen=True):
     """A limited key asked, and was admitted or refused."""
 
@@ -157,6 +176,7 @@ Event = (
     | Queued
     | TargetState
     | NodeState
+    | Generated
     | LimitDecision
     | UsageLost
 )

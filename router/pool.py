@@ -18,10 +18,11 @@ from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
 from router.config.schema import Config, Health, Model, Price, Queue
 from router.config.schema import Policy as PolicyName
 from router.counting import Need, counts_of
+from router.decisions import Decisions
 from router.line import Line
 from router.load import NOTHING, UNKNOWN, Costs, Demand, Facts, Load, MeanOutput
 from router.policy import Policy, Rotation
-from router.policy.breaker import Breaker, Cohort, SuccessRate
+from router.policy.breaker import Breaker, Cohort, State, SuccessRate
 from router.policy.cache_aware import CacheAware
 from router.policy.expected_cost import ExpectedCost
 from router.policy.headroom import Headroom
@@ -57,6 +58,7 @@ SAMPLE = 16
 HOLDERS = 4
 """Members with the longest cached beginning that are shown besides: one for the cache, others where that is busy."""
 
+_ADMITTING = State.ADMITTING  # as in `router.target`
 NO_NEED = Need(0, 0)
 """Of a route without providers."""
 LEAST_EXPENSE = 1.0
@@ -160,6 +162,7 @@ class Route:
     __slots__ = (
         "_by_slot",
         "_index",
+        "_mixed",
         "_quotas",
         "_rng",
         "_samples",
@@ -167,6 +170,7 @@ class Route:
         "_shared",
         "_sized",
         "_slots",
+        "decisions",
         "fallbacks",
         "line",
         "members",
@@ -192,12 +196,14 @@ class Route:
         """All of the model's members, also where these are some of them."""
         self.policy = policy
         self.outputs = MeanOutput()
+        self.decisions = Decisions()
         self.fallbacks = NO_FALLBACKS
         queue = model.queue or shared.queue
         self.line = Line(queue.max, queue.max_wait_s)
         """Those who wait for the model."""
         self.wants_facts = policy.wants_facts and len(members) > 1
         """Whether ``lease`` is of use with facts; computing them costs more than most choices."""
+        self._mixed = len({one.local for one in members}) > 1
         self._quotas = [one.target.quota for one in members if one.target.quota is not None]
         self._sized = isinstance(policy, Headroom) and len(members) > 1
         self._samples = len(members) > MANY and not isinstance(policy, LocalFirst)
@@ -212,6 +218,7 @@ class Route:
         """The same route with some of its members; what it learns is learned here, too."""
         route = Route(self.name, self.model, members, self.policy, self._shared)
         route.outputs = self.outputs
+        route.decisions = self.decisions
         route._seats = self._seats
         route.fallbacks = self.fallbacks
         route.line = self.line
@@ -245,21 +252,36 @@ class Route:
             if isinstance(member, Refusal):
                 return member
             demand = UNKNOWN if facts is None else self._demand(facts, depths, (member,))
+            choices = len(self.members)
         else:
             ready = self._ready(depths, need, now, exclude)
             if isinstance(ready, Refusal):
                 return ready
             demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
+            choices = len(ready)
             alone = len(self.members) == 1
             member = ready[0] if alone else self.policy.pick(ready, demand, now, self._rng)
         target, claim = member.target, NOTHING
+        self.decisions.counts[self._reason(member, choices, now)] += 1
         if facts is not None:
             self._index.record(member.load.slot, facts.blocks)
             claim = member.load.claim(demand)
+            if facts.blocks:
+                cached = demand.cached.get(member.load.slot, 0)
+                self.decisions.matches.observe(cached / facts.input_tokens)
         quota, hold = target.quota, None
         if quota is not None and quota.counting:
             hold = quota.reserve(need, now)
         return target.lease(now, claim, self.outputs, hold)
+
+    def _reason(self, member: Member, choices: int, now: float) -> str:
+        """Why ``member`` was chosen among so many; see `router.decisions`."""
+        breaker = member.target.breaker
+        if breaker.state is not _ADMITTING:
+            return "probe" if breaker.admits(now) else "panic"
+        if self._mixed and not member.local:
+            return "spill"
+        return "policy" if choices > 1 else "only"
 
     def _ready(
         self, depths: list[tuple[int, int]], need: Need, now: float, exclude: Collection[Target]
@@ -273,10 +295,10 @@ class Route:
             return self._refusal(now, exclude)
         if not self._quotas:
             return ready
-        fitting = [m for m in ready if not m.target.wait_s(need, now)]
+        fitting = [m for m in ready if m.target.fits(need, now)]
         if not fitting and len(shown) < len(self.members):
             ready = self._whoever(now, exclude)
-            fitting = [m for m in ready if not m.target.wait_s(need, now)]
+            fitting = [m for m in ready if m.target.fits(need, now)]
         return fitting or Refusal("quota", self._fits_at(ready, exclude, need, now))
 
     def _need(self, facts: Facts | None) -> Need:
@@ -315,7 +337,7 @@ class Route:
                 target.admits(now)
                 and target not in exclude
                 and (narrow is None or one in narrow)
-                and not (quotas and target.wait_s(need, now))
+                and (not quotas or target.fits(need, now))
             )
 
         member = rotation.next(self._seats, ready, self._rng)
@@ -324,7 +346,7 @@ class Route:
         left = self._whoever(now, exclude)
         if not left:
             return self._refusal(now, exclude)
-        fitting = {one for one in left if not one.target.wait_s(need, now)}
+        fitting = {one for one in left if one.target.fits(need, now)}
         member = rotation.next(self._seats, fitting.__contains__, self._rng)
         return member or Refusal("quota", self._fits_at(left, exclude, need, now))
 

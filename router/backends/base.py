@@ -53,6 +53,7 @@ class Facts:
         "input_tokens",
         "output_tokens",
         "readings",
+        "reasoning_tokens",
     )
 
     def __init__(self) -> None:
@@ -63,6 +64,8 @@ class Facts:
         self.input_tokens: int | None = None
         self.cached_input_tokens: int | None = None
         self.output_tokens: int | None = None
+        self.reasoning_tokens: int | None = None
+        """Of the output."""
         self.readings: Readings = ()
         """What the response's head told of the provider's limits; there from the start."""
 
