@@ -372,7 +372,7 @@ class Router:
                     node.state.value,
                     info.model if info is not None else "",
                     info.kv_tokens if info is not None else 0,
-                    node.loaded,
+                    1.0 if node.link is not None else node.loaded,
                     node.engine.health(),
                 )
             )
@@ -387,7 +387,7 @@ class Router:
             health = self._own_engines[name].health()
         except EngineError:
             return EngineStats(name, "failed", info.model, info.kv_tokens)
-        return EngineStats(name, "ready", info.model, info.kv_tokens, health=health)
+        return EngineStats(name, "ready", info.model, info.kv_tokens, 1.0, health)
 
     def listen(self, listener: Listener) -> None:
         """Have ``listener`` called with every event from now on, where it happens; it must be quick."""

@@ -229,7 +229,7 @@ class Metrics:
         self._retries.labels(self._names.target(event.target), event.reason.value).inc()
 
     def _target_state(self, event: TargetState) -> None:
-        if event.state == "ejected":
+        if event.state == "ejected" and event.reason != "void":  # of a probe that told nothing
             self._ejections.labels(self._names.target(event.target), outcome(event.reason)).inc()
 
     def _lost(self, _: UsageLost) -> None:

@@ -238,9 +238,8 @@ class Quota:
             name: meter.wait_s(charge.at_once[kind] + charge.later[kind], now)
             for name, (kind, meter) in self._meters.items()
         }
-        last = "unknown"
-        if waits and now >= self.closed_until:
-            last = max(waits, key=waits.__getitem__)
+        waits["unknown"] = self.closed_until - now
+        last = max(waits, key=waits.__getitem__)
         self.deferrals[last] = self.deferrals.get(last, 0) + 1
 
     def headroom(self, now: float) -> float:

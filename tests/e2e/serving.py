@@ -43,9 +43,11 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def site(config: str, engines: Mapping[str, Engine] | None = None) -> AsyncIterator[Site]:
+async def site(
+    config: str, engines: Mapping[str, Engine] | None = None, *, keys: str = KEYS
+) -> AsyncIterator[Site]:
     """Serve ``config`` (YAML) with a key, on free ports; ``engines`` live in this process."""
-    router = Router(parse(PORTS + KEYS + config, "test.yaml", {}), engines=engines)
+    router = Router(parse(PORTS + keys + config, "test.yaml", {}), engines=engines)
     async with served_by(router) as served:
         yield served
 
