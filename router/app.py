@@ -38,6 +38,7 @@ from router.backends.supervisor import LocalNode
 from router.clock import Clock, SystemClock
 from router.config.schema import Config, Price
 from router.counters import Spread
+from router.decisions import Reason
 from router.dispatch import Call, Dispatcher, Reply, Terms
 from router.eligible import Eligible
 from router.errors import invalid_request
@@ -109,7 +110,7 @@ class RouteStats(msgspec.Struct, frozen=True):
 
     model: str
     policy: str
-    decisions: Mapping[str, int]
+    decisions: Mapping[Reason, int]
     matches: Spread
 
 

@@ -13,6 +13,7 @@ Source: Prometheus' text format 0.0.4; OpenMetrics 1.0.0. Methods are named as i
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -23,6 +24,9 @@ Values = tuple[str, ...]
 Kind = Literal["counter", "gauge", "histogram"]
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
+BATCH = 64
+"""Writes between two moments in which another thread may go on: a quarter of a millisecond. Left to itself, the
+interpreter lets the event loop wait for 5 ms each time."""
 OPEN = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
@@ -237,15 +241,22 @@ def content_type_of(accept: str) -> str:
 
 
 def page(families: Iterable[Taken], content_type: str) -> bytes:
-    """The page of ``families`` in that format, OPEN or TEXT."""
-    lines: list[str] = []
+    """The page of ``families`` in that format, OPEN or TEXT. Gives way to other threads as it goes."""
+    parts: list[bytes] = []
     for family, write in families:
         name = family.name if content_type == OPEN else family.full_name
         help_ = _escaped(family.documentation)
-        lines += (f"# HELP {name} {help_}\n# TYPE {name} {family.kind}\n", *write())
+        lines = [f"# HELP {name} {help_}\n# TYPE {name} {family.kind}\n"]
+        for line in write():
+            lines.append(line)
+            if len(lines) >= BATCH:
+                parts.append("".join(lines).encode())
+                lines.clear()
+                time.sleep(0)
+        parts.append("".join(lines).encode())
     if content_type == OPEN:
-        lines.append("# EOF\n")
-    return "".join(lines).encode()
+        parts.append(b"# EOF\n")
+    return b"".join(parts)
 
 
 def _quality(parameters: Sequence[str]) -> float:

@@ -14,11 +14,14 @@ would be a good part of that.
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 from router.counters import Spread
 
-REASONS = (
-    "policy", "only", "spill", "probe", "panic", "full", "quota", "resting", "all_tried", "unavailable",
-)  # fmt: skip
+Choice = Literal["policy", "only", "spill", "probe", "panic"]
+Wait = Literal["full", "quota", "resting", "all_tried", "unavailable"]
+Reason = Choice | Wait
+REASONS: tuple[Reason, ...] = (*get_args(Choice), *get_args(Wait))
 MATCH_BUCKETS = (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1)
 
 
@@ -28,7 +31,7 @@ class Decisions:
     __slots__ = ("counts", "matches")
 
     def __init__(self) -> None:
-        self.counts = dict.fromkeys(REASONS, 0)
+        self.counts: dict[Reason, int] = dict.fromkeys(REASONS, 0)
         """By reason; from 0, so that the first of a kind shows as a rise."""
         self.matches = Spread(MATCH_BUCKETS)
         """Shares of prompts that their targets are thought to have had in their caches."""

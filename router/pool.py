@@ -18,7 +18,7 @@ from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
 from router.config.schema import Config, Health, Model, Price, Queue
 from router.config.schema import Policy as PolicyName
 from router.counting import Need, counts_of
-from router.decisions import Decisions
+from router.decisions import Choice, Decisions, Wait
 from router.line import Line
 from router.load import NOTHING, UNKNOWN, Costs, Demand, Facts, Load, MeanOutput
 from router.policy import Policy, Rotation
@@ -139,7 +139,7 @@ class Member:
 class Refusal(msgspec.Struct, frozen=True):
     """Nobody can take the request."""
 
-    reason: str
+    reason: Wait
     """``all_tried``; ``resting``: those left asked to be left alone; ``full``: some of those left have as many as
     they may have; ``quota``: their limits don't let the request through yet; ``unavailable``: no process is up.
     """
@@ -262,7 +262,10 @@ class Route:
             alone = len(self.members) == 1
             member = ready[0] if alone else self.policy.pick(ready, demand, now, self._rng)
         target, claim = member.target, NOTHING
-        self.decisions.counts[self._reason(member, choices, now)] += 1
+        reason: Choice = "policy" if choices > 1 else "only"
+        if self._mixed or target.breaker.state is not _ADMITTING:
+            reason = self._unusual(member, now) or reason
+        self.decisions.counts[reason] += 1
         if facts is not None:
             self._index.record(member.load.slot, facts.blocks)
             claim = member.load.claim(demand)
@@ -274,14 +277,13 @@ class Route:
             hold = quota.reserve(need, now)
         return target.lease(now, claim, self.outputs, hold)
 
-    def _reason(self, member: Member, choices: int, now: float) -> str:
-        """Why ``member`` was chosen among so many; see `router.decisions`."""
+    @staticmethod
+    def _unusual(member: Member, now: float) -> Choice | None:
+        """Why ``member`` was chosen, where it is ejected, or a provider beside engines; see `router.decisions`."""
         breaker = member.target.breaker
         if breaker.state is not _ADMITTING:
             return "probe" if breaker.admits(now) else "panic"
-        if self._mixed and not member.local:
-            return "spill"
-        return "policy" if choices > 1 else "only"
+        return None if member.local else "spill"
 
     def _ready(
         self, depths: list[tuple[int, int]], need: Need, now: float, exclude: Collection[Target]
