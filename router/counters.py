@@ -103,7 +103,7 @@ class Description:
             f'{name}="{_escaped(value)}"'
             for name, value in zip(self.label_names, values, strict=True)
         ]
-        inner = ",".join((*pairs, more) if more else pairs)
+        inner = ",".join(sorted([*pairs, more] if more else pairs))
         return f"{self.name}{suffix}{{{inner}}} " if inner else f"{self.name}{suffix} "
 
 

@@ -23,7 +23,7 @@ class AttemptDone(msgspec.Struct, frozen=True):
     fault: FaultKind | None
     operation: str = "chat"
     """OpenTelemetry's word: ``chat``, ``text_completion`` or ``embeddings``."""
-    resource: str = ""
+    resource: str | None = None
     """Of a refusal for the provider's limits: the one that was used up, as far as it was told."""
 
 

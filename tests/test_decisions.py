@@ -103,4 +103,4 @@ async def test_a_refusal_for_a_limit_names_the_one_that_was_used_up():
     limited.readings = (Reading("requests", 100, 40), Reading("tokens", 1000, 3, window="day"))
     world = World(Script(limited), Script([b"ok"]))
     await world.ask()
-    assert [one.resource for one in world.seen(AttemptDone)] == ["tokens_day", ""]
+    assert [one.resource for one in world.seen(AttemptDone)] == ["tokens_day", None]

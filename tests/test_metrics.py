@@ -311,8 +311,8 @@ def test_broken_streams_and_what_they_burnt():
     metrics(Recovery("unknown", "failed"))
     metrics(msgspec.structs.replace(DONE, burnt_input_tokens=12))
     page = metrics.render()[1].decode()
-    assert 'nenya_recoveries_total{target="t",outcome="continued"} 1.0' in page
-    assert 'nenya_recoveries_total{target="other",outcome="failed"} 1.0' in page
+    assert 'nenya_recoveries_total{outcome="continued",target="t"} 1.0' in page
+    assert 'nenya_recoveries_total{outcome="failed",target="other"} 1.0' in page
     assert 'type="input"} 12.0' in page
 
 

@@ -218,16 +218,16 @@ def _verdict(fault: Fault) -> Verdict:
     return Verdict.BAD if fault.blames_target else Verdict.VOID
 
 
-def _used_up(fault: Fault | None) -> str:
+def _used_up(fault: Fault | None) -> str | None:
     """The limit for which a provider refused, as far as it told: the one of which the least is left."""
     if fault is None or not fault.readings:
-        return ""
+        return None
     told = [
         (one.remaining / (one.limit or 1), one.name)
         for one in fault.readings
         if one.remaining is not None
     ]
-    return min(told)[1] if told else ""
+    return min(told)[1] if told else None
 
 
 UNCOUNTED = frozenset({
