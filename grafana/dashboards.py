@@ -185,7 +185,7 @@ TARGETS = Dashboard(
         Row("Choice", [
             Panel("Decisions", "reqps", "How requests were given a target: policy among several, only one admits, spill to a provider, probe, panic.",
                   [Query(rate(DECISIONS, f"{MODEL},{SENT}", "policy, reason"), "{{policy}} {{reason}}")], "bars"),
-            Panel("Prompt found in the target's cache", "percentunit", "Share of a prompt that its target is thought to have had: the half of them above, and one in ten.",
+            Panel("Prompt found in the target's cache", "percentunit", "Share of a prompt that its target is thought to have had: half of the prompts had more than p50, one in ten more than p90.",
                   [Query(quantile(0.5, "nenya_prefix_match_ratio", MODEL), "p50"),
                    Query(quantile(0.9, "nenya_prefix_match_ratio", MODEL), "p90")]),
         ]),
@@ -261,7 +261,7 @@ CAPACITY = Dashboard(
         Row("Work", [
             Panel("Tokens written", TOKENS_S, "Tokens a second, by who wrote them.",
                   [Query(rate("nenya_tokens_total", f'{MODEL},type="output"', "provider"), "{{provider}}")]),
-            Panel("Speed of a stream", TOKENS_S, "Tokens a second after a stream's first: half of them are slower, and one in ten.",
+            Panel("Speed of a stream", TOKENS_S, "Tokens a second after a stream's first: half of the streams are slower than p50, one in ten than p10.",
                   [Query(quantile(0.5, SPEED, MODEL, "provider"), "{{provider}} p50"),
                    Query(quantile(0.1, SPEED, MODEL, "provider"), "{{provider}} p10")]),
             Panel("Prompt tokens from a cache", "percentunit", "Share of the prompts' tokens that targets told they had not to compute.",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from router import counters
-from router.counters import Count, Counter, Description, Gauge, Histogram, Spread, Taken
+from router.counters import Count, Counter, Gauge, Histogram, Spread, Taken
 from router.errors import FaultKind
 from router.events import (
     AttemptDone,
@@ -115,11 +115,6 @@ class Metrics:
         )  # fmt: skip
         self.loop_lag = LoopLag(lag.labels(worker))
         """To be started in the loop that serves."""
-
-    @property
-    def families(self) -> Iterator[Description]:
-        """Every family there is."""
-        return (taken.family for taken in self._take(self._stats()))
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...] = ()) -> Counter:
         family = Counter(name, documentation, labels)
