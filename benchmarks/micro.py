@@ -9,6 +9,7 @@ as much, for between two of its calls the caches hold other things; `benchmarks.
 from __future__ import annotations
 
 import asyncio
+import functools
 import io
 import json
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from benchmarks.upstream import events
-from router.accounts.accounts import Accounts, Asked
+from router.accounts.accounts import Accounts
 from router.accounts.estimate import request_size
 from router.accounts.prices import Tokens
 from router.app import RouteStats, Stats, TargetStats
@@ -25,9 +26,11 @@ from router.backends.http.relay import Relay
 from router.clock import SystemClock
 from router.config.schema import Config, Key, Model, Price, Provider, Target, Tier
 from router.counters import OPEN, Histogram, Spread, page
-from router.events import LimitDecision, RequestDone
+from router.events import Admitted, RequestDone
 from router.log import RequestLog, install
 from router.metrics import Metrics
+from router.recent import Recent
+from router.tracing import Arrival, Sent, Tracing, is_installed, start
 from router.wire import rewrite
 from router.wire.chat import decode_chat
 
@@ -43,7 +46,8 @@ DONE = RequestDone(
 STATS = Stats(
     0, (TargetStats("up/m", ("m",), "up", "admitting", 0),), routes=(RouteStats("m", "headroom", {}, Spread(())),)
 )  # fmt: skip
-DECISION = LimitDecision("me", "m", "key", "tokens", "admitted")
+ADMITTED = Admitted("me", "m", "key", ("requests", "tokens"))
+SMALL = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
 
 
 def main() -> int:
@@ -71,18 +75,23 @@ def _parts() -> Iterator[tuple[str, Callable[[], object]]]:
     stream = b"".join(events())
     yield "relay 64 chunks that came at once", lambda: Relay(hide_usage=False).feed(stream)
     yield from _metrics()
+    recent = Recent(["m"], ["up/m"], SystemClock())
+    yield "page: a request's end", lambda: recent(DONE)
     for style in ("json", "human"):
         install("info", style, io.StringIO())
         log = RequestLog()
         yield f"log: a request's line ({style})", partial(log, DONE)
     install("warning", "json", io.StringIO())
     yield "log: a request's line, level off", lambda: log(DONE)
+    if is_installed():
+        yield "trace a request and its attempt", _traced
+        yield "the same, not sampled", partial(_traced, "00")
 
 
 def _metrics() -> Iterator[tuple[str, Callable[[], object]]]:
     metrics = Metrics(lambda: STATS)
     yield "metrics: a request's end", lambda: metrics(DONE)
-    yield "metrics: a limit's decision", lambda: metrics(DECISION)
+    yield "metrics: a request that limits admitted", lambda: metrics(ADMITTED)
     many = Histogram("seconds", "Time", ("model", "target", "error"), buckets=range(18))
     for number in range(200):
         many.labels(f"m{number}", f"up/m{number}", "").observe(number)
@@ -100,13 +109,48 @@ def _accounts() -> Iterator[tuple[str, Callable[[], object]]]:
     )
     accounts = Accounts(config, lambda name: name, clock=SystemClock(), emit=lambda _: None)
     body = _body(1)
-    asked = Asked("me", "m", request_size(decode_chat(body), body))
-    used = Tokens(200, None, 64)
+    size, used, clock = request_size(decode_chat(body), body), Tokens(200, None, 64), SystemClock()
+    pair = accounts.pair("me", "m")
+    assert pair is not None, "it has limits"
     yield "check a key", lambda: accounts.authenticate(f"Bearer {SECRET}")
     yield (
         "admit by two limits, and settle",
-        lambda: accounts.settle(accounts.admit(asked), used),
+        lambda: accounts.admit(pair, size).settle(used, clock.now()),
     )
+
+
+@functools.cache
+def _tracing() -> Tracing:
+    """Spans that are batched, and dropped where they would be sent."""
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 - where it is installed
+    from opentelemetry.sdk.trace.export import (  # noqa: PLC0415
+        BatchSpanProcessor,
+        SpanExporter,
+        SpanExportResult,
+    )
+
+    class Nowhere(SpanExporter):
+        def export(self, spans: object) -> SpanExportResult:
+            del spans
+            return SpanExportResult.SUCCESS
+
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(BatchSpanProcessor(Nowhere()))
+    config = Config(models={"m": Model(targets=[Target(provider="up")])})
+    made = start(config, SystemClock(), provider)
+    assert made is not None, "a provider was given"
+    return made
+
+
+def _traced(flags: str = "01") -> None:
+    request = decode_chat(SMALL)
+    headers = {"traceparent": f"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-{flags}"}
+    now = time.monotonic()
+    came = Arrival(request.operation, request, DONE.request_id, "me", now, headers)
+    trace = _tracing().begin(came)
+    attempt = trace.attempt(Sent("up/m", "up", "m", 1, "first", now))
+    attempt.end(None, None, now, good=True)
+    trace.end(DONE)
 
 
 def _body(kilobytes: int) -> bytes:

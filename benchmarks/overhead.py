@@ -4,7 +4,8 @@
 
 An upstream that answers at once, the router with a limited key, usage records and its log at info, and every peer
 found on the PATH are started, and each is driven in turn: whole answers over 32 connections (``whole``), streams of
-64 chunks in one write (``stream``), whole answers over one connection (``alone``). CPU is read from /proc for a
+64 chunks in one write (``stream``), whole answers over one connection (``alone``), many streams of 64 chunks 20 ms
+apart at once (``paced``: all must come whole, and p50 is the first token's). CPU is read from /proc for a
 process and its children, so it holds on a busy machine where rates don't; compare within one run only. Linux, and
 best two cores: those who are measured run on the first, upstream and driver on the last.
 """
@@ -13,11 +14,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -27,15 +25,17 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.upstream import free_port
+from benchmarks.running import answer, chat, cpu_s, process, said, until_up
+from benchmarks.upstream import PACED_EVENTS, free_port
 
 KEY = "sk-overhead-0123456789"
 WARM_UP_S = 0.5
-UP_WITHIN_S = 60.0
-"""Some peers take half a minute to import themselves."""
-PROMPT = "Tell me something about load balancing. " * 20
 WORKLOADS = {"whole": (False, 32), "stream": (True, 32), "alone": (False, 1)}
 """By name: whether it streams, and over how many connections."""
+PACE_MS = 20
+"""Between two chunks of a paced stream."""
+APART_S = 0.001
+"""Paced streams begin; all at the same moment would measure that moment."""
 
 ROUTER = """server: {{listen: "127.0.0.1:{port}", admin: null}}
 accounts: {{database: "{home}/books.db", pepper: "0123456789abcdef"}}
@@ -80,6 +80,7 @@ class Row(msgspec.Struct, frozen=True):
     """Of the subject, per request; 0 where nobody stands between."""
     requests_s: float
     p50_ms: float
+    """Of the answer; of a paced stream its first token."""
 
 
 SUBJECTS = (
@@ -115,51 +116,85 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--peers", default="nginx,vllm-router,litellm", help="those not found are left out"
     )
+    parser.add_argument("--streams", type=int, default=256, help="paced ones at once; 0 for none")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there, too")
     arguments = parser.parse_args(argv)
     wanted = {"nenya", *arguments.peers.split(",")}
-    rows = list(_measure([one for one in SUBJECTS if one.name in wanted], arguments.seconds))
+    subjects = [one for one in SUBJECTS if one.name in wanted]
+    rows = list(_measure(subjects, arguments.seconds, arguments.streams))
     _print(rows)
     if arguments.json is not None:
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
     return 0
 
 
-def _measure(subjects: list[Subject], seconds: float) -> Iterator[Row]:
+def _measure(subjects: list[Subject], seconds: float, streams: int) -> Iterator[Row]:
     cores = sorted(os.sched_getaffinity(0))
-    upstream = free_port()
-    command = (sys.executable, "-m", "benchmarks.upstream", str(upstream))
+    quick, paced = free_port(), free_port()
+    upstream = (sys.executable, "-m", "benchmarks.upstream")
     os.sched_setaffinity(0, {cores[-1]})
     with (
         tempfile.TemporaryDirectory() as home,
-        _process(command, cores[-1], _log(home, "upstream")),
+        process((*upstream, str(quick)), cores[-1], _log(home, "upstream")),
+        process((*upstream, str(paced), str(PACE_MS)), cores[-1], _log(home, "paced")),
     ):
-        yield from _drive("direct", "", upstream, 0, seconds)
+        yield from _drive("direct", "", quick, 0, seconds)
+        yield from _drive_paced("direct", "", paced, 0, streams)
         for subject in subjects:
             if shutil.which(subject.command[0]) is None:
                 print(f"{subject.name}: not found", file=sys.stderr)
                 continue
-            port = free_port()
-            places = {"home": home, "port": port, "upstream": upstream, "key": KEY}
-            file, text = subject.config
-            if file:
-                Path(home, file).write_text(text.format(**places), encoding="utf-8")
-            started = tuple(part.format(**places) for part in subject.command)
-            with _process(started, cores[0], _log(home, subject.name)) as pid:
-                yield from _drive(subject.name, _version(subject), port, pid, seconds)
+            version = said(subject.version)
+            with _started(subject, home, quick, cores[0]) as (port, pid):
+                yield from _drive(subject.name, version, port, pid, seconds)
+            with _started(subject, home, paced, cores[0]) as (port, pid):
+                yield from _drive_paced(subject.name, version, port, pid, streams)
+
+
+@contextmanager
+def _started(subject: Subject, home: str, upstream: int, core: int) -> Iterator[tuple[int, int]]:
+    """Its port and its process, in front of the upstream at that port."""
+    port = free_port()
+    places = {"home": home, "port": port, "upstream": upstream, "key": KEY}
+    file, text = subject.config
+    if file:
+        Path(home, file).write_text(text.format(**places), encoding="utf-8")
+    command = tuple(part.format(**places) for part in subject.command)
+    with process(command, core, _log(home, subject.name)) as pid:
+        yield port, pid
 
 
 def _drive(name: str, version: str, port: int, pid: int, seconds: float) -> Iterator[Row]:
-    if not asyncio.run(_is_up(port)):
+    if not asyncio.run(until_up(port, chat(KEY, stream=False))):
         print(f"{name}: does not answer", file=sys.stderr)
         return
     for workload, (stream, connections) in WORKLOADS.items():
-        asyncio.run(_load(port, _request(stream=stream), connections, WARM_UP_S))
-        before = _cpu_s(pid)
-        times = asyncio.run(_load(port, _request(stream=stream), connections, seconds))
-        cpu_us = (_cpu_s(pid) - before) / len(times) * 1e6
-        p50_ms = sorted(times)[len(times) // 2] * 1e3
-        yield Row(name, version, workload, cpu_us, len(times) / seconds, p50_ms)
+        request = chat(KEY, stream=stream)
+        asyncio.run(_load(port, request, connections, WARM_UP_S))
+        before = cpu_s(pid)
+        times = asyncio.run(_load(port, request, connections, seconds))
+        spent_us = (cpu_s(pid) - before) / len(times) * 1e6
+        yield Row(name, version, workload, spent_us, len(times) / seconds, _median_ms(times))
+
+
+def _drive_paced(name: str, version: str, port: int, pid: int, streams: int) -> Iterator[Row]:
+    request = chat(KEY, stream=True)
+    if not streams or not asyncio.run(until_up(port, request)):
+        return
+    asyncio.run(_streams(port, request, streams))
+    before, began = cpu_s(pid), time.perf_counter()
+    times = asyncio.run(_streams(port, request, streams))
+    spent_us = (cpu_s(pid) - before) / streams * 1e6
+    rate = streams / (time.perf_counter() - began)
+    yield Row(name, version, "paced", spent_us, rate, _median_ms(times))
+
+
+def _median_ms(times: list[float]) -> float:
+    return sorted(times)[len(times) // 2] * 1e3
+
+
+def _log(home: str, name: str) -> Path:
+    return Path(home, f"{name}.out")
 
 
 def _print(rows: list[Row]) -> None:
@@ -169,88 +204,7 @@ def _print(rows: list[Row]) -> None:
         print(f"{row.name:14}{row.workload:10}{cells}  {row.version}".rstrip())
 
 
-# Processes
-
-
-@contextmanager
-def _process(command: Sequence[str], core: int, log: Path) -> Iterator[int]:
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),  # noqa: PLW1509
-        )
-        try:
-            yield process.pid
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def _log(home: str, name: str) -> Path:
-    return Path(home, f"{name}.out")
-
-
-def _version(subject: Subject) -> str:
-    if not subject.version:
-        return ""
-    done = subprocess.run(
-        subject.version, capture_output=True, text=True, check=False, timeout=UP_WITHIN_S
-    )
-    said = (done.stdout + done.stderr).strip().splitlines()
-    return said[0] if said else ""
-
-
-def _cpu_s(pid: int) -> float:
-    """Seconds of CPU of a process and its children; 0 is nobody."""
-    if not pid:
-        return 0.0
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    total = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        total += sum(_cpu_s(int(child)) for child in (task / "children").read_text().split())
-    return total
-
-
 # Requests
-
-
-def _request(*, stream: bool) -> bytes:
-    body = {"model": "m", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 64}
-    if stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-    data = json.dumps(body).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
-    )
-    return head.encode() + data
-
-
-async def _is_up(port: int) -> bool:
-    until = time.monotonic() + UP_WITHIN_S
-    while time.monotonic() < until:
-        try:
-            await asyncio.wait_for(_ask(port), 10)
-        except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError):
-            await asyncio.sleep(0.1)
-        else:
-            return True
-    return False
-
-
-async def _ask(port: int) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        await _one(reader, writer, _request(stream=False))
-    finally:
-        writer.close()
 
 
 async def _load(port: int, request: bytes, connections: int, seconds: float) -> list[float]:
@@ -261,7 +215,7 @@ async def _load(port: int, request: bytes, connections: int, seconds: float) -> 
     async def client() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
         while (began := time.perf_counter()) < until:
-            await _one(reader, writer, request)
+            await answer(reader, writer, request)
             times.append(time.perf_counter() - began)
         writer.close()
 
@@ -269,17 +223,25 @@ async def _load(port: int, request: bytes, connections: int, seconds: float) -> 
     return times
 
 
-async def _one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> None:
-    """One request and its whole answer. Raises ValueError unless it is a 200."""
-    writer.write(request)
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    if b" 200 " not in head[:16]:
-        raise ValueError(head.split(b"\r\n")[0].decode())
-    length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
-    if length:
-        await reader.readexactly(int(length))
-    else:
-        await reader.readuntil(b"\r\n0\r\n\r\n")
+async def _streams(port: int, request: bytes, count: int) -> list[float]:
+    """The time to the first token of each of so many streams at once. Raises ValueError unless all are whole."""
+    first: list[float] = []
+
+    async def client(number: int) -> None:
+        await asyncio.sleep(number * APART_S)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
+        began = time.perf_counter()
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = await reader.readuntil(b"\n\n")
+        first.append(time.perf_counter() - began)
+        body += await reader.readuntil(b"\r\n0\r\n\r\n")
+        writer.close()
+        if b" 200 " not in head[:16] or body.count(b"data: ") != PACED_EVENTS:
+            raise ValueError("a stream is not whole")
+
+    await asyncio.gather(*(client(number) for number in range(count)))
+    return first
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """An upstream that costs next to nothing: the other end for measuring what stands between.
 
-    python -m benchmarks.upstream PORT
+    python -m benchmarks.upstream PORT [PACE_MS]
 
-Whole answers and streams of 64 chunks, each in one write, made once.
+Whole answers and streams of 64 chunks, made once; a stream goes out in one write, or a chunk every PACE_MS.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import sys
 from typing import Any, cast
 
 CHUNKS = 64
+BACKLOG = 4096
+"""Connections that come at once."""
 _BASE = {"id": "chatcmpl-1", "created": 1_700_000_000, "model": "m"}
+PACED_EVENTS = CHUNKS + 4
+"""Of a stream: the role, the words, the end, the usage, and [DONE]."""
 _USAGE = {"prompt_tokens": 200, "completion_tokens": CHUNKS, "total_tokens": 200 + CHUNKS}
 
 
@@ -53,22 +57,25 @@ def events() -> list[bytes]:
     ]
 
 
-def _responses() -> tuple[bytes, bytes]:
+def _responses() -> tuple[bytes, list[bytes]]:
     body = whole()
     head = b"HTTP/1.1 200 OK\r\ncontent-type: "
-    chunks = b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in events())
+    chunks = [b"%x\r\n%b\r\n" % (len(one), one) for one in events()]
     return (
         head + b"application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body,
-        head + b"text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n",
-    )
+        [head + b"text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n" + chunks[0], *chunks[1:-1],
+         chunks[-1] + b"0\r\n\r\n"],
+    )  # fmt: skip
 
 
 class Connection(asyncio.Protocol):
     """Answers requests, one after the other."""
 
-    WHOLE, STREAM = _responses()
+    WHOLE, CHUNKS = _responses()
+    STREAM = b"".join(CHUNKS)
 
-    def __init__(self) -> None:
+    def __init__(self, pace_s: float = 0.0) -> None:
+        self._pace_s = pace_s
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
 
@@ -87,7 +94,20 @@ class Connection(asyncio.Protocol):
             self._buffer = rest
             assert self._transport is not None
             streams = b'"stream":true' in request or b'"stream": true' in request
-            self._transport.write(self.STREAM if streams else self.WHOLE)
+            if streams and self._pace_s:
+                self._go_on(0, asyncio.get_running_loop().time())
+            else:
+                self._transport.write(self.STREAM if streams else self.WHOLE)
+
+    def _go_on(self, number: int, due: float) -> None:
+        """Write the chunk of that number, and the next in its time; late ones don't delay those after them."""
+        assert self._transport is not None
+        if self._transport.is_closing():
+            return
+        self._transport.write(self.CHUNKS[number])
+        if number + 1 < len(self.CHUNKS):
+            due += self._pace_s
+            asyncio.get_running_loop().call_at(due, self._go_on, number + 1, due)
 
 
 def _size(head: bytes) -> int:
@@ -95,13 +115,18 @@ def _size(head: bytes) -> int:
     return int(text) if text else 0
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, pace_s: float = 0.0) -> None:
     """Until it is killed."""
-    server = await asyncio.get_running_loop().create_server(Connection, "127.0.0.1", port)
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: Connection(pace_s), "127.0.0.1", port, backlog=BACKLOG
+    )
     await server.serve_forever()
 
 
 if __name__ == "__main__":
     import uvloop
 
-    uvloop.run(serve(int(sys.argv[1])))
+    if len(sys.argv) not in {2, 3} or not all(word.isdecimal() for word in sys.argv[1:]):
+        sys.exit(__doc__)
+    uvloop.run(serve(int(sys.argv[1]), int(sys.argv[2]) / 1000 if sys.argv[2:] else 0.0))

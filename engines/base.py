@@ -20,7 +20,44 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 ErrorKind = Literal["prompt_too_long", "unsupported", "invalid", "busy", "internal", "died"]
 
 
-class Sampling(Struct, frozen=True, omit_defaults=True):
+Share = Annotated[float, Meta(ge=0, le=1)]
+Breaker = Annotated[str, Meta(min_length=1, max_length=40)]
+
+
+class Samplers(Struct, frozen=True, omit_defaults=True):
+    """What OpenAI's API can't set: vLLM's names, and llama.cpp's and ExLlamaV2's beyond those. None is neutral.
+
+    Truncation is in this order: ``top_k``, ``typical_p``, ``top_p``, ``min_p``, then XTC.
+
+    Source: https://docs.vllm.ai/en/latest/api/vllm/sampling_params.html;
+    https://github.com/oobabooga/text-generation-webui/pull/5677 (DRY) and 6335 (XTC)
+    """
+
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    """So many of the likeliest tokens; 0 and -1 are all."""
+    min_p: Share | None = None
+    """Tokens at least so probable as this share of the likeliest one's."""
+    typical_p: Share | None = None
+    """The tokens nearest to the expected surprise, up to this mass; 0 and 1 are all."""
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
+    """Divides the positive logits of tokens that prompt or answer have, and multiplies the negative ones."""
+    dry_multiplier: Annotated[float, Meta(ge=0, le=100)] | None = None
+    """What a token is charged that would repeat ``dry_allowed_length`` tokens and itself; 0 charges nothing."""
+    dry_base: Annotated[float, Meta(ge=1, le=100)] | None = None
+    """By what the charge grows with each further token that would be repeated; 1.75."""
+    dry_allowed_length: Annotated[int, Meta(ge=1, le=2**16)] | None = None
+    """2."""
+    dry_sequence_breakers: (
+        Annotated[tuple[Breaker, ...], Meta(min_length=1, max_length=64)] | None
+    ) = None
+    """Texts over which nothing counts as repeated; None takes the engine's own."""
+    xtc_probability: Share | None = None
+    """How often all tokens above ``xtc_threshold`` but the least probable one are left out; 0 is never."""
+    xtc_threshold: Share | None = None
+    """0.1; above 0.5 nothing is ever left out."""
+
+
+class Sampling(Samplers, frozen=True, omit_defaults=True):
     """How the next token is chosen; OpenAI's ranges. None is the engine's neutral value (1, 1, 0, 0)."""
 
     temperature: float | None = None
@@ -135,6 +172,8 @@ class EngineInfo(Struct, frozen=True):
     """Tokens the key-value cache holds in all."""
     costs: WorkCosts | None = None
     """What work costs on it, where it was measured."""
+    device: str = ""
+    """What it computes on: costs measured there hold for no other."""
 
 
 class Health(Struct, frozen=True, array_like=True):

@@ -5,7 +5,7 @@ Answers are timed token by token, one alone, many at once, and a few over long p
 A line through such points is exact where the model behind it is right, and the best there is where it isn't; so
 errors count by their share, not by their seconds.
 
-What was measured is kept in a file by engine, machine and settings, since neither changes from one start to the next.
+Where it is kept from one start to the next: engines.measured.
 
 Source: docs/balancing.md for the model.
 """
@@ -13,13 +13,10 @@ Source: docs/balancing.md for the model.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from pathlib import Path
 
 import msgspec
 from msgspec import Struct
@@ -27,7 +24,6 @@ from msgspec import Struct
 from engines.base import (
     Delta,
     Engine,
-    EngineError,
     EngineInfo,
     GenerateRequest,
     Sampling,
@@ -41,7 +37,22 @@ PROMPT_TOKENS = (256, 1024, 2048, 4096, 8192)
 SLOW_S = 2.0
 """A prompt that took longer is the last: a start should not take minutes on a slow machine."""
 
-ANSWER_TOKENS = 24
+PROMPTS_ANSWER_TOKENS = 8
+"""Behind a prompt that is timed: some of its tokens may be no text."""
+
+ANSWER_TOKENS = (24, 96, 384, 1536)
+"""Tried in turn, until all answers are being written at the same time: the first may be over before the last one's
+prompt is read."""
+
+HELD_FROM = 1
+"""From this try on, answers are held to their length by a format, for they may stop of themselves."""
+
+STEPS = 3
+"""That an answer must share with all others, at least."""
+
+BUSY_TOKENS = 512
+"""Of the cache for each of many requests; with less they would wait for room."""
+
 LONG_SHARE = 0.5
 """Of the context, for answers over long prompts."""
 
@@ -50,17 +61,6 @@ WORD_TOKENS = 3
 
 MIN_COST_S = 1e-9
 """Costs are compared by their ratios, so the two that everything is measured in can't be nothing."""
-
-
-_LONG = msgspec.json.encode(
-    {
-        "type": "json_schema",
-        "json_schema": {
-            "name": "long",
-            "schema": {"type": "array", "items": {"type": "boolean"}, "minItems": ANSWER_TOKENS},
-        },
-    }
-)
 
 
 class Prefill(Struct, frozen=True):
@@ -82,49 +82,91 @@ class Unmeasurable(Exception):  # noqa: N818 - the name says the state
     """The engine answered too little to be timed."""
 
 
-async def measure(engine: Engine, info: EngineInfo) -> WorkCosts:
-    """Time an idle engine. Raises EngineError, or Unmeasurable."""
-    return await _Bench(engine, info).run()
+Told = Callable[[str], None]
+
+
+class Measurement(Struct, frozen=True):
+    """What was timed, and the costs that come closest to it."""
+
+    costs: WorkCosts
+    prefills: tuple[Prefill, ...]
+    steps: tuple[Steps, ...]
+
+    @property
+    def error(self) -> float:
+        """The share by which the worst of what was timed is off."""
+        costs = self.costs
+        # What doesn't grow with the prompt is no cost of its tokens, so the shortest one says what that is.
+        of_prompts = [
+            (p, costs.prefill_token_s * p.tokens + costs.attention_s * p.tokens**2 / 2)
+            for p in self.prefills
+        ]
+        rest = min(p.seconds - fitted for p, fitted in of_prompts)
+        errors = [abs(fitted + rest - p.seconds) / p.seconds for p, fitted in of_prompts]
+        for one in self.steps:
+            fitted = (
+                costs.step_s + costs.request_s * one.requests + costs.context_s * one.context_tokens
+            )
+            errors.append(abs(fitted - one.seconds) / one.seconds)
+        return max(errors)
+
+
+async def measure(
+    engine: Engine,
+    info: EngineInfo,
+    told: Told = lambda _: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Measurement:
+    """Time an idle engine, saying what comes out. Raises EngineError, or Unmeasurable."""
+    return await _Bench(engine, info, told, clock).run()
 
 
 class _Bench:
-    def __init__(self, engine: Engine, info: EngineInfo) -> None:
+    def __init__(
+        self, engine: Engine, info: EngineInfo, told: Told, clock: Callable[[], float]
+    ) -> None:
         self._engine = engine
         self._info = info
+        self._told = told
+        self._clock = clock
         self._rng = random.Random()  # noqa: S311 - words that were never said before
         self._tokens_per_word = float(WORD_TOKENS)
 
-    async def run(self) -> WorkCosts:
-        room = self._info.context_tokens - ANSWER_TOKENS
-        await self._time(min(64, room // 2))  # the first request of a process pays for much else
+    async def run(self) -> Measurement:
+        info = self._info
+        room = info.context_tokens - ANSWER_TOKENS[0]
+        short = min(64, room // 2)
+        await self._time(short, PROMPTS_ANSWER_TOKENS)  # the first request pays for much else
         prefills = []
         for size in PROMPT_TOKENS:
             if size > room * 0.8:
                 break
-            prefill, _ = await self._time(size)
+            prefill, _ = await self._time(size, PROMPTS_ANSWER_TOKENS)
+            self._told(f"a prompt of {prefill.tokens} tokens takes {prefill.seconds:.4f} s")
             prefills.append(prefill)
             if prefill.seconds > SLOW_S:
                 break
-        slots = max(1, self._info.slots)
+        slots = max(1, info.slots)
         few = min(4, slots)
-        long = int(min(room * LONG_SHARE, self._info.kv_tokens / few * LONG_SHARE))
-        short = min(64, room // 2)
-        steps = [
-            await self._together(requests, size)
-            for requests, size in {(1, short), (few, short), (slots, short), (few, long)}
-        ]
-        return fit(prefills, steps)
+        busy = max(few, min(slots, info.kv_tokens // BUSY_TOKENS))
+        long = int(min(room, info.kv_tokens / few) * LONG_SHARE)
+        loads = dict.fromkeys([(1, short), (few, short), (busy, short), (few, long)])
+        steps = [await self._together(requests, size) for requests, size in loads]
+        return Measurement(fit(prefills, steps), tuple(prefills), tuple(steps))
 
-    async def _time(self, size: int, *, held: bool = False) -> tuple[Prefill, list[float]]:
+    async def _time(
+        self, size: int, answer_tokens: int, *, held: bool = False
+    ) -> tuple[Prefill, list[float]]:
         """Ask once over a prompt of about so many tokens; returns when each token came, too."""
         words = max(1, int(size / self._tokens_per_word))
-        began = time.perf_counter()
+        began = self._clock()
         at: list[float] = []
         usage = Usage(0, 0)
-        async with aclosing(self._engine.generate(self._request(words, held=held))) as events:
+        request = self._request(words, answer_tokens, held=held)
+        async with aclosing(self._engine.generate(request)) as events:
             async for event in events:
                 if isinstance(event, Delta):
-                    at.append(time.perf_counter())
+                    at.append(self._clock())
                 elif isinstance(event, Usage):
                     usage = event
         if not at:
@@ -134,31 +176,47 @@ class _Bench:
 
     async def _together(self, requests: int, size: int) -> Steps:
         """Time the steps while all of them are being answered."""
-        for attempt in range(4):
-            held = attempt >= 2  # to a long answer, for it stops of itself
-            timed = await asyncio.gather(*(self._time(size, held=held) for _ in range(requests)))
+        info = self._info
+        room = min(info.context_tokens, info.kv_tokens // requests) - size
+        for attempt, wanted in enumerate(ANSWER_TOKENS):
+            tokens, held = max(STEPS, min(wanted, room)), attempt >= HELD_FROM
+            timed = await asyncio.gather(
+                *(self._time(size, tokens, held=held) for _ in range(requests))
+            )
             begin = max(at[0] for _, at in timed)
             end = min(at[-1] for _, at in timed)
             gaps = [
                 (within[-1] - within[0]) / (len(within) - 1)
                 for within in ([t for t in at if begin <= t <= end] for _, at in timed)
-                if len(within) > 3
+                if len(within) > STEPS
             ]
             if gaps:
                 context = sum(prefill.tokens for prefill, _ in timed)
-                return Steps(requests, context, max(min(gaps), MIN_COST_S))
+                step = Steps(requests, context, max(min(gaps), MIN_COST_S))
+                answers = "one answer" if requests == 1 else f"{requests} answers"
+                self._told(f"a step of {answers} over {context} tokens takes {step.seconds:.5f} s")
+                return step
+            if tokens == room:
+                break
         raise Unmeasurable(f"{requests} answers at a time were too short")
 
-    def _request(self, words: int, *, held: bool) -> GenerateRequest:
+    def _request(self, words: int, answer_tokens: int, *, held: bool) -> GenerateRequest:
         letters = "abcdefghijklmnopqrstuvwxyz"
         text = " ".join("".join(self._rng.choices(letters, k=6)) for _ in range(words))
         return GenerateRequest(
             messages=b"[]",
             prompt=text,
-            max_tokens=ANSWER_TOKENS,
+            max_tokens=answer_tokens,
             sampling=Sampling(temperature=1),
-            response_format=_LONG if held else None,
+            response_format=_long(answer_tokens) if held else None,
         )
+
+
+def _long(tokens: int) -> bytes:
+    """A format whose answers have at least so many tokens."""
+    schema = {"type": "array", "items": {"type": "boolean"}, "minItems": tokens}
+    wanted = {"type": "json_schema", "json_schema": {"name": "long", "schema": schema}}
+    return msgspec.json.encode(wanted)
 
 
 def fit(prefills: Sequence[Prefill], steps: Sequence[Steps]) -> WorkCosts:
@@ -219,57 +277,3 @@ def _solve(rows: Sequence[Sequence[float]], columns: Sequence[int]) -> list[floa
                 factor = m[r][i] / m[i][i]
                 m[r] = [x - factor * y for x, y in zip(m[r], m[i], strict=True)]
     return [m[i][size] / m[i][i] / scale[i] for i in range(size)]
-
-
-# What was measured before.
-
-
-def key_of(*parts: object) -> str:
-    """Return the name under which costs are kept: other parts, another name."""
-    return hashlib.blake2s(repr(parts).encode(), digest_size=10).hexdigest()
-
-
-def folder() -> Path:
-    """Where costs are kept."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "nenya" / "costs"
-
-
-def remembered(key: str) -> WorkCosts | None:
-    """Return what was measured under that name; None where nothing can be read."""
-    try:
-        return msgspec.json.decode((folder() / f"{key}.json").read_bytes(), type=WorkCosts)
-    except (OSError, RuntimeError, msgspec.MsgspecError):  # RuntimeError: there is no home
-        return None
-
-
-def remember(key: str, costs: WorkCosts) -> None:
-    """Keep the costs. A folder that can't be written to costs a measurement at the next start, nothing else."""
-    try:
-        at = folder()
-        at.mkdir(parents=True, exist_ok=True)
-        draft = at / f".{key}.{os.getpid()}"
-        draft.write_bytes(msgspec.json.encode(costs))
-        draft.replace(at / f"{key}.json")
-    except (OSError, RuntimeError):
-        return
-
-
-async def known(engine: Engine, info: EngineInfo, key: str) -> WorkCosts | None:
-    """Return what is remembered, or measured and remembered now; None where it can't be measured.
-
-    Raises EngineError("died") where measuring was too much for it.
-    """
-    costs = remembered(key)
-    if costs is not None:
-        return costs
-    try:
-        costs = await measure(engine, info)
-    except Unmeasurable:
-        return None
-    except EngineError as error:
-        if error.kind == "died":
-            raise
-        return None
-    remember(key, costs)
-    return costs

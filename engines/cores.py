@@ -9,9 +9,11 @@ Source: https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+CPUINFO = Path("/proc/cpuinfo")
 
 
 def limited_threads(quota: Path = QUOTA) -> int | None:
@@ -28,3 +30,15 @@ def _quota_cores(quota: Path) -> int | None:
         return max(1, int(share) // int(period))
     except (OSError, ValueError, ZeroDivisionError):  # not Linux, no cgroup, or "max"
         return None
+
+
+def described(threads: int | None) -> str:
+    """The processor and how many threads of it a computation has: what its speed depends on."""
+    count = threads or limited_threads() or os.cpu_count() or 1
+    try:
+        rows = (line.partition(":") for line in CPUINFO.read_text().splitlines())
+        name = next((value.strip() for key, _, value in rows if key.strip() == "model name"), "")
+    except OSError:
+        name = ""
+    unit = "thread" if count == 1 else "threads"
+    return f"{count} {unit} of {name or platform.processor() or platform.machine()}"

@@ -35,14 +35,15 @@ from pathlib import Path
 from typing import Any
 
 from engines.answer_plan import plan
-from engines.base import EngineError, EngineInfo, Event, GenerateRequest, Health
+from engines.base import EngineError, EngineInfo, Event, GenerateRequest, Health, WorkCosts
 from engines.control_text import Vocabulary
-from engines.cores import limited_threads
-from engines.gguf import GgufError, GgufHead, read_head
+from engines.cores import described, limited_threads
+from engines.gguf import GgufError, GgufHead, read_gguf
 from engines.grammar import CALL_END, CALL_START
 from engines.llamacpp_call import Call, Model, Server, Words
 from engines.llamacpp_chunks import ChunkReader, Reading, refusal
 from engines.llamacpp_side import SideDoor
+from engines.measured import remembered
 from engines.slots import Slots
 from engines.specs import LlamaCppSpec
 
@@ -73,7 +74,7 @@ class LlamaCppEngine:
         """Load the model. Raises EngineError: no package, no such file, not a model."""
         path = _model_path(self._spec.model)
         try:
-            head = await asyncio.to_thread(read_head, path)
+            head = (await asyncio.to_thread(read_gguf, path)).head
         except GgufError as error:
             raise EngineError("invalid", str(error)) from error
         steps = -(-self._spec.context_tokens // CONTEXT_STEP_TOKENS)
@@ -92,12 +93,15 @@ class LlamaCppEngine:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
         self._threads = ThreadPoolExecutor(self._spec.slots, thread_name_prefix="llamacpp")
+        device = described(self._spec.threads)
         return EngineInfo(
             kind="llamacpp",
             model=path.stem,
             context_tokens=self._context_tokens,
             slots=self._spec.slots,
             kv_tokens=self._context_tokens * self._spec.slots,
+            costs=self._spec.costs or await asyncio.to_thread(_known_costs, self._spec, device),
+            device=device,
         )
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -160,6 +164,12 @@ class LlamaCppEngine:
             await asyncio.to_thread(self._threads.shutdown)
         await asyncio.to_thread(last.clear)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _known_costs(spec: LlamaCppSpec, device: str) -> WorkCosts | None:
+    """What `nenya engines calibrate` has kept; measuring takes a processor longer than a start should."""
+    found = remembered(spec, device)
+    return None if found is None else found.costs
 
 
 def _model_path(model: str) -> Path:

@@ -215,6 +215,12 @@ class Call:
 def prepared(plan: Plan, model: Model, slots: int, context_tokens: int) -> list[Part]:
     """Return the calls that a plan comes to; may ask the server. Raises EngineError, ValueError or RuntimeError."""
     request = plan.request
+    if plan.penalised and (request.sampling.repetition_penalty or 1) != 1:
+        raise EngineError(
+            "unsupported",
+            "repetition_penalty scales what keeps the prompt free of frequency_penalty and "
+            "presence_penalty here: set one or the others",
+        )
     if request.prompt is not None:
         pieces = [request.prompt]
         prompt = Prompt(request.messages, None, [*pieces])

@@ -31,6 +31,11 @@ _RANDOM_SEED = 0xFFFFFFFF
 """llama.cpp's seeds have 32 bits, and this one asks for a random one."""
 
 
+SAMPLERS = ("penalties", "dry", "temperature", "top_k", "typ_p", "top_p", "min_p", "xtc")
+"""Truncation sees the probabilities that the temperature makes, as OpenAI's and vLLM's does; llama.cpp's own order has
+the temperature last."""
+
+
 class Prompt(Struct, frozen=True):
     """The request's text as it goes to llama.cpp."""
 
@@ -61,7 +66,8 @@ class _Body(Struct, frozen=True, kw_only=True):
     frequency_penalty: float
     presence_penalty: float
     repeat_last_n: int
-    """Tokens the two penalties look back on; llama.cpp's own 64 would forget."""
+    """Tokens that penalties look back on; llama.cpp's own 64 would forget."""
+    dry_penalty_last_n: int
     seed: int
     messages: Raw | UnsetType = UNSET
     prompt: Sequence[str | int] | UnsetType = UNSET
@@ -74,9 +80,17 @@ class _Body(Struct, frozen=True, kw_only=True):
     parallel_tool_calls: bool | UnsetType = UNSET
     grammar: str | UnsetType = UNSET
     timings_per_token: bool | UnsetType = UNSET
+    samplers: Sequence[str] = SAMPLERS
     top_k: int = 0
     min_p: float = 0.0
+    typical_p: float = 1.0
     repeat_penalty: float = 1.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_sequence_breakers: Sequence[str] | UnsetType = UNSET
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
     stream: bool = True
     stream_options: _StreamOptions = _StreamOptions()
     return_progress: bool = True
@@ -147,6 +161,7 @@ def _body(
         frequency_penalty=sampling.frequency_penalty or 0.0,
         presence_penalty=sampling.presence_penalty or 0.0,
         repeat_last_n=context_tokens,
+        dry_penalty_last_n=context_tokens,
         seed=_RANDOM_SEED if sampling.seed is None else (sampling.seed + first) % _RANDOM_SEED,
         max_tokens=UNSET if request.max_tokens is None else request.max_tokens,
         logit_bias=_bias(request, prompt.tokens) or UNSET,
@@ -156,6 +171,16 @@ def _body(
         tool_choice="auto" if with_tools else UNSET,
         parallel_tool_calls=request.parallel_tool_calls if with_tools else UNSET,
         grammar=UNSET if grammar is None else grammar,
+        top_k=max(0, sampling.top_k or 0),
+        min_p=sampling.min_p or 0.0,
+        typical_p=sampling.typical_p or 1.0,
+        repeat_penalty=sampling.repetition_penalty or 1.0,
+        dry_multiplier=sampling.dry_multiplier or 0.0,
+        dry_base=sampling.dry_base or 1.75,
+        dry_allowed_length=sampling.dry_allowed_length or 2,
+        dry_sequence_breakers=sampling.dry_sequence_breakers or UNSET,
+        xtc_probability=sampling.xtc_probability or 0.0,
+        xtc_threshold=0.1 if sampling.xtc_threshold is None else sampling.xtc_threshold,
     )
     return _encoder.encode(body)
 

@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from engines.base import EngineInfo, ErrorKind, Event, GenerateRequest, Health
 
-VERSION = 2
+VERSION = 3
 """Grows with any change that an older end would misread; both ends must say the same."""
 
 MAX_FRAME_BYTES = 64 * 1024 * 1024

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
 import os
 import random
 import secrets
@@ -22,15 +21,15 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from engines.base import Engine, EngineError, EngineInfo
-from engines.base import Health as EngineHealth
+from engines.base import Engine, EngineError, EngineInfo, Health
 from router import pool as pools
-from router.accounts.accounts import Accounts, Asked
+from router.accounts.accounts import Accounts
 from router.accounts.estimate import request_size
+from router.accounts.pairs import Pair
 from router.backends.base import Backend, Limits
 from router.backends.engine import EngineBackend
 from router.backends.openai import OpenAIBackend
@@ -41,16 +40,20 @@ from router.counters import Spread
 from router.decisions import Reason
 from router.dispatch import Call, Dispatcher, Reply, Terms
 from router.eligible import Eligible
-from router.errors import invalid_request
-from router.events import Event, Listener, TargetState
+from router.errors import ApiError, invalid_request
+from router.events import Events, Listener, TargetState
 from router.policy.quota import Gauge
 from router.pool import Route
+from router.tracing import Arrival, Tracing
+from router.tracing import start as start_tracing
 from router.wire import sse
 from router.wire.chat import ChatRequest, decode_chat, unknown_model
 from router.wire.completion import ChatCompletion, ChatCompletionChunk
 from router.wire.request import Request
 
-_log = logging.getLogger("nenya")
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
 _chat = msgspec.json.Decoder(ChatCompletion)
 _chunk = msgspec.json.Decoder(ChatCompletionChunk)
 
@@ -97,6 +100,23 @@ class TargetStats(msgspec.Struct, frozen=True):
     """Choices that passed it over for its provider's limits, since the start, by limit."""
 
 
+class EngineStats(msgspec.Struct, frozen=True):
+    """An engine on this machine, now."""
+
+    name: str
+    kind: str
+    """As in the config."""
+    state: str
+    """Of its process; one that lives in this process is ``ready`` or ``failed``."""
+    detail: str
+    """Why it is in that state, where there is a reason."""
+    loaded: float | None
+    """Share of its model that is loaded, where it says so."""
+    info: EngineInfo | None
+    """What it is, once it was ready."""
+    health: Health
+
+
 class LineStats(msgspec.Struct, frozen=True):
     """How many wait for a model, of one priority, now."""
 
@@ -112,20 +132,6 @@ class RouteStats(msgspec.Struct, frozen=True):
     policy: str
     decisions: Mapping[Reason, int]
     matches: Spread
-
-
-class EngineStats(msgspec.Struct, frozen=True):
-    """Where a local engine stands, now."""
-
-    engine: str
-    state: str
-    """Of its process, as in `NodeState`; an engine in this process is ``ready``."""
-    model: str = ""
-    """What it calls what it hosts; "" before it was ready."""
-    kv_tokens: int = 0
-    loaded: float | None = None
-    """Share of the model that is loaded, where the engine says so."""
-    health: EngineHealth = EngineHealth()
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -147,31 +153,42 @@ class Router:
         config: Config,
         *,
         engines: Mapping[str, Engine] | None = None,
+        tracer_provider: TracerProvider | None = None,
         clock: Clock | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """``engines``: objects to call directly, in this process, instead of starting nodes for those names.
 
+        ``tracer_provider``: OpenTelemetry's, to make spans with instead of one by the config; it stays its owner's.
         ``clock`` and ``rng`` are for tests.
         """
         self.config = config
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secrets
         self._created = int(self._clock.wall())
-        self._listeners: list[Listener] = []
+        self._events = Events()
+        self._emit = self._events.emit
+        self._tracer_provider = tracer_provider
+        self.tracing: Tracing | None = None
+        """From the start on, where anybody traces."""
         self.pool = pools.build(config, self._rng)
         self._eligible = Eligible(config)
+        self.extra_fields = self._eligible.extra_fields
+        """Fields of requests that OpenAI doesn't know and somebody here takes."""
         self.accounts = Accounts(config, self._name_of, clock=self._clock, emit=self._emit)
-        if config.accounts.database is not None:
-            self._listeners.append(self.accounts.note)
+        self.authenticate = self.accounts.authenticate
+        """The id of the key in an Authorization header. Raises ApiError 401."""
+        self._events.listen(self.accounts)
+        self.authenticate = self.accounts.authenticate
+        """The id of the key in an Authorization header. Raises ApiError 401."""
         self._own_engines = dict(engines or {})
-        self._own_infos: dict[str, EngineInfo] = {}
+        self._own_info: dict[str, EngineInfo] = {}
         self._nodes: dict[str, LocalNode] = {}
         self._runtime_dir = Path(tempfile.gettempdir()) / f"nenya-{secrets.token_hex(6)}"
         self._backends = self._make_backends()
         self._dispatcher = Dispatcher(
             self._backends,
-            _terms(config, self.accounts, self._eligible),
+            _terms(config, self._eligible),
             clock=self._clock,
             rng=self._rng,
             emit=self._emit,
@@ -180,13 +197,14 @@ class Router:
     async def start(self) -> None:
         """Read the accounts' database and begin to start the engines' nodes; providers can be used at once.
 
-        Raises StoreError.
+        Raises StoreError, and ConfigError where traces are wanted and OpenTelemetry isn't installed.
         """
+        self.tracing = start_tracing(self.config, self._clock, self._tracer_provider)
         await self.accounts.start()
         if self._nodes:
             self._runtime_dir.mkdir(mode=0o700)
         for name, engine in self._own_engines.items():
-            self._own_infos[name] = await engine.start()
+            self._own_info[name] = await engine.start()
         for node in self._nodes.values():
             await node.start()
 
@@ -209,6 +227,8 @@ class Router:
         for engine in self._own_engines.values():
             await engine.close()
         await self.accounts.close()
+        if self.tracing is not None:
+            await self.tracing.close()
         shutil.rmtree(self._runtime_dir, ignore_errors=True)
 
     async def __aenter__(self) -> Self:
@@ -259,40 +279,46 @@ class Router:
         key_id: str = LIBRARY,
         request_id: str | None = None,
         received_at: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> Reply:
         """The answer as bytes, its first piece in hand; ``request`` was decoded from ``body``. Raises ApiError.
 
-        Whoever opens a reply closes it, on every way out. ``received_at`` is monotonic seconds.
+        Whoever opens a reply closes it, on every way out. ``received_at`` is monotonic seconds; ``headers`` are those
+        that it came with, for its trace.
         """
-        route = self._route(request.model or "", key_id)
-        route = self._eligible.narrow(route, request, body)
         now = self._clock.now()
-        concerned = self.accounts.concerns(key_id)
-        call = Call(
-            request=request,
-            body=body,
-            route=route,
-            request_id=request_id or new_request_id(),
-            key_id=key_id,
-            received_at=now if received_at is None else received_at,
-            deadline=now + self.config.timeouts.total_s,
-            charge=self.accounts.admit(Asked(key_id, route.name, request_size(request, body)))
-            if concerned
-            else None,
-            priority=self.accounts.priority(key_id) if concerned else 0,
-        )
+        request_id = request_id or new_request_id()
+        received_at = now if received_at is None else received_at
+        trace = None
+        if self.tracing is not None:
+            operation = request.operation
+            trace = self.tracing.begin(
+                Arrival(operation, request, request_id, key_id, received_at, headers)
+            )
+        try:
+            route, pair = self._route(request.model or "", key_id)
+            route = self._eligible.narrow(route, request, body)
+            call = Call(
+                request=request,
+                body=body,
+                route=route,
+                request_id=request_id,
+                key_id=key_id,
+                received_at=received_at,
+                deadline=now + self.config.timeouts.total_s,
+                charge=None
+                if pair is None
+                else self.accounts.admit(pair, request_size(request, body)),
+                priority=0 if pair is None else pair.priority,
+                trace=trace,
+            )
+        except ApiError as error:
+            if trace is not None:
+                trace.refuse(error)
+            raise
         return await self._dispatcher.open(call)
 
-    def authenticate(self, authorization: str | None) -> str:
-        """The id of the key in an Authorization header. Raises ApiError 401."""
-        return self.accounts.authenticate(authorization)
-
     # Looking.
-
-    @property
-    def extra_fields(self) -> frozenset[str]:
-        """Fields of requests that OpenAI doesn't know and some provider takes."""
-        return self._eligible.extra_fields
 
     def models(self, key_id: str = LIBRARY) -> list[ModelCard]:
         """Every model of the config that the key may ask for, in the config's order."""
@@ -301,7 +327,7 @@ class Router:
 
     def model(self, name: str, key_id: str = LIBRARY) -> ModelCard:
         """The model of that name or alias. Raises ApiError 404."""
-        route = self._route(name, key_id)
+        route, _ = self._route(name, key_id)
         return ModelCard(
             id=route.name,
             created=self._created,
@@ -349,7 +375,7 @@ class Router:
             for priority, waiting in self.pool.routes[name].line.counts.items()
         )
         inflight = sum(t.inflight for t in targets)
-        return Stats(inflight, targets, lines, self._route_stats(), self._engine_stats())
+        return Stats(inflight, targets, lines, self._route_stats(), tuple(self.engines()))
 
     def _route_stats(self) -> tuple[RouteStats, ...]:
         routes = [(name, self.pool.routes[name]) for name in self.config.models]
@@ -363,45 +389,30 @@ class Router:
             for name, route in routes
         )
 
-    def _engine_stats(self) -> tuple[EngineStats, ...]:
-        found = [self._own_stats(name) for name in self._own_engines]
-        for name, node in self._nodes.items():
-            info = node.info
-            found.append(
-                EngineStats(
-                    name,
-                    node.state.value,
-                    info.model if info is not None else "",
-                    info.kv_tokens if info is not None else 0,
-                    1.0 if node.link is not None else node.loaded,
-                    node.engine.health(),
-                )
-            )
-        return tuple(found)
-
-    def _own_stats(self, name: str) -> EngineStats:
-        """Of an engine in this process."""
-        info = self._own_infos.get(name)
-        if info is None:
-            return EngineStats(name, "starting")
-        try:
-            health = self._own_engines[name].health()
-        except EngineError:
-            return EngineStats(name, "failed", info.model, info.kv_tokens)
-        return EngineStats(name, "ready", info.model, info.kv_tokens, 1.0, health)
+    def engines(self) -> list[EngineStats]:
+        """Every engine of the config: its process, and its last word."""
+        return [self._engine(name) for name in self.config.engines]
 
     def listen(self, listener: Listener) -> None:
-        """Have ``listener`` called with every event from now on, where it happens; it must be quick."""
-        self._listeners.append(listener)
+        """Have ``listener`` called with every event from now on, where it happens; it must be quick.
+
+        A `router.events.Hearer` is called with those alone that it hears.
+        """
+        self._events.listen(listener)
 
     # Composing.
 
-    def _route(self, name: str, key_id: str) -> Route:
-        """The route of a name or alias. Raises ApiError 404, also where the key may not have it."""
-        route = self.pool.route(name)
-        if route is None or not self.accounts.allows(key_id, route.name):
+    def _route(self, name: str, key_id: str) -> tuple[Route, Pair | None]:
+        """The route of a name or alias, and the key's terms there (`Accounts.pair`). Raises ApiError 404, also where
+        the key may not have it.
+        """
+        route = self.pool.routes.get(name) or self.pool.route(name)
+        if route is None:
             raise unknown_model(name)
-        return route
+        pair = self.accounts.pair(key_id, route.name)
+        if pair is not None and not pair.allowed:
+            raise unknown_model(name)
+        return route, pair
 
     def _name_of(self, name: str) -> str | None:
         route = self.pool.route(name)
@@ -428,6 +439,21 @@ class Router:
             backends[name] = EngineBackend(name, engine, emit=self._emit)
         return backends
 
+    def _engine(self, name: str) -> EngineStats:
+        kind = type(self.config.engines[name]).__struct_config__.tag
+        node = self._nodes.get(name)
+        if node is not None:
+            health, state = node.engine.health(), node.state.value
+            loaded = node.loaded if state == "loading" else None
+            return EngineStats(name, str(kind), state, node.detail, loaded, node.info, health)
+        state, detail, health = "ready", "", Health()
+        try:
+            health = self._own_engines[name].health()
+        except EngineError as error:
+            state, detail = "failed", error.message
+        info = self._own_info.get(name)
+        return EngineStats(name, str(kind), state, detail, None, info, health)
+
     def _follow(self, backend: str) -> Callable[[bool], None]:
         def on_available(available: bool) -> None:  # noqa: FBT001 - the supervisor's signature
             if available:
@@ -453,13 +479,6 @@ class Router:
                 self._emit(TargetState(target.id, target.state, reason))
                 target.freed(self._clock.now())
 
-    def _emit(self, event: Event) -> None:
-        for listener in self._listeners:
-            try:
-                listener(event)
-            except Exception:  # noqa: BLE001 - a listener must not cost a request
-                _log.exception("a listener failed on %s", type(event).__name__)
-
 
 DRAIN_POLL_S = 0.02
 """Waiting for answers to end is not urgent to the millisecond."""
@@ -478,7 +497,7 @@ def _pricing(price: Price | None) -> Pricing | msgspec.UnsetType:
     return Pricing(*one)
 
 
-def _terms(config: Config, accounts: Accounts, eligible: Eligible) -> Terms:
+def _terms(config: Config, eligible: Eligible) -> Terms:
     clocks = config.timeouts
     limits = Limits(clocks.connect_s, clocks.first_token_s, clocks.idle_s)
     whole = Limits(clocks.connect_s, clocks.answer_s, clocks.idle_s)
@@ -487,7 +506,6 @@ def _terms(config: Config, accounts: Accounts, eligible: Eligible) -> Terms:
         whole,
         config.retry,
         config.recovery,
-        accounts,
         prompt_s_per_1k=clocks.first_token_s_per_1k,
         narrow=eligible.narrow,
     )

@@ -2,14 +2,14 @@
 
 Engines answer chat requests and completions of texts. What they can't do of the older endpoint goes to providers where
 the model has some, and is refused by name where it has none; embeddings are the providers' alone. A field that OpenAI
-doesn't know goes only to providers whose config lets it through (``extra_fields``): a request that has some is served
-by the targets that take all of them, and refused with OpenAI's 400 where there are none.
+doesn't know goes only to engines, which take further samplers, and to providers whose config lets it through
+(``extra_fields``): a request that has some is served by the targets that take all of them, and refused with OpenAI's
+400 where there are none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
+from engines.base import Samplers
 from router.config.schema import Config
 from router.errors import ApiError, invalid_request
 from router.pool import Member, Route
@@ -18,18 +18,26 @@ from router.wire.legacy import CompletionRequest, beyond_engines
 from router.wire.request import Request
 from router.wire.violations import unknown_field
 
+OF_ENGINES = frozenset(Samplers.__struct_fields__)
+"""Fields that OpenAI doesn't know and every engine takes."""
+
 
 class Eligible:
     """The rules of one config."""
 
     def __init__(self, config: Config) -> None:
         self._taken = {name: frozenset(one.extra_fields) for name, one in config.providers.items()}
-        self.extra_fields: frozenset[str] = frozenset().union(*self._taken.values())
-        """Every field that some provider takes."""
+        of_engines: frozenset[str] = OF_ENGINES if config.engines else frozenset()
+        self.extra_fields = of_engines.union(*self._taken.values())
+        """Every field that somebody takes."""
 
     def narrow(self, route: Route, request: Request, body: bytes) -> Route:
         """``route`` with the members that may serve ``request``, decoded from ``body``. Raises ApiError: none may."""
-        _check_limit(request, route.model.max_completion_tokens)
+        cap = route.model.max_completion_tokens
+        if cap is not None:
+            _check_limit(request, cap)
+        if type(request) is ChatRequest:  # it was decoded without a field that OpenAI doesn't know
+            return route
         extra = unknown_fields(request, body)
         if isinstance(request, ChatRequest) and not extra:
             return route
@@ -41,14 +49,15 @@ class Eligible:
         return route if len(members) == len(route.members) else route.only(members)
 
     def _takes(self, member: Member, field: str) -> bool:
-        taken: Collection[str] = self._taken.get(member.target.backend, ())
-        return member.target.kind == "provider" and field in taken
+        if member.target.kind == "engine":
+            return field in OF_ENGINES
+        return field in self._taken.get(member.target.backend, ())
 
 
-def _check_limit(request: Request, cap: int | None) -> None:
-    """A model's own cap on what it writes."""
+def _check_limit(request: Request, cap: int) -> None:
+    """A model's own cap on what it writes. Raises ApiError."""
     asked = request.output_limit
-    if cap is None or asked is None or asked <= cap:
+    if asked is None or asked <= cap:
         return
     param = request.output_limit_name
     message = (

@@ -1,19 +1,23 @@
 """What happened, as data. The dispatcher, the pool and the supervisors say it; metrics and the log listen.
 
-A listener is called synchronously where the event happens, so it must be quick and must not raise; the composition
-(`router.app`) wraps listeners so that one that raises costs no request.
+A listener is called synchronously where the event happens, so it must be quick and should not raise: one that does is
+logged and costs no request. One that heeds a few kinds of events is a `Hearer` and is called with those alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
 import msgspec
 
 from router.errors import FaultKind
 
+_log = logging.getLogger("nenya")
 
-class AttemptDone(msgspec.Struct, frozen=True):
+
+class AttemptDone(msgspec.Struct, frozen=True, gc=False):
     """One attempt at one target is over. Times in seconds."""
 
     model: str
@@ -25,9 +29,10 @@ class AttemptDone(msgspec.Struct, frozen=True):
     """OpenTelemetry's word: ``chat``, ``text_completion`` or ``embeddings``."""
     resource: str | None = None
     """Of a refusal for the provider's limits: the one that was used up, as far as it was told."""
+    request_id: str = ""
 
 
-class RequestDone(msgspec.Struct, frozen=True):
+class RequestDone(msgspec.Struct, frozen=True, gc=False):
     """A request is over, whatever way. Times in seconds, None where it never came so far."""
 
     request_id: str
@@ -59,6 +64,8 @@ class RequestDone(msgspec.Struct, frozen=True):
     """Of the output."""
     operation: str = "chat"
     """OpenTelemetry's word, as in AttemptDone."""
+    trace_id: str | None = None
+    """The trace that its span is in, where somebody traces."""
 
 
 class Recovery(msgspec.Struct, frozen=True):
@@ -146,8 +153,19 @@ class Generated(msgspec.Struct, frozen=True):
     output_tokens: int
 
 
+class Admitted(msgspec.Struct, frozen=True):
+    """A limited key asked, and all its limits admitted the request. The same object for every such request."""
+
+    key_id: str
+    model: str
+    scope: str
+    """Whose limits they are: ``key``."""
+    resources: tuple[str, ...]
+    """What is limited: ``requests``, ``tokens``, ``usd``."""
+
+
 class LimitDecision(msgspec.Struct, frozen=True):
-    """A limited key asked, and was admitted or refused."""
+    """A limited key asked, and was refused."""
 
     key_id: str
     model: str
@@ -156,7 +174,7 @@ class LimitDecision(msgspec.Struct, frozen=True):
     resource: str
     """``requests``, ``tokens`` or ``usd``."""
     outcome: str
-    """``admitted``, ``refused``, or ``too_large``, which no wait mends."""
+    """``refused``, or ``too_large``, which no wait mends."""
 
 
 class UsageLost(msgspec.Struct, frozen=True):
@@ -177,7 +195,47 @@ Event = (
     | TargetState
     | NodeState
     | Generated
+    | Admitted
     | LimitDecision
     | UsageLost
 )
 Listener = Callable[[Event], None]
+
+
+class Hearer:
+    """A listener that hears some kinds of events, each where it belongs."""
+
+    hears: Mapping[type, Callable[[Any], None]]
+    """What is called with the events of a kind; it must be whole before somebody listens."""
+
+    def __call__(self, event: Event) -> None:
+        """Hear ``event``, of whatever kind."""
+        handler = self.hears.get(type(event))
+        if handler is not None:
+            handler(event)
+
+
+class Events:
+    """Hands every event to those who heed its kind, in the order in which they came."""
+
+    __slots__ = ("_heeded",)
+
+    def __init__(self) -> None:
+        self._heeded: dict[type, tuple[Callable[[Any], None], ...]] = dict.fromkeys(
+            get_args(Event), ()
+        )
+
+    def listen(self, listener: Listener) -> None:
+        """Have ``listener`` called with every event from now on, or a Hearer with those that it hears."""
+        every = dict.fromkeys(self._heeded, listener)
+        handlers = listener.hears if isinstance(listener, Hearer) else every
+        for kind, handler in handlers.items():
+            self._heeded[kind] += (handler,)
+
+    def emit(self, event: Event) -> None:
+        """Tell those who heed it."""
+        for handler in self._heeded[type(event)]:
+            try:
+                handler(event)
+            except Exception:  # noqa: BLE001 - a listener must not cost a request
+                _log.exception("a listener failed on %s", type(event).__name__)

@@ -13,18 +13,19 @@ a kill -9 can lose lines, those of the last FLUSH_S at most.
 from __future__ import annotations
 
 import asyncio
-import functools
 import io
 import logging
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TextIO
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
+from typing import Literal, TextIO, get_args
 
 import msgspec
 
 from router.events import (
     AttemptDone,
     Event,
+    Hearer,
     LimitDecision,
     NodeState,
     Recovery,
@@ -40,9 +41,10 @@ _OURS = ("nenya", "router", "engines")
 """Loggers that follow the level; other libraries stay at warnings unless it is debug."""
 _MOST_CHARS = 500
 """Of one value: an upstream's error page must not fill the log."""
-_SHORT_CHARS = 1000
+_SHORT_BYTES = 1000
 """Of a JSON line: one that is longer is looked at value by value, and what is too long in it is cut."""
 _ROUND_DIGITS = 6
+_ROUND = 10.0**_ROUND_DIGITS
 """Of a second: microseconds are the finest that a clock here means."""
 FLUSH_S = 0.1
 """How long a line may wait to be written; who watches a log doesn't notice it."""
@@ -114,6 +116,10 @@ class LineFormatter(logging.Formatter):
         """The line, without its end."""
         raise NotImplementedError
 
+    def write_all(self, lines: Iterable[Line]) -> str:
+        """The lines, with their ends."""
+        return "".join([f"{self.write(line)}\n" for line in lines])
+
 
 class HumanFormatter(LineFormatter):
     """``12:30:01.123 info    request  model=starter status=200``; a traceback follows, indented.
@@ -139,21 +145,58 @@ class JsonFormatter(LineFormatter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._seconds = _Seconds()
+        self._second = -1
+        """That of the last line."""
+        self._begin = b""
+        """What all lines of that second begin with."""
 
     def write(self, line: Line) -> str:
-        """One line; its values are only looked at one by one where something in it must be escaped."""
+        """One line; its values are only looked at one by one where something in it must be escaped or cut."""
+        raw = self._encoded(line)
+        if b"\\" not in raw and len(raw) <= _SHORT_BYTES and (text := raw.decode()).isprintable():
+            return text
+        return _careful(self._values(line))
+
+    def write_all(self, lines: Iterable[Line]) -> str:
+        """All lines; each is only looked at where something in one of them is not plain ASCII, or long."""
+        raws = [self._encoded(line) for line in lines]
+        raw = b"\n".join([*raws, b""])
+        is_plain = (
+            raw.isascii() and b"\\" not in raw and b"\x7f" not in raw
+        )  # what JSON doesn't escape
+        if is_plain and max(map(len, raws), default=0) <= _SHORT_BYTES:
+            return raw.decode()
+        return super().write_all(lines)
+
+    def _encoded(self, line: Line) -> bytes:
+        """The line as JSON. A backslash in it says that something was escaped, or must be."""
+        fields = line.fields
+        try:
+            if not isinstance(fields, msgspec.Struct) or line.traceback:
+                return msgspec.json.encode(self._values(line))
+            ms = int(line.at * 1000)
+            second = ms // 1000
+            if second != self._second:
+                self._second = second
+                self._begin = b'{"time":"%b.' % _second(second).encode()
+            head = _head(line.level, line.logger, line.message)
+            rest = msgspec.json.encode(_rounded(fields))
+            return b'%b%03dZ",%b,%b' % (self._begin, ms % 1000, head, rest[1:])
+        except UnicodeEncodeError:  # a lone surrogate
+            return b"\\"
+
+    def _values(self, line: Line) -> dict[str, Value]:
+        """The line's names and values; the first four keep their place and their value."""
         first: dict[str, Value] = {
-            "time": f"{self._seconds.text(int(line.at))}.{_ms(line.at):03d}Z",
+            "time": f"{_second(int(line.at))}.{_ms(line.at):03d}Z",
             "level": _level(line.level),
             "logger": line.logger,
             "message": line.message,
         }
-        # The first four keep their place and their value.
         whole = {**first, **_shown(line.fields), **first}
         if line.traceback:
             whole["traceback"] = line.traceback
-        return _quick(whole) or _careful(whole)
+        return whole
 
 
 class Lines(logging.Handler):
@@ -165,6 +208,8 @@ class Lines(logging.Handler):
         self._stream = stream
         self._formatter = formatter
         self._held: list[Line] = []
+        self.batch = 0
+        """The number of times that lines were written."""
         self._loop: asyncio.AbstractEventLoop | None = None
         """Which will write what is held."""
 
@@ -188,12 +233,12 @@ class Lines(logging.Handler):
         self.acquire()
         try:
             self._loop = None
-            count = len(self._held)  # another thread may add to it meanwhile
-            texts = [self._formatter.write(line) for line in self._held[:count]]
-            del self._held[:count]
-            if texts:
-                texts.append("")
-                self._stream.write("\n".join(texts))
+            self.batch += 1
+            held = self._held[:]  # another thread may add to it meanwhile
+            text = self._formatter.write_all(held)
+            del self._held[: len(held)]
+            if text:
+                self._stream.write(text)
                 self._stream.flush()
         finally:
             self.release()
@@ -225,39 +270,42 @@ def only_lines(logger: logging.Logger) -> Lines | None:
     return found
 
 
-class _Seconds:
-    """A second's date and time in UTC, written once a second."""
-
-    __slots__ = ("_second", "_text")
-
-    def __init__(self) -> None:
-        self._second = -1
-        self._text = ""
-
-    def text(self, second: int) -> str:
-        """As ISO 8601 wants it."""
-        if second != self._second:
-            self._second = second
-            self._text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return self._text
-
-
-class RequestLog:
+class RequestLog(Hearer):
     """A listener for events: one line per request, failed attempt, and change of a target's or a node's state."""
 
     def __init__(self, logger: logging.Logger = _requests) -> None:
         self._logger = logger
+        self._lines: Lines | None = None
+        """Who takes the lines of requests; looked for with the first of a batch."""
+        self._batch = 0
+        self.hears = {
+            RequestDone: self._request,
+            AttemptDone: self._attempt,
+            LimitDecision: partial(self._write, logging.INFO, "limit"),
+            Recovery: partial(self._write, logging.WARNING, "recovery"),
+            TargetState: partial(self._write, logging.INFO, "target"),
+            NodeState: partial(self._write, logging.INFO, "node"),
+        }
 
-    def __call__(self, event: Event) -> None:
-        """Write the line of ``event``, if it has one and the level wants it."""
-        said = _LINES.get(type(event))
-        if said is None:
-            return
-        level, message = said(event)
+    def _request(self, event: RequestDone) -> None:
+        lines, level = self._lines, logging.INFO if event.status < 500 else logging.WARNING
+        if lines is None or lines.batch != self._batch or level > logging.INFO:
+            self._write(level, "request", event)
+        else:
+            lines.hold(Line(time.time(), level, self._logger.name, "request", event))
+
+    def _attempt(self, event: AttemptDone) -> None:
+        if event.fault is not None:
+            self._write(logging.WARNING, "attempt failed", event)
+
+    def _write(self, level: int, message: str, event: Event) -> None:
+        """Write the line of ``event``, if the level wants it."""
         logger = self._logger
-        if not message or not logger.isEnabledFor(level):
+        if not logger.isEnabledFor(level):
             return
         lines = only_lines(logger)
+        if level == logging.INFO:
+            self._lines, self._batch = lines, 0 if lines is None else lines.batch
         if lines is not None:
             # Not a record: logging's look for files, threads and callers costs more than the line.
             lines.hold(Line(time.time(), level, logger.name, message, event))
@@ -265,27 +313,28 @@ class RequestLog:
             logger.log(level, message, extra={"fields": _shown(event)})
 
 
-def _request(event: RequestDone) -> tuple[int, str]:
-    return (logging.INFO if event.status < 500 else logging.WARNING), "request"
+@cache
+def _head(level: int, logger: str, message: str) -> bytes:
+    """What lines of events have alike, as JSON without its braces."""
+    alike = {"level": _level(level), "logger": logger, "message": message}
+    return msgspec.json.encode(alike)[1:-1]
 
 
-def _attempt(event: AttemptDone) -> tuple[int, str]:
-    return logging.WARNING, "attempt failed" if event.fault is not None else ""
+def _rounded(event: Event) -> Event:
+    changes = {}
+    for name in _seconds_of(type(event)):
+        value = getattr(event, name)
+        if value is not None:
+            changes[name] = (value * _ROUND + 0.5) // 1 / _ROUND  # a third of what round takes
+    return msgspec.structs.replace(event, **changes) if changes else event
 
 
-def _limit(event: LimitDecision) -> tuple[int, str]:
-    return logging.INFO, "" if event.outcome == "admitted" else "limit"
-
-
-_LINES: Mapping[type, Callable[[Any], tuple[int, str]]] = {
-    RequestDone: _request,
-    AttemptDone: _attempt,
-    LimitDecision: _limit,
-    Recovery: lambda _: (logging.WARNING, "recovery"),
-    TargetState: lambda _: (logging.INFO, "target"),
-    NodeState: lambda _: (logging.INFO, "node"),
-}
-"""An event's level and message; no message is no line."""
+@cache
+def _seconds_of(kind: type[Event]) -> tuple[str, ...]:
+    """The fields of an event that hold a fraction."""
+    return tuple(
+        f.name for f in msgspec.structs.fields(kind) if float in (f.type, *get_args(f.type))
+    )
 
 
 def _shown(fields: Event | Mapping[str, Value]) -> Mapping[str, Value]:
@@ -304,23 +353,18 @@ def _shown(fields: Event | Mapping[str, Value]) -> Mapping[str, Value]:
 _PLAIN = frozenset({str, int, bool, type(None)})
 
 
+def _second(second: int) -> str:
+    """A second's date and time in UTC, as ISO 8601 wants it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
 def _ms(at: float) -> int:
     return int(at * 1000) % 1000
 
 
-@functools.cache
+@cache
 def _level(number: int) -> str:
     return logging.getLevelName(number).lower()
-
-
-def _quick(line: Mapping[str, Value]) -> str:
-    """The line as JSON, if nothing in it must be escaped or cut; else empty."""
-    try:
-        text = msgspec.json.encode(line).decode()
-    except UnicodeEncodeError:  # a lone surrogate
-        return ""
-    is_plain = "\\" not in text and text.isprintable()  # JSON escapes with a backslash
-    return text if is_plain and len(text) <= _SHORT_CHARS else ""
 
 
 def _careful(line: Mapping[str, Value]) -> str:

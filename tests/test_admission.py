@@ -441,7 +441,7 @@ async def test_what_was_reserved_is_settled_where_the_line_refuses():
     site.router.stop_waiting()
     await quiet()
     assert refusal(task) == (503, "shutting_down")
-    windows = site.router.accounts._limiter._pairs["batch", "m"]
+    windows = site.router.accounts.pair("batch", "m").windows
     assert all(not window.gcra._holds for window in windows._all)
     while site.gate.held:
         site.gate.let()

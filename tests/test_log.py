@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import get_args
 
 import msgspec
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from router.errors import FaultKind
 from router.events import (
+    Admitted,
     AttemptDone,
     Event,
     LimitDecision,
@@ -70,7 +72,7 @@ def test_a_request_in_json() -> None:
         "first_token_s": 0.05, "input_tokens": 12, "cached_input_tokens": 0, "output_tokens": 34,
         "overhead_s": None, "cost_usd": None, "tokens_estimated": None,
         "burnt_input_tokens": None, "burnt_output_tokens": None, "reasoning_tokens": None,
-        "operation": "chat",
+        "operation": "chat", "trace_id": None,
     }  # fmt: skip
 
 
@@ -106,7 +108,7 @@ def test_lines_of_other_events(event: Event, end: str | None) -> None:
     [
         Retry("gpu0", FaultKind.CONNECT),
         AttemptDone("starter", "gpu0", "local", 0.5, None),
-        LimitDecision("dev", "m", "key", "tokens", "admitted"),
+        Admitted("dev", "m", "key", ("requests", "tokens")),
     ],
 )
 def test_what_has_no_line(event: Event) -> None:
@@ -114,7 +116,7 @@ def test_what_has_no_line(event: Event) -> None:
 
 
 def test_a_level_that_is_off_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("router.log._shown", lambda _: pytest.fail("built a line for nobody"))
+    monkeypatch.setattr("router.log.Line", lambda *_: pytest.fail("built a line for nobody"))
     assert lines(REQUEST, "warning") == []
     assert lines(FAILED, "error") == []
 
@@ -212,6 +214,59 @@ def test_any_text_is_one_plain_line(text: str) -> None:
     line = JsonFormatter().format(record)
     assert json.loads(line)["model"] == plain(text)
     assert line.isprintable()
+
+
+@pytest.mark.parametrize("odd", [EVIL, "\x7f", "é\u2028", "x" * 400, 'a "word"', "é"])
+async def test_an_odd_line_among_plain_ones_changes_none_of_them(odd):
+    """Lines that are written together say what each says alone."""
+    stream = io.StringIO()
+    install("info", "json", stream)
+    log = RequestLog()
+    events = [
+        REQUEST,
+        msgspec.structs.replace(REQUEST, model=odd, key_id=odd, outcome=odd),
+        REQUEST,
+    ]
+    for event in events:
+        log(event)
+    logging.getLogger("nenya").info("said %s", odd)
+    await asyncio.sleep(FLUSH_S * 1.5)
+    written = stream.getvalue()
+    assert written.count("\n") == 4
+    assert all(line.isprintable() for line in written.splitlines())
+    said = [json.loads(line) for line in written.splitlines()]
+    assert [one.get("model") for one in said] == ["starter", plain(odd), "starter", None]
+    assert said[3]["message"] == plain(f"said {odd}")
+    first, second = (msgspec.structs.asdict(event) for event in events[:2])
+    assert list(said[0]) == list(said[1]) == ["time", "level", "logger", "message", *first]
+    assert second["model"] == odd
+    for one in said[:3]:
+        assert one["duration_s"] == 0.123457
+
+
+def test_no_event_has_a_field_that_every_line_has():
+    for kind in get_args(Event):
+        names = {field.name for field in msgspec.structs.fields(kind)}
+        assert names, kind
+        assert not names & {"time", "level", "logger", "message"}, kind
+
+
+async def test_who_takes_lines_is_looked_for_again_after_each_batch(caplog):
+    first, log = io.StringIO(), RequestLog()
+    install("info", "json", first)
+    log(REQUEST)
+    log(REQUEST)
+    await asyncio.sleep(FLUSH_S * 1.5)
+    install("warning", "json", second := io.StringIO())
+    log(REQUEST)
+    log(msgspec.structs.replace(REQUEST, status=502))
+    log(REQUEST)
+    assert first.getvalue().count("\n") == 2
+    assert [json.loads(line)["status"] for line in second.getvalue().splitlines()] == [502]
+    install("info", "json", third := io.StringIO())
+    log(REQUEST)
+    await asyncio.sleep(FLUSH_S * 1.5)
+    assert third.getvalue().count("\n") == 1
 
 
 async def test_lines_of_a_moment_are_written_together():

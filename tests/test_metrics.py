@@ -9,12 +9,13 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
-from engines.base import Health
+from engines.base import EngineInfo, Health
 from router.app import EngineStats, LineStats, RouteStats, Stats, TargetStats
 from router.counters import Spread
 from router.decisions import MATCH_BUCKETS
 from router.errors import FaultKind
 from router.events import (
+    Admitted,
     AttemptDone,
     Fallback,
     Generated,
@@ -144,8 +145,9 @@ def test_costs_decisions_and_lost_records():
     metrics = make()
     metrics(msgspec.structs.replace(DONE, cost_usd=0.25))
     metrics(msgspec.structs.replace(DONE, cost_usd=0.5))
-    for outcome in ("admitted", "admitted", "refused"):
-        metrics(LimitDecision("me", "m", "key", "tokens", outcome))
+    metrics(Admitted("me", "m", "key", ("requests", "tokens")))
+    metrics(Admitted("me", "m", "key", ("tokens",)))
+    metrics(LimitDecision("me", "m", "key", "tokens", "refused"))
     metrics(UsageLost("me"))
     labels = {"scope": "key", "resource": "tokens"}
     assert value(metrics, "nenya_cost_usd_total", model="m", provider="p") == 0.75
@@ -372,12 +374,18 @@ def test_other_operations_and_what_a_model_thought():
     assert value(metrics, "nenya_tokens_total", model="m", provider="p", type="reasoning") == 5
 
 
-ENGINE = EngineStats("e", "ready", "starter", 4096, 1.0, Health(70, 3, 2, 1024, 300))
+def engine(name: str, state: str, **more) -> EngineStats:
+    more = {"loaded": None, "info": None, "health": Health(), **more}
+    return EngineStats(name, "simulated", state, "", **more)
+
+
+INFO = EngineInfo("simulated", "starter", 1024, 4, 4096)
+ENGINE = engine("e", "ready", info=INFO, health=Health(70, 3, 2, 1024, 300))
 LABELS = {"engine": "e", "model_name": "starter"}
 
 
 def test_engines_under_the_names_of_vllm():
-    metrics = make(engines=(ENGINE, EngineStats("f", "loading", loaded=0.25)))
+    metrics = make(engines=(ENGINE, engine("f", "loading", loaded=0.25)))
     metrics(Generated("e", 0.05, 1.05, 100, 64, 21))
     metrics(Generated("e", 0.2, 0.2, 50, 0, 1))
     assert value(metrics, "vllm:num_requests_running", **LABELS) == 3
@@ -394,11 +402,12 @@ def test_engines_under_the_names_of_vllm():
         metrics, "vllm:inter_token_latency_seconds_bucket", **LABELS, le="0.05"
     ) == pytest.approx(20)
     assert value(metrics, "vllm:e2e_request_latency_seconds_sum", **LABELS) == pytest.approx(1.25)
-    assert not [labels for _, labels in samples(metrics) if ("model_name", "") in labels]
+    told = {dict(labels).get("engine") for name, labels in samples(metrics) if "vllm" in name}
+    assert told == {"e"}, "the other was never ready"
 
 
 def test_engines_processes():
-    metrics = make(engines=(ENGINE, EngineStats("f", "loading", loaded=0.25)))
+    metrics = make(engines=(ENGINE, engine("f", "loading", loaded=0.25)))
     for state in ("starting", "loading", "ready", "backoff", "starting", "backoff", "draining"):
         metrics(NodeState("e", state))
     assert value(metrics, "nenya_engine_restarts_total", engine="e") == 2
@@ -406,6 +415,7 @@ def test_engines_processes():
     assert value(metrics, "nenya_engine_state", engine="e", state="ready") == 1
     assert value(metrics, "nenya_engine_state", engine="f", state="ready") == 0
     assert value(metrics, "nenya_engine_loaded_ratio", engine="f") == 0.25
+    assert value(metrics, "nenya_engine_loaded_ratio", engine="e") == 1
     assert value(metrics, "nenya_engine_kv_free_tokens", engine="e") == 3072
     assert value(metrics, "nenya_engine_prefill_remaining_tokens", engine="e") == 300
     assert value(metrics, "nenya_engine_iterations_total", engine="e") == 70

@@ -6,7 +6,7 @@ import asyncio
 import random
 from types import SimpleNamespace
 
-from router.backends.base import Facts, Limits
+from router.backends.base import Facts, Limits, Told
 from router.config.schema import Config, Health, Model, Provider, Retry, Target
 from router.dispatch import Call, Dispatcher, Terms
 from router.eligible import Eligible
@@ -57,6 +57,9 @@ class Pieces:
 
     async def pour(self, sink):
         pass
+
+    def told(self):
+        return Told(self.facts)
 
     def close(self):
         if self.open:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from benchmarks.measure.figures import Pace, paces
 from benchmarks.measure.numbers import Ratio, mann_whitney, quantile, ratio
 from benchmarks.measure.records import UNFINISHED, Record
 from benchmarks.measure.result import Result, Stage, answered, measured
@@ -68,7 +69,8 @@ def pairs(one: Result, other: Result) -> list[tuple[Stage, Stage]]:
     named = {stage.name: stage for stage in other.stages}
     found = [(stage, named[stage.name]) for stage in one.stages if stage.name in named]
     if not found:
-        raise Unlike("no stage of the one has the name of a stage of the other")
+        names = [", ".join(stage.name for stage in result.stages) for result in (one, other)]
+        raise Unlike(f"no stage is in both: {names[0]}; {names[1]}")
     return found
 
 
@@ -90,13 +92,29 @@ def _times(name: str, left: Stage, right: Stage) -> list[Change]:
     return changes
 
 
+def _rates(name: str, left: Stage, right: Stage) -> list[Change]:
+    one, other = left.figures, right.figures
+    enough = min(one.ok, other.ok) >= FEW
+    parts = [_paces(stage) if enough else [] for stage in (left, right)]
+    answers = [[part.answers for part in few] for few in parts]
+    tokens = [[part.tokens for part in few] for few in parts]
+    return [
+        Change(name, "answers", one.achieved_rate, other.achieved_rate, "/s", _mean_ratio(answers)),
+        Change(name, "output", one.output_rate, other.output_rate, "tokens/s", _mean_ratio(tokens)),
+    ]
+
+
+def _paces(stage: Stage) -> list[Pace]:
+    return paces(measured(stage), stage.warmup_s, stage.warmup_s + stage.figures.window_s)
+
+
+def _mean_ratio(samples: Sequence[Sequence[float]]) -> Ratio | None:
+    one, other = samples
+    return ratio(one, other, _mean) if one and other else None
+
+
 def _shares(name: str, left: Stage, right: Stage, slo: Slo) -> list[Change]:
-    changes = [
-        Change(
-            name, "answers", left.figures.achieved_rate, right.figures.achieved_rate, "/s",
-        ),
-        Change(name, "output", left.figures.output_rate, right.figures.output_rate, "tokens/s"),
-    ]  # fmt: skip
+    changes = _rates(name, left, right)
     marks = [
         [float(slo.good(one)) for one in measured(stage) if one.outcome != UNFINISHED]
         for stage in (left, right)

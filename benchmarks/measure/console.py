@@ -9,6 +9,7 @@ from benchmarks.measure.figures import Spread
 from benchmarks.measure.records import UNFINISHED
 from benchmarks.measure.result import Result, Stage
 from benchmarks.measure.slo import shown_time
+from benchmarks.tables import aligned
 
 _HEAD = (
     "stage", "sent/s", "done/s", "good %", "TTFT p50", "p90", "p99", "TPOT p50", "p99", "E2E p50", "p99", "tokens/s",
@@ -121,16 +122,3 @@ def _plain_ratio(change: Change) -> str:
 
 def _shown(value: float, unit: str) -> str:
     return shown_time(value) if unit == "s" else f"{value:.4g} {unit}"
-
-
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns under their names, the first ``left`` of them to the left."""
-    lines = [head, *rows]
-    widths = [max(len(line[at]) for line in lines) for at in range(len(head))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if at < left else cell.rjust(width)
-            for at, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )

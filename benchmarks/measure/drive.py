@@ -129,9 +129,7 @@ class Drive:
             await asyncio.gather(*every, return_exceptions=True)
         if self._crash is not None:
             raise self._crash
-        duration_s = self.stage.duration_s
-        if duration_s is None or self._ended != "done":
-            duration_s = sending_s
+        duration_s = min(sending_s, self.stage.duration_s or sending_s)
         return Ran(
             records=self.records, duration_s=duration_s, ended=self._ended, note=self._note, lags_s=self._lags,
             cpu_share=(time.process_time() - cpu) / elapsed, failures=self._failures,
@@ -162,16 +160,17 @@ class Drive:
         stage = self.stage
         assert stage.dues is not None
         for due, session in zip(stage.dues, stage.sessions, strict=False):
-            if (stage.duration_s is not None and due >= stage.duration_s) or not self._more():
-                break
+            past = stage.duration_s is not None and due >= stage.duration_s
+            if past or not self._more():
+                # The gap behind the last request is part of the rate, too.
+                await asyncio.sleep(min(due, stage.duration_s or due) - self.now())
+                return
             opening = self._writer.opening(session)
             body = self._asking.body(opening, session.turns[0].output_tokens)
             wait_s = due - self.now()
             if wait_s > 0:
                 await asyncio.sleep(wait_s)
             self._start(self._session(session, opening, body, self._record(session, due)))
-        if stage.duration_s is not None and stage.requests is None:
-            await asyncio.sleep(max(0.0, stage.duration_s - self.now()))
 
     async def _closed(self) -> None:
         sessions = iter(self.stage.sessions)

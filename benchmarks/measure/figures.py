@@ -6,6 +6,7 @@ beginning) to the end of sending, so that neither the filling of the server nor 
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import Counter
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from benchmarks.measure.numbers import mean_of
+from benchmarks.measure.numbers import BATCHES, mean_of
 from benchmarks.measure.records import OK, RATE_LIMITED, UNFINISHED, Record
 from benchmarks.measure.slo import Slo
 from benchmarks.simulate.measures import percentile
@@ -53,6 +54,13 @@ class Client(msgspec.Struct, frozen=True):
     """How late the event loop's timers were."""
     cpu_share: float
     """Of one core."""
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How fast answers came; a second."""
+
+    answers: float
+    tokens: float
 
 
 class Figures(msgspec.Struct, kw_only=True):
@@ -118,7 +126,7 @@ def figures(
     output, pieces = sum(one.output_tokens for one in ok), sum(one.pieces for one in ok)
     cached = sum(one.cached_tokens for one in ok)
     achieved = _rate(ok, begin, end)
-    written = math.fsum(one.output_tokens * _share(one, begin, end) for one in due)
+    written = _written(due, begin, end)
     return Figures(
         window_s=window_s,
         requests=len(due),
@@ -147,6 +155,18 @@ def figures(
         e2e=spread([one.e2e_s for one in ok]),
         client=client,
     )
+
+
+def paces(records: Sequence[Record], warmup_s: float, duration_s: float) -> list[Pace]:
+    """How fast answers came in BATCHES consecutive parts of the time that rates are counted in."""
+    ok = [one for one in records if one.outcome == OK]
+    begin, end = _steady(ok, warmup_s, duration_s)
+    width = (end - begin) / BATCHES
+    edges = [begin + number * width for number in range(BATCHES + 1)]
+    return [
+        Pace(_rate(ok, low, high), _written(records, low, high) / max(width, 1e-9))
+        for low, high in itertools.pairwise(edges)
+    ]
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
@@ -212,6 +232,11 @@ def _steady(ok: Sequence[Record], warmup_s: float, duration_s: float) -> tuple[f
 def _rate(ok: Sequence[Record], begin: float, end: float) -> float:
     """Answers a second, each as far as it was written then: whole ones alone would come and go in waves."""
     return math.fsum(_share(one, begin, end) for one in ok) / max(end - begin, 1e-9)
+
+
+def _written(records: Sequence[Record], begin: float, end: float) -> float:
+    """Tokens of answers, and of those that broke off, in a time."""
+    return math.fsum(one.output_tokens * _share(one, begin, end) for one in records)
 
 
 def _share(one: Record, begin: float, end: float) -> float:

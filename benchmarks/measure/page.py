@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from benchmarks.measure.console import answer, remarks
 from benchmarks.measure.figures import Figures, Spread
 from benchmarks.measure.plots import COLOURS, Axis, Mark, Point, Series, plot
@@ -20,6 +22,8 @@ from benchmarks.simulate.measures import percentile
 
 BUCKETS, STEPS = 60, 24
 """Of a timeline: what is seen at a time, and what is counted over one."""
+LEAST_FLIGHT = 0.01
+"""On an axis that has no 0."""
 MOST_CURVES = COLOURS
 """Distributions in one plot; of more stages, evenly many are shown."""
 _STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
@@ -30,10 +34,14 @@ Pick = Callable[[Figures], Spread | None]
 
 def page(results: Sequence[Result]) -> str:
     """The page of one result, or of several side by side."""
+    results = _told_apart(results)
     title = " · ".join(_title(one) for one in results)
     parts = [_head(title), *map(_intro, results)]
-    if sum(len(one.stages) for one in results) > 1:
-        parts.append(_section("Rate and latency", _frontier(results)))
+    measured_ones = [
+        one for one in results if one.kind == "measured"
+    ]  # a simulation's stages are policies
+    if sum(len(one.stages) for one in measured_ones) > 1:
+        parts.append(_section("Rate and latency", _frontier(measured_ones)))
     parts.append(_section("Distributions", _distributions(results)))
     parts.append(
         _section("Over time", "".join(_timelines(one, len(results) > 1) for one in results))
@@ -54,6 +62,15 @@ def _head(title: str) -> str:
 
 def _title(result: Result) -> str:
     return result.label or f"{result.model or result.target} · {result.profile}"
+
+
+def _told_apart(results: Sequence[Result]) -> Sequence[Result]:
+    """``results``, those of one title labelled by their time."""
+    titles = [_title(one) for one in results]
+    return [
+        replace(one, label=f"{title}, {one.made_at}") if titles.count(title) > 1 else one
+        for one, title in zip(results, titles, strict=True)
+    ]
 
 
 def _intro(result: Result) -> str:
@@ -99,14 +116,28 @@ def _tiles(result: Result) -> str:
         f'<div class="tile"><span>{name}</span><b>{escape(value)}</b><small>{escape(more)}</small></div>'
         for name, value, more in tiles
     )
-    which = f'<p class="which">{escape(stage.name)}</p>' if len(result.stages) > 1 else ""
+    why = "the highest rate that meets the objective" if stage.met else "where most was answered"
+    if result.kind == "simulated":
+        why = "the best of the policies"
+    which = f'<p class="which"><b>{escape(stage.name)}</b>, {why}</p>'
+    if len(result.stages) == 1:
+        which = ""
     return f'{which}<div class="tiles">{boxes}</div>'
 
 
 def _best(result: Result) -> Stage:
-    """The stage with the highest rate that meets the objective; else the one that answered most a second."""
-    met = [stage for stage in result.stages if stage.met]
+    """The stage with the highest rate that meets the objective; else the one that answered most a second. Of policies
+    the one with the highest rate, or else the most good requests.
+    """
+    if result.kind == "simulated":
+        return max(result.stages, key=lambda one: (one.rate or 0.0, one.figures.good_share))
+    met = [stage for stage in _open_loop(result.stages) if stage.met]
     return max(met or result.stages, key=lambda stage: stage.figures.achieved_rate)
+
+
+def _open_loop(stages: Sequence[Stage]) -> Sequence[Stage]:
+    """Those whose rate was asked for: a closed loop's is its server's. All where there are no others."""
+    return [stage for stage in stages if stage.rate is not None] or stages
 
 
 def _time(spread: Spread | None, which: int) -> str:
@@ -119,11 +150,11 @@ def _time(spread: Spread | None, which: int) -> str:
 def _frontier(results: Sequence[Result]) -> str:
     """How times, throughput and goodput go with the rate."""
     judged = [one for one in results if one.slo.limits]
-    sent = Axis("requests sent a second", _number, low=0.0)
-    flight = Axis("requests in flight, mean", _number, low=0.0)
     tokens = Axis("output tokens a second", _number, low=0.0)
-    throughput = _each(results, lambda found: (found.concurrency, found.output_rate))
-    good = _each(judged, lambda found: (found.offered_rate, 100 * found.good_share))
+    throughput = _throughput(results)
+    flight = Axis("requests in flight, mean", _number, log=True)
+    good = _goodness(judged, several=len(results) > 1)
+    sent = _rate_axis(good)
     plots = (
         _by_rate(results, "ttft", lambda found: found.ttft),
         _by_rate(results, "tpot", lambda found: found.tpot),
@@ -143,24 +174,53 @@ def _by_rate(results: Sequence[Result], metric: Metric, pick: Pick) -> str:
                 series.append(Series(label, points, which))
             else:
                 series.append(Series(f"{_title(result)} {label}", points, number, which > 0))
-    axes = Axis("answers a second", _number, low=0.0), _time_axis()
+    axes = _rate_axis(series), _time_axis()
     return plot(f"{metric.upper()} by rate", series, axes, _limits(results[0].slo, metric))
 
 
-def _each(results: Sequence[Result], point: Callable[[Figures], Point]) -> list[Series]:
-    """A line for each result, with a point for each stage."""
+def _throughput(results: Sequence[Result]) -> list[Series]:
+    """Tokens a second by requests in flight; open and closed loops apart, as they fill a server differently."""
+    series: list[Series] = []
+    for result in results:
+        loops = {"open loop": True, "closed loop": False}
+        for loop, is_open in loops.items():
+            found = [one.figures for one in result.stages if (one.rate is not None) is is_open]
+            points = sorted((max(one.concurrency, LEAST_FLIGHT), one.output_rate) for one in found)
+            name = f"{_title(result)}, {loop}" if len(results) > 1 else loop
+            if points:
+                series.append(Series(name, points, len(series)))
+    return series
+
+
+def _goodness(results: Sequence[Result], *, several: bool) -> list[Series]:
+    """The share of good requests, by their rate."""
     return [
         Series(
-            _title(result) if len(results) > 1 else "",
-            sorted(point(stage.figures) for stage in result.stages),
+            _title(result) if several else "",
+            sorted(
+                (_sent_rate(one), 100 * one.figures.good_share) for one in _open_loop(result.stages)
+            ),
             number,
         )
         for number, result in enumerate(results)
     ]
 
 
-def _time_axis() -> Axis:
-    return Axis("", shown_time, log=True)
+def _rate_axis(series: Sequence[Series]) -> Axis:
+    """From 0 on, unless that would leave half of it empty."""
+    rates = [at for one in series for at, _ in one.points] or [0.0]
+    return Axis("requests a second", _number, low=None if min(rates) > max(rates) / 2 else 0.0)
+
+
+def _time_axis(low: float | None = None) -> Axis:
+    return Axis("", _round_time, log=True, low=low)
+
+
+def _round_time(seconds: float) -> str:
+    """A round time with its unit: ``200 µs``, ``30 ms``, ``1 s``."""
+    units = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+    unit, size = next((one for one in units if seconds >= 0.999 * one[1]), units[-1])
+    return f"{seconds / size:.3g} {unit}"
 
 
 def _percent(label: str) -> Axis:
@@ -168,13 +228,20 @@ def _percent(label: str) -> Axis:
 
 
 def _points(result: Result, pick: Pick, which: int) -> list[Point]:
+    """By the rate that was sent: a saturated server may answer fewer of more."""
     found = []
-    for stage in result.stages:
+    for stage in _open_loop(result.stages):
         spread = pick(stage.figures)
         if spread is not None:
             value = (spread.p50, spread.p90, spread.p99)[which]
-            found.append((stage.figures.achieved_rate, max(value, 1e-6)))
+            found.append((_sent_rate(stage), max(value, 1e-6)))
     return sorted(found)
+
+
+def _sent_rate(stage: Stage) -> float:
+    """Requests a second. A closed loop's first ones, which all come at once, are no part of its rate."""
+    found = stage.figures
+    return found.offered_rate if stage.rate is not None else found.achieved_rate
 
 
 def _limits(slo: Slo, metric: Metric, *, upright: bool = False) -> list[Mark]:
@@ -198,7 +265,9 @@ def _distributions(results: Sequence[Result]) -> str:
             found = sorted(v for v in map(value, answered(stage)) if v is not None)
             series.append(Series(name, _cdf(found), number, dots=False))
         limits = _limits(results[0].slo, metric, upright=True)
-        axes = _time_axis(), _percent("% of answers")
+        # What comes in one segment has no time between its tokens: some such must not stretch the axis by decades.
+        low = min((one.points[len(one.points) // 50][0] for one in series if one.points), default=1)
+        axes = _time_axis(low), _percent("% of answers")
         plots.append(plot(metric.upper(), series, axes, limits, narrow=True))
     return f'<div class="plots three">{"".join(plots)}</div>'
 
@@ -276,7 +345,8 @@ def _rates(ordered: Sequence[float], span: float) -> list[Point]:
     """Events a second, as steps."""
     width = span / STEPS
     edges = [bisect_left(ordered, at * width) for at in range(STEPS)] + [len(ordered)]
-    return [(at * width, (edges[at + 1] - edges[at]) / width) for at in range(STEPS)]
+    found = [(at * width, (edges[at + 1] - edges[at]) / width) for at in range(STEPS)]
+    return [*found, (span, found[-1][1])]
 
 
 def _number(value: float) -> str:

@@ -14,7 +14,7 @@ import msgspec
 
 WIDE, NARROW, HEIGHT = 520, 380, 300
 """Two or three plots beside each other: letters then have the same size."""
-LEFT, RIGHT, TOP, BOTTOM = 62, 24, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 62, 24, 22, 44
 COLOURS = 8
 TICKS = 6
 """At most so many on an axis, about."""
@@ -75,6 +75,8 @@ class _Scale:
         else:
             high = high if high > low else low + 1
             self.ticks = ticks(low, high)
+            if axis.low is None:
+                low = min(low, self.ticks[0])
             if axis.high is None:
                 high = max(high, self.ticks[-1])
         self._low, self._high = self._on(low), self._on(high)
@@ -103,7 +105,7 @@ def ticks(low: float, high: float) -> list[float]:
 def log_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 of each power of ten, fewer over many powers."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    times = (1, 2, 5) if last - first <= 2 else (1, 3) if last - first <= 3 else (1,)
+    times = (1, 2, 5) if last - first <= 1 else (1, 3) if last - first <= 3 else (1,)
     every = [time * 10.0**power for power in range(first - 1, last + 1) for time in times]
     begin = max((at for at, tick in enumerate(every) if tick <= low * 1.0001), default=0)
     end = min(
@@ -177,9 +179,11 @@ def _mark(mark: Mark, across: _Scale, up: _Scale, right: int) -> list[str]:
         return []
     at = scale(mark.value)
     if mark.upright:
+        # Above the plot, where no line is; on the side with more room.
+        side = "tick marked" if at < (LEFT + right) / 2 else "tick y marked"
         return [
             f'<path class="mark" d="M{at:.1f} {TOP}V{bottom}"/>',
-            f'<text x="{at - 4:.1f}" y="{bottom - 8}" class="tick y marked">{escape(mark.label)}</text>',
+            f'<text x="{at:.1f}" y="{TOP - 7}" class="{side}">{escape(mark.label)}</text>',
         ]
     return [
         f'<path class="mark" d="M{LEFT} {at:.1f}H{right}"/>',

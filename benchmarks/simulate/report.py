@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import msgspec
 
 from benchmarks.simulate.compare import Plan, Row
 from benchmarks.simulate.measures import Interval
 from benchmarks.simulate.replicas import Replicas
+from benchmarks.tables import aligned
 
-_HEAD = ("policy", "req/s", "goodput %", "TTFT p50 s", "TTFT p99 s", "TPOT p99 ms", "cached %")
+
+class Column(msgspec.Struct, frozen=True):
+    """One figure of every row."""
+
+    name: str
+    field: str
+    """Of the row: an Interval."""
+    scale: float
+    """From the figure's own unit to the name's."""
+    digits: int
+    """Behind the point."""
+
+
+_COLUMNS = (
+    Column("req/s", "rate", 1, 2),
+    Column("goodput %", "goodput", 100, 1),
+    Column("TTFT p50 s", "ttft_p50_s", 1, 2),
+    Column("TTFT p99 s", "ttft_p99_s", 1, 1),
+    Column("TPOT p99 ms", "tpot_p99_s", 1000, 0),
+    Column("cached %", "cached_share", 100, 1),
+)
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -49,7 +71,7 @@ def report(plan: Plan, rows: list[Row]) -> Report:
 def table(done: Report) -> str:
     """A heading and one line a policy, the best first; ± is half a 95 % interval over seeds."""
     best = sorted(done.rows, key=_rank, reverse=True)
-    text = aligned([_HEAD, *map(_cells, best)])
+    text = by_policy(best, _COLUMNS)
     speeds = ", ".join(f"{speed:g}" for speed in done.speeds)
     what = "highest rate with 90 % served well" if done.search else "at one rate"
     heading = (
@@ -65,20 +87,25 @@ def _rank(row: Row) -> tuple[float, float]:
     return row.rate.mean, row.goodput.mean
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    return (
-        row.policy,
-        shown(row.rate, 1, 2),
-        shown(row.goodput, 100, 1),
-        shown(row.ttft_p50_s, 1, 2),
-        shown(row.ttft_p99_s, 1, 1),
-        shown(row.tpot_p99_s, 1000, 0),
-        shown(row.cached_share, 100, 1),
-    )
+class Compared(Protocol):
+    """A row: a policy, and fields that are figures."""
+
+    @property
+    def policy(self) -> str:
+        """Its name."""
 
 
-def shown(value: Interval, scale: float, digits: int) -> str:
+def by_policy(rows: Iterable[Compared], columns: Sequence[Column]) -> str:
+    """A line for each of ``rows``: its policy and its figures."""
+    cells = [
+        (row.policy, *(_shown(getattr(row, one.field), one) for one in columns)) for row in rows
+    ]
+    return aligned(("policy", *(one.name for one in columns)), cells)
+
+
+def _shown(value: Interval, column: Column) -> str:
     """A mean, and half its interval if it has one."""
+    scale, digits = column.scale, column.digits
     half = f" ±{value.half * scale:.{digits}f}" if value.half else ""
     return f"{value.mean * scale:.{digits}f}{half}"
 
@@ -89,14 +116,3 @@ def told(replicas: Replicas) -> str:
         return ""
     how = f"told of each other every {1000 * replicas.sync_s:g} ms" if replicas.sync_s else "apart"
     return f"; {replicas.count} routers, {how}"
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """A table: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rows = (
-        [line[0].ljust(widths[0])]
-        + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        for line in lines
-    )
-    return "\n".join("  ".join(row).rstrip() for row in rows)

@@ -10,11 +10,18 @@ from msgspec import Struct
 from benchmarks.simulate.load import Load
 from benchmarks.simulate.measures import Interval, interval, percentile
 from benchmarks.simulate.provider import MINUTE_S
-from benchmarks.simulate.report import aligned, shown, told
+from benchmarks.simulate.report import Column, by_policy, told
 from benchmarks.simulate.upstream import Accounts, Outcome, simulate
 from router.config.schema import Policy
 
-_HEAD = ("policy", "429 a request", "wait s", "wait p99 s", "TTFT p50 s", "TTFT p99 s", "failed %")
+_COLUMNS = (
+    Column("429 a request", "refusals", 1, 4),
+    Column("wait s", "wait_s", 1, 2),
+    Column("wait p99 s", "wait_p99_s", 1, 1),
+    Column("TTFT p50 s", "ttft_p50_s", 1, 2),
+    Column("TTFT p99 s", "ttft_p99_s", 1, 1),
+    Column("failed %", "failed", 100, 2),
+)
 NEVER = float("inf")
 
 
@@ -107,17 +114,5 @@ def upstream_table(done: UpstreamReport) -> str:
         f"{done.load}: {done.requests} requests at {done.rate:.2f}/s; seeds {', '.join(map(str, done.seeds))}\n"
         f"{len(fleet.accounts)} accounts, each limit kept over {fleet.accounts[0].burst_s:g} s: {limits}\n"
         f"heeded: {fleet.heeds}; sizes known within {100 * fleet.size_error:g} %, counted as {fleet.counts}"
-        f"{told(fleet.replicas)}\n\n{aligned([_HEAD, *map(_cells, best)])}"
-    )
-
-
-def _cells(row: UpstreamRow) -> tuple[str, ...]:
-    return (
-        row.policy,
-        shown(row.refusals, 1, 4),
-        shown(row.wait_s, 1, 2),
-        shown(row.wait_p99_s, 1, 1),
-        shown(row.ttft_p50_s, 1, 2),
-        shown(row.ttft_p99_s, 1, 1),
-        shown(row.failed, 100, 2),
+        f"{told(fleet.replicas)}\n\n{by_policy(best, _COLUMNS)}"
     )

@@ -1,29 +1,42 @@
-"""What a model needs of a GPU's memory, estimated before anything is loaded, and what to change where it doesn't fit.
+"""What a model needs of GPUs' memory, known before anything is loaded, and what to change where it doesn't fit.
 
-The weights but for the embedding, the cache, one layer's worth of plain cache beside a quantised one, the library's
-scratch space, and what CUDA takes for itself. Weights and cache are exact; the rest is a margin.
+The weights, but for an embedding that stays in the machine's own memory; the cache, and one layer's worth of plain
+cache beside a quantised one, on each GPU. These are exact: what doesn't hold them is refused. The rest is the library's
+own arithmetic where it has one (its scratch space, what it keeps free while it loads), and a margin for what CUDA takes
+for itself: where only that is lacking it is tried, for a margin is no reason to refuse a model that may fit.
+
+Source: https://github.com/turboderp-org/exllamav2 at 0.3.2: cache.py, model.py (load_autosplit_gen),
+``scratch_space_fixed`` of linear.py, attn.py and mlp.py
 """
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, get_args
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from engines.base import EngineError
 from engines.exl2.folder import ModelFolder
-from engines.specs import CacheFormat, ExLlamaV2Spec
+from engines.gpus import NoAnswer, gpus
+from engines.specs import CacheFormat, ExLlamaSpec
 
 PAGE_TOKENS = 256
 """Of the generator's pages; a cache is a whole number of them."""
 
-GIB = 1 << 30
+STEP_TOKENS = 8
+"""Of one request in one step, guesses counted: the library's own ``max_q_size``."""
+
+MIB, GIB = 1 << 20, 1 << 30
 CUDA_BYTES = GIB // 2
 """A CUDA context with torch's kernels, on each GPU; 0.3 to 0.6 GiB from one version to the next."""
 
-SCRATCH_BYTES = GIB // 2
-"""For a quantised model the library dequantises up to 512 Mi elements at a time, in pieces; half a GiB stays."""
+LOADING_BYTES = (192 + 256) * MIB
+"""What the library keeps free on a GPU while it loads onto it; attention and the sampler have it afterwards."""
+
+MAX_DEQUANTIZED = 512 * 1024 * 1024
+"""Elements that it makes plain at a time; room for them stays, where weights are quantised."""
 
 CACHE_BYTES: dict[CacheFormat, float] = {
     "fp16": 4.0,
@@ -33,6 +46,9 @@ CACHE_BYTES: dict[CacheFormat, float] = {
 }
 """Of one element's key and value together; quantised ones have a half-precision scale for each 32 elements."""
 
+LEAST_TOKENS = 2048
+"""A smaller cache serves nobody; it isn't advised."""
+
 
 class Estimate(Struct, frozen=True):
     """Bytes, over all GPUs together."""
@@ -40,74 +56,163 @@ class Estimate(Struct, frozen=True):
     weights: int
     cache: int
     beside: int
+    """Scratch space, a step's states, and the margin."""
+
+    @property
+    def sure(self) -> int:
+        """What it takes at the very least."""
+        return self.weights + self.cache
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.cache + self.beside
+        return self.sure + self.beside
 
 
-def cache_bytes(folder: ModelFolder, tokens: int, form: CacheFormat) -> int:
-    """Return what the keys and values of so many tokens take."""
-    elements = folder.kv_heads * folder.head_dim
-    plain = 0 if form == "fp16" else int(CACHE_BYTES["fp16"] * elements) * tokens
-    return int(folder.layers * elements * CACHE_BYTES[form]) * tokens + plain
+Room = Literal["fits", "tight", "too big"]
+"""``tight``: weights and cache have room, what is needed beside them perhaps not."""
+
+
+class Verdict(Struct, frozen=True):
+    """Whether a model fits into what is free."""
+
+    room: Room
+    needed: Estimate
+    free: int
+    advice: str = ""
+    """What to change; empty where it fits."""
+
+
+def token_bytes(folder: ModelFolder, form: CacheFormat) -> int:
+    """What a token's keys and values take in all layers."""
+    return int(folder.layers * folder.kv_heads * folder.head_dim * CACHE_BYTES[form])
+
+
+def cache_bytes(folder: ModelFolder, tokens: int, form: CacheFormat, gpus: int = 1) -> int:
+    """What the keys and values of so many tokens take, with the plain layer beside a quantised cache."""
+    plain = 0 if form == "fp16" else int(CACHE_BYTES["fp16"]) * folder.kv_heads * folder.head_dim
+    return (token_bytes(folder, form) + gpus * plain) * tokens
+
+
+def scratch_bytes(folder: ModelFolder, rows: int) -> int:
+    """The library's fixed scratch space on one GPU, for forward passes of so many tokens; plain weights need none."""
+    if folder.format == "fp16":
+        return 0
+    wide = max(folder.hidden, folder.intermediate)
+    head = 2 * min(folder.hidden * folder.vocabulary, MAX_DEQUANTIZED)
+    block = 2 * min(folder.hidden * wide, MAX_DEQUANTIZED) + 2 * rows * (folder.hidden + 2 * wide)
+    return max(head, block)
 
 
 def pages_of(tokens: int) -> int:
-    """Return how many pages hold so many tokens."""
+    """How many pages hold so many tokens."""
     return -(-tokens // PAGE_TOKENS)
 
 
-def estimate(
-    folder: ModelFolder, spec: ExLlamaV2Spec, draft: ModelFolder | None = None
-) -> Estimate:
-    """Return what ``spec`` takes."""
+def estimate(folder: ModelFolder, spec: ExLlamaSpec, draft: ModelFolder | None = None) -> Estimate:
+    """What ``spec`` takes."""
     tokens = pages_of(spec.cache_tokens) * PAGE_TOKENS
-    weights = folder.weight_bytes - folder.embedding_bytes
-    cache = cache_bytes(folder, tokens, spec.cache)
-    if draft is not None:
-        weights += draft.weight_bytes - draft.embedding_bytes
-        cache += cache_bytes(draft, tokens, spec.cache)
-    rows = max(spec.prefill_chunk_tokens, 8 * spec.slots)
-    states = 2 * rows * (8 * folder.hidden + folder.vocabulary // 8)
-    return Estimate(weights, cache, len(spec.gpus) * (CUDA_BYTES + SCRATCH_BYTES) + states)
+    count = len(spec.gpus)
+    rows = max(pages_of(spec.prefill_chunk_tokens) * PAGE_TOKENS, STEP_TOKENS * spec.slots)
+    weights = cache = beside = 0
+    for one in (folder, draft):
+        if one is not None:
+            weights += one.gpu_bytes
+            cache += cache_bytes(one, tokens, spec.cache, count)
+            angles = 4 * one.head_dim * min(one.context_tokens, tokens)
+            beside += count * (scratch_bytes(one, rows) + angles)
+    states = 2 * rows * (folder.vocabulary + 8 * folder.hidden + 2 * folder.intermediate)
+    return Estimate(weights, cache, beside + count * (CUDA_BYTES + LOADING_BYTES) + states)
 
 
-def most_cache_tokens(folder: ModelFolder, spec: ExLlamaV2Spec, free: int) -> int:
-    """Return the largest ``cache_tokens`` that leaves the model room in ``free`` bytes; 0 for none."""
-    bare = estimate(folder, replace(spec, cache_tokens=PAGE_TOKENS))
-    one_page = cache_bytes(folder, PAGE_TOKENS, spec.cache)
-    left = free - bare.weights - bare.beside
-    return max(0, left // one_page) * PAGE_TOKENS
+def most_cache_tokens(
+    folder: ModelFolder, spec: ExLlamaSpec, free: int, draft: ModelFolder | None = None
+) -> int:
+    """The largest ``cache_tokens`` that fits into ``free`` bytes beside the model; 0 for none."""
+    one, two = (
+        estimate(folder, replace(spec, cache_tokens=pages * PAGE_TOKENS), draft).total
+        for pages in (1, 2)
+    )
+    if one == two:  # of a model that doesn't say its sizes
+        return 0
+    return max(0, (free - one) // (two - one) + 1) * PAGE_TOKENS
 
 
-def advice(folder: ModelFolder, spec: ExLlamaV2Spec, free: int) -> str:
-    """Return what to change so that it fits into ``free`` bytes; empty where it fits."""
-    needed = estimate(folder, spec).total
-    if needed <= free:
+def judge(
+    folder: ModelFolder, spec: ExLlamaSpec, free: int, draft: ModelFolder | None = None
+) -> Verdict:
+    """Whether it fits into ``free`` bytes, those of all its GPUs together, and what to change where it doesn't."""
+    needed = estimate(folder, spec, draft)
+    if needed.total <= free:
+        return Verdict("fits", needed, free)
+    said = f"it needs about {gib(needed.total)} and {gib(free)} are free"
+    ways = list(_ways(folder, spec, free, draft))
+    ways = ways or ["add a GPU to `gpus`, or take a model with fewer bits"]
+    room: Room = "tight" if needed.sure <= free else "too big"
+    return Verdict(room, needed, free, f"{said}: {', or '.join(ways)}")
+
+
+def _ways(
+    folder: ModelFolder, spec: ExLlamaSpec, free: int, draft: ModelFolder | None
+) -> Iterator[str]:
+    """What to set, the least loss first."""
+    smaller = get_args(CacheFormat)[get_args(CacheFormat).index(spec.cache) + 1 :]
+    most = {
+        form: most_cache_tokens(folder, replace(spec, cache=form), free, draft)
+        for form in (spec.cache, *smaller)
+    }
+    enough = next((form for form in smaller if most[form] >= spec.cache_tokens), None)
+    if enough is not None:
+        yield f"set `cache: {enough}`"
+    if most[spec.cache] >= LEAST_TOKENS:
+        yield f"set `cache_tokens: {most[spec.cache]}`"
+    elif enough is None and most["q4"] >= LEAST_TOKENS:
+        yield f"set `cache: q4` and `cache_tokens: {most['q4']}`"
+
+
+def demand_room(
+    folder: ModelFolder, spec: ExLlamaSpec, free: int | None, draft: ModelFolder | None = None
+) -> str:
+    """A warning where it is tight, else nothing. Raises EngineError("invalid") where it can't fit.
+
+    ``free`` None: nobody knows, so nothing is said.
+    """
+    if free is None:
         return ""
-    said = f"it needs about {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB are free"
-    forms: list[CacheFormat] = ["fp16", "q8", "q6", "q4"]
-    for form in forms[forms.index(spec.cache) :]:
-        tokens = most_cache_tokens(folder, replace(spec, cache=form), free)
-        if tokens >= min(spec.cache_tokens, folder.context_tokens or spec.cache_tokens):
-            return f"{said}: set `cache: {form}`"
-        if tokens >= 2048 and form == "q4":
-            return f"{said}: set `cache: q4` and `cache_tokens: {tokens}`"
-    return f"{said}: add a GPU to `gpus`, or take a model with fewer bits"
+    verdict = judge(folder, spec, free, draft)
+    if verdict.room == "too big":
+        raise EngineError("invalid", f"{folder.name} doesn't fit: {verdict.advice}")
+    return f"{folder.name} may not fit: {verdict.advice}" if verdict.room == "tight" else ""
 
 
-def free_bytes(gpus: tuple[int, ...]) -> int | None:
-    """Return what is free on these GPUs, by nvidia-smi; None where nobody says."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return None
-    command = [tool, "--query-gpu=index,memory.free", "--format=csv,noheader,nounits"]
+def enough_gpus(
+    folder: ModelFolder,
+    spec: ExLlamaSpec,
+    free: Mapping[int, int],
+    draft: ModelFolder | None = None,
+) -> tuple[int, ...] | None:
+    """The fewest of the GPUs in ``free`` (bytes by index) that hold it together; None where all are too few."""
+    roomy = sorted(free, key=lambda index: (-free[index], index))
+    for count in range(1, len(roomy) + 1):
+        chosen: Sequence[int] = sorted(roomy[:count])
+        there = sum(free[index] for index in chosen)
+        if estimate(folder, replace(spec, gpus=tuple(chosen)), draft).total <= there:
+            return tuple(chosen)
+    return None
+
+
+def free_bytes(wanted: Sequence[int]) -> int | None:
+    """What is free on these GPUs, by the driver; None where nobody says."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603 - the driver's tool
-        rows = [line.split(",") for line in done.stdout.splitlines()]
-        free = {int(index): int(mib) << 20 for index, mib in rows}
-    except (OSError, ValueError, subprocess.SubprocessError):
+        found = gpus()
+    except NoAnswer:
         return None
-    return sum(free.get(gpu, 0) for gpu in gpus)
+    if found is None:
+        return None
+    free = {gpu.index: gpu.free_bytes for gpu in found}
+    return sum(free.get(index, 0) for index in wanted)
+
+
+def gib(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / GIB:.1f} GiB"

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from msgspec import Struct
 from torch.nn import functional
 
 NO_SDPA = "EXLLAMA_NO_SDPA"
@@ -35,137 +36,141 @@ class Unsafe(RuntimeError):  # noqa: N818 - the name says the state
     """Attention would be wrong; nothing may be computed."""
 
 
-def _append(k: Any, v: Any, k_cache: Any, v_cache: Any, lengths: Any, table: Any) -> Any:
-    """Put new keys and values into their pages; returns each row's length with them."""
-    if k is None:
-        return lengths
-    size, count = k_cache.shape[1], k.shape[1]
-    at = lengths.long()[:, None] + torch.arange(count, device=k.device)
-    page = table.long().gather(1, at // size)
-    k_cache[page, at % size] = k
-    v_cache[page, at % size] = v
-    return lengths + count
+class Paged(Struct, frozen=True):
+    """What is to be attended to: new queries, and pages that hold everything up to them."""
+
+    q: Any
+    """(rows, new tokens, heads, dim)"""
+    k_cache: Any
+    """(pages, tokens of a page, heads of keys, dim)"""
+    v_cache: Any
+    table: Any
+    """Each row's pages, in their order."""
+    totals: Any
+    """Each row's tokens, the new ones included."""
+    causal: bool
+    scale: float | None
+    window: int | None
+    """How far back a query sees; None is all the way."""
+    softcap: float
+
+    @property
+    def span(self) -> int:
+        """Tokens that a row's pages hold."""
+        return int(self.table.shape[1] * self.k_cache.shape[1])
+
+    def copied(self) -> tuple[Any, Any]:
+        """Return keys and values of each row, copied out of its pages: (rows, span, heads of keys, dim)."""
+        pages = self.table.long()
+        return self.k_cache[pages].flatten(1, 2), self.v_cache[pages].flatten(1, 2)
 
 
-def masked(  # noqa: PLR0913 - flash-attn's signature
-    q: Any,
-    k_cache: Any,
-    v_cache: Any,
-    k: Any = None,
-    v: Any = None,
-    *,
-    cache_seqlens: Any,
-    block_table: Any,
-    causal: bool = True,
-    softmax_scale: float | None = None,
-    window_size: tuple[int, int] = UNLIMITED,
-    softcap: float = 0.0,
-) -> Any:
+def _like_flash_attn(attend: Callable[[Paged], Any]) -> Attention:
+    """Return ``attend`` as the library calls it: with flash-attn's signature, the new keys and values not yet there."""
+
+    def attention(  # noqa: PLR0913 - flash-attn's signature
+        q: Any,
+        k_cache: Any,
+        v_cache: Any,
+        k: Any = None,
+        v: Any = None,
+        *,
+        cache_seqlens: Any,
+        block_table: Any,
+        causal: bool = True,
+        softmax_scale: float | None = None,
+        window_size: tuple[int | None, int | None] = UNLIMITED,
+        softcap: float = 0.0,
+    ) -> Any:
+        totals = cache_seqlens
+        if k is not None:
+            size, count = k_cache.shape[1], k.shape[1]
+            at = totals.long()[:, None] + torch.arange(count, device=k.device)
+            page = block_table.long().gather(1, at // size)
+            k_cache[page, at % size] = k
+            v_cache[page, at % size] = v
+            totals = totals + count
+        back = window_size[0]
+        window = None if back is None or back < 0 else back
+        return attend(
+            Paged(q, k_cache, v_cache, block_table, totals, causal, softmax_scale, window, softcap)
+        )
+
+    attention.__name__ = attend.__name__.lstrip("_")
+    attention.__doc__ = attend.__doc__
+    return attention
+
+
+def _masked(paged: Paged) -> Any:
     """Attend by torch's SDPA under a mask, on any device. Copies the pages that the batch uses."""
-    rows, count, heads, dim = q.shape
-    size, kv_heads = k_cache.shape[1], k_cache.shape[2]
-    total = _append(k, v, k_cache, v_cache, cache_seqlens, block_table).long()
-    span = block_table.shape[1] * size
-    pages = block_table.long()
-    keys = k_cache[pages].view(rows, span, kv_heads, dim).transpose(1, 2)
-    values = v_cache[pages].view(rows, span, kv_heads, dim).transpose(1, 2)
-    there = torch.arange(span, device=q.device)
-    here = (total[:, None] - count + torch.arange(count, device=q.device))[..., None]
-    seen = there <= here if causal else (there < total[:, None, None]).expand(rows, count, span)
-    if window_size[0] is not None and window_size[0] >= 0:
-        seen = seen & (there >= here - window_size[0])
+    q, totals = paged.q, paged.totals.long()
+    count, heads, dim = q.shape[1:]
+    keys, values = (copy.transpose(1, 2) for copy in paged.copied())
+    group = heads // keys.shape[1]
+    there = torch.arange(paged.span, device=q.device)
+    here = (totals[:, None] - count + torch.arange(count, device=q.device))[..., None]
+    last = here if paged.causal else totals[:, None, None] - 1
+    seen = (there <= last).expand(-1, count, -1)
+    if paged.window is not None:
+        seen = seen & (there >= here - paged.window)
     seen = seen[:, None]
     # Pages hold whatever was there before, NaN perhaps, which no weight of zero makes harmless.
-    beyond = (there >= total[:, None])[:, None, :, None]
+    beyond = (there >= totals[:, None])[:, None, :, None]
     keys, values = keys.masked_fill(beyond, 0), values.masked_fill(beyond, 0)
     queries = q.transpose(1, 2)
-    if softcap:
-        scale = dim**-0.5 if softmax_scale is None else softmax_scale
-        keys = keys.repeat_interleave(heads // kv_heads, 1)
-        values = values.repeat_interleave(heads // kv_heads, 1)
+    if paged.softcap:
+        scale = dim**-0.5 if paged.scale is None else paged.scale
+        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
         scores = (queries.float() @ keys.transpose(-1, -2).float()) * scale
-        scores = (torch.tanh(scores / softcap) * softcap).masked_fill(~seen, float("-inf"))
-        mixed = scores.softmax(-1).to(q.dtype) @ values
+        capped = torch.tanh(scores / paged.softcap) * paged.softcap
+        mixed = capped.masked_fill(~seen, float("-inf")).softmax(-1).to(q.dtype) @ values
     else:
         mixed = functional.scaled_dot_product_attention(
-            queries, keys, values, seen, scale=softmax_scale, enable_gqa=heads != kv_heads
+            queries, keys, values, seen, scale=paged.scale, enable_gqa=group > 1
         )
     return mixed.transpose(1, 2).contiguous()
 
 
-def gathered(  # noqa: PLR0913 - flash-attn's signature
-    q: Any,
-    k_cache: Any,
-    v_cache: Any,
-    k: Any = None,
-    v: Any = None,
-    *,
-    cache_seqlens: Any,
-    block_table: Any,
-    causal: bool = True,
-    softmax_scale: float | None = None,
-    window_size: tuple[int, int] = UNLIMITED,
-    softcap: float = 0.0,
-) -> Any:
+def _gathered(paged: Paged) -> Any:
     """Attend by torch's own FlashAttention kernel over copied pages; CUDA only, no mask, no wait for the GPU."""
-    if softcap:
-        return masked(
-            q, k_cache, v_cache, k, v, cache_seqlens=cache_seqlens, block_table=block_table,
-            causal=causal, softmax_scale=softmax_scale, window_size=window_size, softcap=softcap,
-        )  # fmt: skip
-    rows, count, heads, dim = q.shape
-    size, kv_heads = k_cache.shape[1], k_cache.shape[2]
-    total = _append(k, v, k_cache, v_cache, cache_seqlens, block_table).int()
-    span = block_table.shape[1] * size
-    pages = block_table.long()
-    keys = k_cache[pages].view(rows * span, kv_heads, dim)
-    values = v_cache[pages].view(rows * span, kv_heads, dim)
+    if paged.softcap:
+        return _masked(paged)
+    q, span = paged.q, paged.span
+    rows, count = q.shape[:2]
+    keys, values = paged.copied()
+    limits = {}
+    if paged.window is not None:
+        limits = {"window_size_left": paged.window, "window_size_right": 0}
     starts = {"device": q.device, "dtype": torch.int32}
-    window = {}
-    if window_size[0] is not None and window_size[0] >= 0:
-        window = {"window_size_left": window_size[0], "window_size_right": 0}
     mixed = torch.ops.aten._flash_attention_forward(  # noqa: SLF001 - the only name it has
-        q.reshape(rows * count, heads, dim), keys, values,
+        q.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1),
         torch.arange(0, (rows + 1) * count, count, **starts),
         torch.arange(0, (rows + 1) * span, span, **starts),
-        count, span, 0.0, causal, False,  # noqa: FBT003 - torch's signature
-        scale=softmax_scale, seqused_k=total, **window,
+        count, span, 0.0, paged.causal, False,  # noqa: FBT003 - torch's signature
+        scale=paged.scale, seqused_k=paged.totals.int(), **limits,
     )[0]  # fmt: skip
-    return mixed.view(rows, count, heads, dim)
+    return mixed.view(q.shape)
 
 
-def by_table(  # noqa: PLR0913 - flash-attn's signature
-    q: Any,
-    k_cache: Any,
-    v_cache: Any,
-    k: Any = None,
-    v: Any = None,
-    *,
-    cache_seqlens: Any,
-    block_table: Any,
-    causal: bool = True,
-    softmax_scale: float | None = None,
-    window_size: tuple[int, int] = UNLIMITED,
-    softcap: float = 0.0,
-) -> Any:
+def _by_table(paged: Paged) -> Any:
     """Attend by torch's ``varlen_attn`` with a block table, of torch 2.13 on: nothing is copied."""
-    if softcap or not causal:
-        return masked(
-            q, k_cache, v_cache, k, v, cache_seqlens=cache_seqlens, block_table=block_table,
-            causal=causal, softmax_scale=softmax_scale, window_size=window_size, softcap=softcap,
-        )  # fmt: skip
+    if paged.softcap or not paged.causal:
+        return _masked(paged)
     attend = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    rows, count, heads, dim = q.shape
-    total = _append(k, v, k_cache, v_cache, cache_seqlens, block_table).int()
+    q = paged.q
+    rows, count = q.shape[:2]
     starts = torch.arange(0, (rows + 1) * count, count, device=q.device, dtype=torch.int32)
-    limited = window_size[0] is not None and window_size[0] >= 0
     mixed = attend(
-        q.reshape(rows * count, heads, dim), k_cache, v_cache, starts, None,
-        count, block_table.shape[1] * k_cache.shape[1],
-        scale=softmax_scale, window_size=(window_size[0], 0) if limited else (-1, 0),
-        seqused_k=total, block_table=block_table,
+        q.flatten(0, 1), paged.k_cache, paged.v_cache, starts, None, count, paged.span,
+        scale=paged.scale, window_size=(-1 if paged.window is None else paged.window, 0),
+        seqused_k=paged.totals.int(), block_table=paged.table,
     )  # fmt: skip
-    return mixed.view(rows, count, heads, dim)
+    return mixed.view(q.shape)
+
+
+masked = _like_flash_attn(_masked)
+gathered = _like_flash_attn(_gathered)
+by_table = _like_flash_attn(_by_table)
 
 
 def best() -> Attention:
@@ -191,17 +196,23 @@ def install(attention: Attention | None = None) -> str:
     os.environ[NO_SDPA] = "1"
     attn: Any = importlib.import_module("exllamav2.attn")
     attn.has_lower_right_sdpa = False
-    ours = getattr(attn, "flash_attn_with_kvcache", None) in {masked, gathered, by_table}
-    if attn.has_flash_attn_with_paged and attention is None and not ours:
+    if attention is None and has_flash_attn():
         return "flash-attn"
     chosen = attention or best()
-    if attention is None and not _works(chosen):
+    if attention is None and not works(chosen):
         chosen = masked
     attn.flash_attn_with_kvcache = chosen
     attn.has_flash_attn_with_paged = True
     attn.has_flash_attn_with_window = attn.has_flash_attn_with_softcap = True
     check(attn)
     return chosen.__name__
+
+
+def has_flash_attn() -> bool:
+    """Whether the library found flash-attn itself, with pages; not one of these."""
+    attn: Any = importlib.import_module("exllamav2.attn")
+    ours = getattr(attn, "flash_attn_with_kvcache", None) in {masked, gathered, by_table}
+    return bool(attn.has_flash_attn_with_paged) and not ours
 
 
 def check(attn: Any) -> None:
@@ -212,7 +223,7 @@ def check(attn: Any) -> None:
         raise Unsafe("exllamav2 has no paged attention")
 
 
-def _works(attention: Attention) -> bool:
+def works(attention: Attention) -> bool:
     """Whether a version agrees with ``masked`` on this machine."""
     if attention is masked:
         return True

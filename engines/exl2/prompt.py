@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import secrets
 from collections import OrderedDict
+from functools import lru_cache
 from threading import Lock
 from typing import Any
 
@@ -20,6 +21,7 @@ from engines.choice_writer import Form
 from engines.control_text import Vocabulary, mask
 from engines.exl2.call import Shown
 from engines.exl2.loading import Model
+from engines.exl2.samplers import Truncation, dry_of
 from engines.exl2.steering import Steer, Steering
 from engines.exl2.template import ChatTemplate
 from engines.exl2.vocabulary import Tokens
@@ -30,6 +32,9 @@ from engines.thoughts import START as THOUGHT_START
 
 MAX_GRAMMARS = 256
 """Remembered so as not to be compiled again; an application has a handful."""
+
+MAX_BREAKERS = 32
+"""Sets of sequence breakers remembered: to find their tokens, the whole vocabulary is read."""
 
 GREEDY_BELOW = 0.01
 """The library's own sampler takes lower temperatures for greedy, too."""
@@ -46,12 +51,12 @@ class Prepared(Struct, frozen=True):
     matcher: Any = None
     """An llguidance.LLMatcher, to be copied for each choice."""
 
-    def steering(self, tokens: Tokens) -> Steering | None:
+    def steering(self, tokens: Tokens, seed: int | None) -> Steering | None:
         """Return one choice's filter; None where the library's sampler alone will do."""
         if self.matcher is None and self.steer.idle:
             return None
         matcher = None if self.matcher is None else self.matcher.deep_copy()
-        return Steering(self.steer, tokens.size, tokens.ends, matcher)
+        return Steering(self.steer, tokens.size, tokens.ends, matcher, prompt=self.ids, seed=seed)
 
 
 class Preparer:
@@ -73,6 +78,7 @@ class Preparer:
         self._guidance: Any = importlib.import_module("llguidance")
         self._matchers: OrderedDict[str, Any] = OrderedDict()
         self._lock = Lock()
+        self._having = lru_cache(MAX_BREAKERS)(self.tokens.having)
 
     def prepare(self, request: GenerateRequest) -> Prepared:
         """Return what is to be submitted. Raises EngineError."""
@@ -95,7 +101,7 @@ class Preparer:
                 thinking=thinking,
                 logprobs=request.logprobs and planned.forced is None,
             ),
-            steer=steer(request),
+            steer=self._steer(request),
             matcher=None if planned.shape is None else self._matcher(planned.shape),
         )
 
@@ -135,6 +141,25 @@ class Preparer:
             raise EngineError("invalid", "the prompt has no tokens")
         return min(request.max_tokens or self._model.spec.answer_tokens, context - prompt)
 
+    def _steer(self, request: GenerateRequest) -> Steer:
+        """Return what is done to the logits beside the sampler. Raises EngineError("invalid")."""
+        sampling = request.sampling
+        try:
+            bias = {int(token): value for token, value in (sampling.logit_bias or {}).items()}
+        except ValueError as error:
+            raise EngineError("invalid", f"logit_bias takes ids of tokens: {error}") from error
+        return Steer(
+            bias=bias,
+            frequency_penalty=sampling.frequency_penalty or 0.0,
+            presence_penalty=sampling.presence_penalty or 0.0,
+            repetition_penalty=sampling.repetition_penalty or 1.0,
+            dry=dry_of(sampling, self._having),
+            truncation=truncation(
+                sampling, self._having(("\n",)) if sampling.xtc_probability else frozenset()
+            ),
+            top_logprobs=request.top_logprobs if request.logprobs else None,
+        )
+
     def _matcher(self, shape: Shape) -> Any:
         """Return a matcher at its beginning. Raises EngineError for a grammar that can't be kept."""
         text = grammar(shape)
@@ -159,26 +184,40 @@ def settings(sampling: Sampling) -> dict[str, Any]:
     """Return the library's sampler settings; every one is said, for its own are not neutral."""
     temperature = 1.0 if sampling.temperature is None else sampling.temperature
     top_p = 1.0 if sampling.top_p is None else sampling.top_p
-    greedy = temperature < GREEDY_BELOW or top_p <= 0
+    min_p = sampling.min_p or 0.0
+    greedy = is_greedy(sampling)
+    left = not greedy and not _truncated_here(sampling)
     return {
         "temperature": 1.0 if greedy else temperature,
-        "top_k": 1 if greedy else 0,
-        "top_p": 0.0 if greedy or top_p >= 1 else top_p,
+        "top_k": 1 if greedy else max(0, sampling.top_k or 0) if left else 0,
+        "top_p": top_p if left and top_p < 1 else 0.0,
+        "min_p": min_p if left else 0.0,
         "token_repetition_penalty": 1.0,
-        "min_p": 0.0,
     }
 
 
-def steer(request: GenerateRequest) -> Steer:
-    """Return what is done to the logits beside the sampler. Raises EngineError("invalid")."""
-    sampling = request.sampling
-    try:
-        bias = {int(token): value for token, value in (sampling.logit_bias or {}).items()}
-    except ValueError as error:
-        raise EngineError("invalid", f"logit_bias takes ids of tokens: {error}") from error
-    return Steer(
-        bias=bias,
-        frequency_penalty=sampling.frequency_penalty or 0.0,
-        presence_penalty=sampling.presence_penalty or 0.0,
-        top_logprobs=request.top_logprobs if request.logprobs else None,
+def is_greedy(sampling: Sampling) -> bool:
+    """Whether the likeliest token is taken. The library takes a ``min_p`` of 1 for none."""
+    cold = sampling.temperature is not None and sampling.temperature < GREEDY_BELOW
+    return cold or sampling.top_p == 0 or sampling.min_p == 1
+
+
+def _truncated_here(sampling: Sampling) -> bool:
+    """Whether samplers are wanted that the library has wrong."""
+    return bool(sampling.xtc_probability) or 0 < (sampling.typical_p or 0) < 1
+
+
+def truncation(sampling: Sampling, spared: frozenset[int]) -> Truncation | None:
+    """Return what is truncated here; None where the library does it. ``spared``: see Truncation."""
+    if is_greedy(sampling) or not _truncated_here(sampling):
+        return None
+    return Truncation(
+        temperature=1.0 if sampling.temperature is None else sampling.temperature,
+        top_k=max(0, sampling.top_k or 0),
+        typical_p=sampling.typical_p or 0.0,
+        top_p=1.0 if sampling.top_p is None else sampling.top_p,
+        min_p=sampling.min_p or 0.0,
+        xtc_probability=sampling.xtc_probability or 0.0,
+        xtc_threshold=0.1 if sampling.xtc_threshold is None else sampling.xtc_threshold,
+        spared=spared,
     )

@@ -2,8 +2,9 @@
 
 The library takes filters, objects that change logits before sampling. One of them does everything that OpenAI's
 parameters ask for, since only there are the logits still the model's own: log-probabilities before anything else, then
-penalties over the answer's tokens alone, the client's bias, and last the grammar. The library's own penalties count the
-prompt, its own bias changes the logits it hands out, and its own log-probabilities are those of what was sampled.
+penalties, the client's bias, the grammar, and last the truncation that the library doesn't do rightly (see samplers).
+The library's own penalties count the prompt, its own bias changes the logits it hands out, and its own
+log-probabilities are those of what was sampled.
 
 An error in here would end every request of the batch, so none gets out: the choice ends at its next token, and
 ``error`` says why.
@@ -13,6 +14,7 @@ Duck-typed: ``exllamav2.generator.filters.base.ExLlamaV2Filter`` says what is ca
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -20,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 from msgspec import Struct
+
+from engines.exl2.samplers import Dry, Repeats, Truncation, repetition, truncate
 
 BITS = 32
 """Of one word of llguidance's mask."""
@@ -31,15 +35,28 @@ class Steer(Struct, frozen=True):
     bias: Mapping[int, float] = {}
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    dry: Dry | None = None
+    truncation: Truncation | None = None
+    """Done here; None where it is the library's."""
     top_logprobs: int | None = None
     """Alternatives to note beside each token; None notes nothing, 0 the token alone."""
 
     @property
     def idle(self) -> bool:
         """Whether nothing of it is wanted."""
-        return (
-            not (self.bias or self.frequency_penalty or self.presence_penalty)
-            and self.top_logprobs is None
+        return not self.changes and self.top_logprobs is None
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes logits."""
+        return bool(
+            self.bias
+            or self.frequency_penalty
+            or self.presence_penalty
+            or self.repetition_penalty != 1
+            or self.dry
+            or self.truncation
         )
 
 
@@ -57,7 +74,14 @@ class Steering:
     allow_return_type_list = True
 
     def __init__(
-        self, steer: Steer, vocabulary: int, ends: Sequence[int], matcher: Any = None
+        self,
+        steer: Steer,
+        vocabulary: int,
+        ends: Sequence[int],
+        matcher: Any = None,
+        *,
+        prompt: Sequence[int] = (),
+        seed: int | None = None,
     ) -> None:
         """``matcher``: an llguidance.LLMatcher at its beginning, of this choice alone. ``ends``: end-of-turn tokens."""
         self.noted: list[Noted] = []
@@ -71,13 +95,24 @@ class Steering:
         self._bias = _vector(steer.bias, vocabulary) if steer.bias else None
         penalised = bool(steer.frequency_penalty or steer.presence_penalty)
         self._counts = torch.zeros(vocabulary) if penalised else None
+        self._prompt = prompt
+        self._seen: Any = None
+        """Tokens that the repetition penalty charges, each once."""
+        self._repeats: Repeats | None = None
+        self._random = random.Random(seed)  # noqa: S311 - draws tokens
         self._logprobs: Any = None
         self._future: Future[bool] | None = None
 
     # What the library calls, in this order, for each token.
 
     def begin(self, prefix: str) -> None:
-        """Start; a new object is at its beginning already."""
+        """Start: read the prompt where it matters, which takes too long for whoever made the object."""
+        del prefix
+        if self._steer.repetition_penalty != 1:
+            known = {id_ for id_ in self._prompt if id_ < self._vocabulary}
+            self._seen = torch.tensor(sorted(known), dtype=torch.long)
+        if self._steer.dry is not None:
+            self._repeats = Repeats(self._steer.dry, self._prompt)
 
     def can_mask_logits(self) -> bool:
         """Say that logits are changed directly."""
@@ -141,19 +176,29 @@ class Steering:
             self._logprobs = torch.log_softmax(own.float(), -1)
         if self.error is not None:
             return self._only_ends(logits)
-        changed = logits
-        if self._counts is not None:
-            changed = logits.clone()
-            steer = self._steer
-            changed[: self._vocabulary] -= self._counts * steer.frequency_penalty
-            if steer.presence_penalty:
-                changed[: self._vocabulary] -= (self._counts > 0) * steer.presence_penalty
-        if self._bias is not None:
-            changed = changed.clone() if changed is logits else changed
-            changed[: self._vocabulary] += self._bias
+        if self._matcher is None and not self._steer.changes:
+            return logits
+        changed = logits.clone()
+        self._steered(changed[: self._vocabulary])
         if self._matcher is not None:
-            changed = changed.masked_fill(~self._allowed(logits.shape[-1]), float("-inf"))
+            changed.masked_fill_(~self._allowed(logits.shape[-1]), float("-inf"))
+        if self._steer.truncation is not None:
+            truncate(changed[: self._vocabulary], self._steer.truncation, self._random.random)
         return changed
+
+    def _steered(self, logits: Any) -> None:
+        """Penalties and bias, in place."""
+        steer = self._steer
+        if self._seen is not None:
+            repetition(logits, self._seen, steer.repetition_penalty)
+        if self._counts is not None:
+            logits -= self._counts * steer.frequency_penalty
+            if steer.presence_penalty:
+                logits -= (self._counts > 0) * steer.presence_penalty
+        if self._bias is not None:
+            logits += self._bias
+        if self._repeats is not None:
+            self._repeats.charge(logits)
 
     def _allowed(self, width: int) -> Any:
         """Which tokens the grammar lets come next; an end where it may end, nothing else where it must."""
@@ -178,6 +223,10 @@ class Steering:
             self.noted.append(self._note(id_))
         if self._counts is not None and id_ < self._vocabulary:
             self._counts[id_] += 1
+        if self._seen is not None and id_ < self._vocabulary:
+            self._seen = torch.cat((self._seen, torch.tensor([id_]))).unique()
+        if self._repeats is not None:
+            self._repeats.append(id_)
         matcher = self._matcher
         if matcher is None or id_ in self._ends or self.error is not None:
             return

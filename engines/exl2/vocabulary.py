@@ -60,6 +60,18 @@ class Tokens:
                 ids += self._tokenizer.encode(piece, add_special_tokens=begin and at == 0).ids
         return ids
 
+    def having(self, texts: Sequence[str]) -> frozenset[int]:
+        """Return the tokens in which one of ``texts`` stands, and all control tokens.
+
+        A text that stands in no token has the last of its own.
+        """
+        found = set(self.hidden)
+        for text in texts:
+            data = text.encode()
+            among = [id_ for id_, token in enumerate(self.bytes) if data in token]
+            found.update(among or self.encode([text], begin=False)[-1:])
+        return frozenset(found)
+
     def name(self, token: int) -> str:
         """Return a token as log-probabilities show it."""
         return self.bytes[token].decode(errors="replace")

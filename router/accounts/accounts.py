@@ -9,58 +9,50 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
-import msgspec
-
 from router.accounts.bookkeeper import Bookkeeper, Snapshot
 from router.accounts.budgets import Budgets, quota_error
-from router.accounts.charge import Bill, Charge, Claim, Desk
-from router.accounts.estimate import Estimator, Size, most_output
+from router.accounts.charge import Charge
+from router.accounts.estimate import Guess, Size, most_output
 from router.accounts.keys import KeyRing
-from router.accounts.limits import Limiter, Windows, limit_error
-from router.accounts.prices import Tokens, cost_nanos, nanos_of
+from router.accounts.limits import Windows, headers_of, limit_error
+from router.accounts.pairs import SCOPE, Pair, Pairs
+from router.accounts.prices import NANOS, Tokens, cost_nanos
 from router.accounts.secrets import StoredKey
 from router.accounts.store import Entry, StoreError
-from router.accounts.terms import NO_RATES, Account, Names, Tiers
+from router.accounts.terms import Account, Names, Tiers
 from router.clock import Clock
 from router.config.schema import Config
-from router.events import Event, LimitDecision, RequestDone, UsageLost
+from router.errors import ApiError
+from router.events import Event, Hearer, LimitDecision, RequestDone, UsageLost
+from router.policy.gcra import Hold
 
 Emit = Callable[[Event], None]
-_SCOPE = "key"
 _log = logging.getLogger("nenya.accounts")
 
 
-class Asked(msgspec.Struct, frozen=True):
-    """A request at the gate."""
-
-    key_id: str
-    model: str
-    """Its name, no alias."""
-    size: Size
-
-
-class Accounts:
+class Accounts(Hearer):
     """The keys of a config and their accounts."""
 
     def __init__(self, config: Config, names: Names, *, clock: Clock, emit: Emit) -> None:
         """``names`` turns a model's name or alias into its name."""
-        self._models = config.models
         self._clock = clock
         self._emit = emit
         self._tiers = Tiers(config.tiers, names)
         kept = config.accounts
         pepper = None if kept.database is None else (kept.pepper or "").encode()
         self._ring = KeyRing(config.keys, pepper=pepper, wall=clock.wall)
+        self.authenticate = self._ring.authenticate
+        """The id of the key in an Authorization header. Raises ApiError 401."""
         self._configured = {key.id: self._tiers.account(key) for key in config.keys}
         self._bound = _bound(self._configured.values())
         self._clashing: AbstractSet[str] = frozenset()
         self._seen_keys: Mapping[str, StoredKey] | None = None
-        self._limiter = Limiter()
         self.budgets = Budgets()
-        self._desk = Desk(self.budgets, Estimator())
+        self._pairs = Pairs(config.models, self._tiers, self.budgets)
         self._books: Bookkeeper | None = None
         if kept.database is not None and pepper is not None:
             self._books = Bookkeeper(kept.database, pepper, usage=kept.usage, on_change=self._note)
+        self.hears = {} if self._books is None else {RequestDone: self._book}
 
     async def start(self) -> None:
         """Read the database, if there is one. Raises StoreError, also where a key of it has the id of a config's."""
@@ -74,60 +66,47 @@ class Accounts:
         if self._books is not None:
             await self._books.stop()
 
-    def authenticate(self, authorization: str | None) -> str:
-        """The id of the key in an Authorization header. Raises ApiError 401."""
-        return self._ring.authenticate(authorization)
-
     def allows(self, key_id: str, model: str) -> bool:
         """The key may ask for ``model``."""
         account = self._bound.get(key_id)
         return account is None or account.allows(model)
 
-    def concerns(self, key_id: str) -> bool:
-        """A request of this key must be admitted and settled."""
-        return self._books is not None or key_id in self._bound
-
-    def priority(self, key_id: str) -> int:
-        """That of the key's tier, for those who wait; 0 without one."""
+    def pair(self, key_id: str, model: str) -> Pair | None:
+        """The key and the model, by its name; None where nothing limits the key and nothing is recorded of it."""
         account = self._bound.get(key_id)
-        tier = account.tier if account is not None else None
-        return 0 if tier is None else tier.priority
+        if account is None and self._books is None:
+            return None
+        pair = self._pairs.known.get((key_id, model))
+        if pair is None or pair.account is not account:
+            pair = self._pairs.prepare(key_id, model, account, self._clock.now())
+        return pair
 
-    def admit(self, asked: Asked) -> Charge:
+    def admit(self, pair: Pair, size: Size) -> Charge:
         """Reserve what the request is likely to take: of all its limits, or of none. Raises ApiError 429."""
-        account = self._bound.get(asked.key_id) or Account(asked.key_id)
         now = self._clock.now()
-        model, size = self._models[asked.model], asked.size
-        estimator = self._desk.estimator
-        given = estimator.input_tokens(asked.model, size)
-        cap = model.max_completion_tokens
-        likely = estimator.output_tokens(asked.model, asked.key_id, size, cap)
-        windows = self._windows(asked, account, given + likely, now)
-        reserved = self._reserve_budget(asked, account, windows, Tokens(given, None, likely))
-        claim = Claim(
-            key_id=asked.key_id,
-            name=asked.model,
-            model=model,
-            size=size,
-            input_tokens=given,
-            windows=windows,
-            holds=() if windows is None else windows.take(given + likely, now),
-            budget_nanos=reserved,
-        )
-        if windows is None:
-            return Charge(claim, {})
-        for resource in windows.resources:
-            self._say(asked, resource, "admitted")
-        return Charge(claim, windows.headers(now))
+        cap = pair.model.max_completion_tokens
+        guess = pair.estimator.guess(pair.name, pair.key_id, size, cap)
+        worst = None
+        if pair.budget_nanos is not None:
+            worst = self._worst(pair, size, guess, now)
+        holds: list[Hold] = []
+        lines = ""
+        if pair.windows is not None:
+            tokens = guess.input + guess.output
+            taken = pair.windows.admit(tokens, now)
+            if taken is None:
+                raise self._refused(pair, pair.windows, tokens, now)
+            holds, lines = taken
+        if worst is not None:
+            self.budgets.reserve(pair.key_id, worst)
+        if pair.admitted is not None:
+            self._emit(pair.admitted)
+        return Charge(pair, size, guess, holds, worst, lines)
 
-    def settle(self, charge: Charge, told: Tokens) -> Bill:
-        """The request is over; ``told`` is the usage that its answer told."""
-        return charge.settle(told, self._desk, self._clock.now())
-
-    def note(self, event: Event) -> None:
-        """A listener: what ended goes into the books."""
-        if self._books is not None and isinstance(event, RequestDone):
-            nanos = 0 if event.cost_usd is None else nanos_of(event.cost_usd)
+    def _book(self, event: RequestDone) -> None:
+        """What ended goes into the books."""
+        if self._books is not None:
+            nanos = 0 if event.cost_usd is None else round(event.cost_usd * NANOS)
             if not self._books.book(Entry(self._clock.wall(), event, nanos)):
                 self._emit(UsageLost(event.key_id))
 
@@ -155,41 +134,32 @@ class Accounts:
         self._bound = _bound(accounts.values())
         self._ring.note_stored(known)
 
-    def _windows(self, asked: Asked, account: Account, tokens: int, now: float) -> Windows | None:
-        """The limits, which all admit the request; nothing is taken yet. Raises ApiError 429."""
-        rates = self._tiers.rates(account.tier, asked.model)
-        if rates is NO_RATES:
-            return None
-        windows = self._limiter.windows(asked.key_id, asked.model, rates, now)
+    def _refused(self, pair: Pair, windows: Windows, tokens: int, now: float) -> ApiError:
+        """The error for a request of ``tokens`` that the limits refuse."""
         refused = windows.refusal(tokens, now)
-        if refused is None:
-            return windows
+        assert refused is not None, "it was refused"
         too_large = refused.wait_s == float("inf")
-        self._say(asked, refused.window.resource, "too_large" if too_large else "refused")
-        raise limit_error(asked.key_id, asked.model, refused, windows.headers(now))
+        self._say(pair, refused.window.resource, "too_large" if too_large else "refused")
+        return limit_error(pair.key_id, pair.name, refused, headers_of(windows.lines(now)))
 
-    def _reserve_budget(
-        self, asked: Asked, account: Account, windows: Windows | None, likely: Tokens
-    ) -> int | None:
-        """What of the budget is held for the request: as much as it may write, where its client said how much.
+    def _worst(self, pair: Pair, size: Size, guess: Guess, now: float) -> int:
+        """What of the key's budget must be held: as much as it may write, where its client said how much.
 
-        None for a key without a budget. Raises ApiError 429.
+        Raises ApiError 429 where that isn't left; first of all the one of the limits, if they refuse the request too.
         """
-        budget = account.budget_nanos
-        if budget is None:
-            return None
-        most = most_output(asked.size, None)
-        output = likely.output if most is None else most
-        worst = cost_nanos(self._models[asked.model].price, Tokens(likely.input, None, output))
-        if not self.budgets.fits(asked.key_id, worst, budget):
-            self._say(asked, "usd", "refused")
-            raise quota_error({} if windows is None else windows.headers(self._clock.now()))
-        self.budgets.reserve(asked.key_id, worst)
-        self._say(asked, "usd", "admitted")
-        return worst
+        most = most_output(size, None)
+        output = guess.output if most is None else most
+        worst = cost_nanos(pair.model.price, Tokens(guess.input, None, output))
+        if self.budgets.fits(pair.key_id, worst, pair.budget_nanos or 0):
+            return worst
+        windows, tokens = pair.windows, guess.input + guess.output
+        if windows is not None and windows.refusal(tokens, now) is not None:
+            raise self._refused(pair, windows, tokens, now)
+        self._say(pair, "usd", "refused")
+        raise quota_error({} if windows is None else headers_of(windows.lines(now)))
 
-    def _say(self, asked: Asked, resource: str, outcome: str) -> None:
-        self._emit(LimitDecision(asked.key_id, asked.model, _SCOPE, resource, outcome))
+    def _say(self, pair: Pair, resource: str, outcome: str) -> None:
+        self._emit(LimitDecision(pair.key_id, pair.name, SCOPE, resource, outcome))
 
 
 def _bound(accounts: Iterable[Account]) -> dict[str, Account]:

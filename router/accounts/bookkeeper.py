@@ -88,7 +88,7 @@ class Bookkeeper:
 
     def book(self, entry: Entry) -> bool:
         """Have ``entry`` written down soon; False where there is no room and it is dropped."""
-        if self.waiting >= MOST_BACKLOG:
+        if len(self._queue) + len(self._batch) >= MOST_BACKLOG:
             return False
         self._queue.append(entry)
         return True

@@ -6,13 +6,15 @@ input and the events that were relayed, about a token each; for one that never b
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import msgspec
 
-from router.accounts.budgets import Budgets
-from router.accounts.estimate import BYTES_PER_TOKEN, Estimator, Size
-from router.accounts.limits import Windows
+from router.accounts.estimate import BYTES_PER_TOKEN, Guess, Size
+from router.accounts.limits import headers_of
+from router.accounts.pairs import Pair
 from router.accounts.prices import NANOS, Tokens, cost_nanos
-from router.config.schema import Model, Price
+from router.config.schema import Price
 from router.errors import IllegalMove
 from router.policy.gcra import Hold
 
@@ -20,7 +22,7 @@ FRAME_EVENTS = 2
 """A stream's first event has the role and its last the end: no token's."""
 
 
-class Bill(msgspec.Struct, frozen=True):
+class Bill(msgspec.Struct, frozen=True, gc=False):
     """What a request took."""
 
     tokens: Tokens
@@ -34,81 +36,70 @@ def bill(price: Price | None, tokens: Tokens) -> Bill:
     return Bill(tokens, None if price is None else cost_nanos(price, tokens) / NANOS)
 
 
-class Claim(msgspec.Struct, frozen=True):
-    """What was reserved, for whom and why."""
+class Charge(msgspec.Struct, eq=False):
+    """What was reserved for one request, until it is settled."""
 
-    key_id: str
-    name: str
-    """The model's."""
-    model: Model
+    pair: Pair
     size: Size
-    input_tokens: int
-    windows: Windows | None
-    holds: tuple[Hold, ...]
+    guess: Guess
+    holds: list[Hold]
+    """Of the pair's windows of tokens."""
     budget_nanos: int | None
     """Reserved of the budget; None for a key without one."""
+    lines: str
+    """What the client hears of its limits, as it stands in an answer's head."""
+    seen_bytes: int = 0
+    """Of the answer."""
+    seen_events: int = 0
+    unread: Sequence[bytes] = ()
+    """Pieces of the answer that were kept anyway: they are counted as if `saw`, if its usage is never told."""
+    settled: bool = False
 
-
-class Charge:
-    """A claim until it is settled."""
-
-    __slots__ = ("_bytes", "_claim", "_events", "headers")
-
-    def __init__(self, claim: Claim, headers: dict[str, str]) -> None:
-        self._claim: Claim | None = claim
-        self._bytes = 0
-        self._events = 0
-        self.headers = headers
+    @property
+    def headers(self) -> Mapping[str, str]:
         """What the client hears of its limits."""
+        return headers_of(self.lines)
 
     def saw(self, piece: bytes) -> None:
         """A piece of the answer came: its size is counted, in case its usage is never told."""
-        self._bytes += len(piece)
-        self._events += piece.count(b"data:")
+        self.seen_bytes += len(piece)
+        self.seen_events += piece.count(b"data:")
 
-    def settle(self, told: Tokens, desk: Desk, now: float) -> Bill:
-        """Give back what was not used, charge what was more. Raises IllegalMove the second time."""
-        claim, self._claim = self._claim, None
-        if claim is None:
+    def settle(self, told: Tokens, now: float) -> Bill:
+        """The request is over; ``told`` is the usage that its answer told. Give back what was not used, charge what
+        was more, and learn. Raises IllegalMove the second time.
+        """
+        if self.settled:
             raise IllegalMove("charge", "settled", "settle")
-        tokens, estimated = self._took(told, claim)
-        price = claim.model.price
-        if claim.windows is not None:
+        self.settled = True
+        pair = self.pair
+        tokens, estimated = told, False
+        if told.output is None:
+            tokens, estimated = self._took(told)
+        if self.holds:
+            assert pair.windows is not None, "it holds something"
             used = max(0, (tokens.input or 0) + (tokens.output or 0))
-            claim.windows.settle(claim.holds, used, now)
-        spent = cost_nanos(price, tokens)
-        if claim.budget_nanos is None:
-            desk.budgets.spend(claim.key_id, spent)
-        else:
-            desk.budgets.settle(claim.key_id, claim.budget_nanos, spent)
-        _learn(claim, told, desk.estimator)
-        cost_usd = None if price is None else spent / NANOS
-        return Bill(tokens, cost_usd, estimated)
+            for gcra, hold in zip(pair.windows.weighed, self.holds, strict=True):
+                gcra.settle(hold, used, now)
+        price = pair.model.price
+        spent = 0 if price is None else cost_nanos(price, tokens)
+        if self.budget_nanos is not None:
+            pair.budgets.settle(pair.key_id, self.budget_nanos, spent)
+        elif spent:
+            pair.budgets.spend(pair.key_id, spent)
+        pair.estimator.learn(self.guess.kind, self.size, told.input, told.output)
+        return Bill(tokens, None if price is None else spent / NANOS, estimated)
 
-    def _took(self, told: Tokens, claim: Claim) -> tuple[Tokens, bool]:
-        """The tokens that the answer took, and whether they are a guess."""
-        if told.output is not None or not self._bytes:
+    def _took(self, told: Tokens) -> tuple[Tokens, bool]:
+        """The tokens of an answer that came, wholly or in part, without its output told; whether they are a guess."""
+        for piece in self.unread:
+            self.saw(piece)
+        if not self.seen_bytes:
             return told, False
-        if claim.size.output_limit == 0 and told.input is not None:
+        writes_nothing = self.size.output_limit == 0
+        if writes_nothing and told.input is not None:
             return Tokens(told.input, told.cached_input, 0), False
-        events = self._events - FRAME_EVENTS
-        output = max(1, events if self._events else self._bytes // BYTES_PER_TOKEN)
-        if claim.size.output_limit == 0:
-            output = 0
-        given = told.input if told.input is not None else claim.input_tokens
-        return Tokens(given, told.cached_input, output), True
-
-
-class Desk(msgspec.Struct, frozen=True):
-    """What charges are settled with."""
-
-    budgets: Budgets
-    estimator: Estimator
-
-
-def _learn(claim: Claim, told: Tokens, estimator: Estimator) -> None:
-    if told.input is not None:
-        estimator.learn_input(claim.name, claim.size, told.input)
-    if told.output is not None:
-        cap = claim.model.max_completion_tokens
-        estimator.learn_output(claim.name, claim.key_id, claim.size, cap, told.output)
+        events = self.seen_events - FRAME_EVENTS
+        output = max(1, events if self.seen_events else self.seen_bytes // BYTES_PER_TOKEN)
+        given = told.input if told.input is not None else self.guess.input
+        return Tokens(given, told.cached_input, 0 if writes_nothing else output), True

@@ -12,7 +12,11 @@ _SECOND_MS = 1000
 
 def go_duration(seconds: float) -> str:
     """``0s``, ``12ms``, ``1.5s``, ``6m0s``, ``23h59m3s``: rounded up to milliseconds, never a wait too short."""
-    left = max(0, -int(-seconds * _SECOND_MS // 1))
+    return go_ms(max(0, -int(-seconds * _SECOND_MS // 1)))
+
+
+def go_ms(left: int) -> str:
+    """The same of milliseconds."""
     if 0 < left < _SECOND_MS:
         return f"{left}ms"
     hours, left = divmod(left, _HOUR_MS)

@@ -44,7 +44,7 @@ MOST_KINDS = 4096
 """Kinds remembered; the oldest goes. About 2 MiB."""
 
 
-class Size(msgspec.Struct, frozen=True):
+class Size(msgspec.Struct, frozen=True, gc=False):
     """What can be seen of a request at a glance."""
 
     text_bytes: int
@@ -84,19 +84,12 @@ def _length(text: str) -> int:
 class _Ratio:
     """Tokens a byte, of one model: sums that forget, so that a short prompt weighs little."""
 
-    __slots__ = ("bytes", "tokens")
+    __slots__ = ("bytes", "tokens", "value")
 
     def __init__(self) -> None:
         self.bytes = float(PRIOR_BYTES)
         self.tokens = PRIOR_BYTES / BYTES_PER_TOKEN
-
-    def learn(self, text_bytes: int, tokens: int) -> None:
-        self.bytes = self.bytes * MEMORY + text_bytes
-        self.tokens = self.tokens * MEMORY + min(tokens, text_bytes)
-
-    @property
-    def value(self) -> float:
-        return self.tokens / self.bytes if self.bytes > 1 else 1 / BYTES_PER_TOKEN
+        self.value = 1 / BYTES_PER_TOKEN
 
 
 class _Outputs:
@@ -107,7 +100,9 @@ class _Outputs:
     def __init__(self) -> None:
         self.samples: deque[int] = deque()
         self._ordered: list[int] = []
+        """The same by their size."""
         self.high = 0
+        """Their percentile."""
 
     def learn(self, tokens: int) -> None:
         tokens = min(tokens, MOST_OUTPUT)
@@ -120,6 +115,17 @@ class _Outputs:
 
 
 Kind = tuple[str, str, int]
+"""A model, a key and the magnitude of the limit on the output: limits of the same power of two are alike."""
+
+
+class Guess(msgspec.Struct, frozen=True):
+    """What a request will take."""
+
+    input: int
+    """At least 1."""
+    output: int
+    """Of all choices, at most what the limit allows."""
+    kind: Kind
 
 
 class Estimator:
@@ -128,49 +134,45 @@ class Estimator:
     def __init__(self) -> None:
         self._ratios: dict[str, _Ratio] = {}
         self._outputs: dict[Kind, _Outputs] = {}
+        """Whoever learned last is the last."""
 
-    def input_tokens(self, model: str, size: Size) -> int:
-        """The guess for the input, at least 1."""
+    def guess(self, model: str, key_id: str, size: Size, cap: int | None) -> Guess:
+        """What a key's request of that size to a model will take; ``cap``: most tokens of a choice, where the client
+        sets no limit.
+        """
         ratio = self._ratios.get(model)
         share = ratio.value if ratio is not None else 1 / BYTES_PER_TOKEN
-        return max(1, round(size.text_bytes * share) + size.overhead_tokens)
-
-    def output_tokens(self, model: str, key_id: str, size: Size, cap: int | None) -> int:
-        """The guess for the output of all choices, at most what limit and ``cap`` (the model's) allow."""
+        given = max(1, round(size.text_bytes * share) + size.overhead_tokens)
         limit = most_output(size, cap)
+        kind = (model, key_id, limit.bit_length() if limit else 0)
         if limit == 0:
-            return 0
-        past = self._outputs.get((model, key_id, _bucket(limit)))
-        guess = PRIOR_OUTPUT * size.choices
+            return Guess(given, 0, kind)
+        past = self._outputs.get(kind)
+        likely = PRIOR_OUTPUT * size.choices
         if past is not None and len(past.samples) >= LEAST_SAMPLES:
-            guess = past.high
-        return max(1, guess if limit is None else min(guess, limit))
+            likely = past.high
+        return Guess(given, max(1, likely if limit is None else min(likely, limit)), kind)
 
-    def learn_input(self, model: str, size: Size, tokens: int) -> None:
-        """It was ``tokens``."""
-        ratio = self._ratios.get(model)
-        if ratio is None:
-            ratio = self._ratios[model] = _Ratio()
-        ratio.learn(size.text_bytes, max(0, tokens - size.overhead_tokens))
-
-    def learn_output(
-        self, model: str, key_id: str, size: Size, cap: int | None, tokens: int
-    ) -> None:
-        """It was ``tokens``, in all choices."""
-        kind = (model, key_id, _bucket(most_output(size, cap)))
-        past = self._outputs.pop(kind, None) or _Outputs()
-        self._outputs[kind] = past  # the newest is last
-        past.learn(tokens)
-        if len(self._outputs) > MOST_KINDS:
-            del self._outputs[next(iter(self._outputs))]
+    def learn(self, kind: Kind, size: Size, given: int | None, wrote: int | None) -> None:
+        """A request of that kind and size had so many tokens of input, and of output in all choices; None: unknown."""
+        if given is not None:
+            ratio = self._ratios.get(kind[0])
+            if ratio is None:
+                ratio = self._ratios[kind[0]] = _Ratio()
+            of_text = max(0, min(given - size.overhead_tokens, size.text_bytes))
+            ratio.bytes = ratio.bytes * MEMORY + size.text_bytes
+            ratio.tokens = ratio.tokens * MEMORY + of_text
+            ratio.value = ratio.tokens / ratio.bytes if ratio.bytes > 1 else 1 / BYTES_PER_TOKEN
+        if wrote is not None:
+            outputs = self._outputs
+            past = outputs.pop(kind, None) or _Outputs()
+            outputs[kind] = past
+            past.learn(wrote)
+            if len(outputs) > MOST_KINDS:
+                del outputs[next(iter(outputs))]
 
 
 def most_output(size: Size, cap: int | None) -> int | None:
     """Most tokens that all choices can have; None where nobody set a limit."""
     limit = size.output_limit if size.output_limit is not None else cap
     return None if limit is None else limit * size.choices
-
-
-def _bucket(limit: int | None) -> int:
-    """Limits of the same power of two are alike."""
-    return 0 if limit is None else limit.bit_length()

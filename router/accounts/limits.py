@@ -4,29 +4,28 @@ A request is admitted by all its windows or by none: those that refuse are asked
 reserved as predicted and settled as they were, so that a hundred requests at once can't all slip under a limit that
 only knows of answers that have ended. Times are monotonic, so no change of the wall clock matters.
 
-A pair's windows are forgotten once they are full again and idle, which changes nothing for anybody.
-
 Source: OpenAI's rate limits guide, for headers and messages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
 
-from router.accounts.durations import go_duration
+from router.accounts.durations import go_duration, go_ms
 from router.config.schema import Rates
 from router.errors import ApiError, ErrorObject, retry_after_headers
-from router.policy.gcra import Gcra, Hold
+from router.policy.gcra import Gcra, Hold, reserve_all
 
 Resource = Literal["requests", "tokens"]
 
 MINUTE_S = 60
 DAY_S = 86_400
-SWEEP_FLOOR = 1024
-"""Pairs below which nobody looks for idle ones: under a megabyte."""
+_NS_PER_MS = 1_000_000
+_SHORT_MS = 1000
+"""Below it a duration is written as the number that it is."""
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -35,8 +34,6 @@ class Window(msgspec.Struct, frozen=True):
     words: str
     resource: Resource
     gcra: Gcra
-    headers: tuple[str, str, str]
-    """Names of those that tell limit, remaining and reset."""
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -52,7 +49,7 @@ class Refused(msgspec.Struct, frozen=True):
 class Windows:
     """The limits of one key on one model."""
 
-    __slots__ = ("_all", "_shown", "_tokens", "rates", "resources")
+    __slots__ = ("_all", "_counted", "_shown", "rates", "resources", "weighed")
 
     def __init__(self, rates: Rates) -> None:
         self.rates = rates
@@ -61,11 +58,22 @@ class Windows:
         tpm = _window("tokens per min (TPM)", "tokens", rates.tpm, MINUTE_S)
         tpd = _window("tokens per day (TPD)", "tokens", rates.tpd, DAY_S)
         self._all = tuple(window for window in (rpm, rpd, tpm, tpd) if window is not None)
-        self._tokens = tuple(w for w in (tpm, tpd) if w is not None)
+        self._counted = tuple(w.gcra for w in (rpm, rpd) if w is not None)
+        self.weighed = tuple(w.gcra for w in (tpm, tpd) if w is not None)
+        """Those of tokens, in the order of `admit`'s holds."""
         # As Galadriel's headers did: requests of the day, tokens of the minute; else what there is.
-        self._shown = tuple(w for w in (rpd or rpm, tpm or tpd) if w is not None)
-        self.resources: tuple[Resource, ...] = tuple(w.resource for w in self._shown)
+        shown = tuple(w for w in (rpd or rpm, tpm or tpd) if w is not None)
+        self._shown = tuple((self._all.index(w), w.gcra, *_words(w)) for w in shown)
+        self.resources: tuple[Resource, ...] = tuple(w.resource for w in shown)
         """What is limited."""
+
+    def admit(self, tokens: int, now: float) -> tuple[list[Hold], str] | None:
+        """Take one request and hold ``tokens`` in each window of tokens; None, and nothing is taken, if one refuses.
+
+        Returns the holds, and the lines of the answer's head that tell what is left (`lines`).
+        """
+        taken = reserve_all(self._counted, self.weighed, tokens, now)
+        return None if taken is None else (taken[1], self._lines(taken[0]))
 
     def refusal(self, tokens: int, now: float) -> Refused | None:
         """The window that refuses; of several, the one to wait longest for."""
@@ -77,28 +85,20 @@ class Windows:
                 worst = Refused(window, window.gcra.used(now), wanted, wait_s)
         return worst
 
-    def take(self, tokens: int, now: float) -> tuple[Hold, ...]:
-        """Take one request, and hold ``tokens`` in each window of tokens."""
-        for window in self._all:
-            if window.resource == "requests":
-                window.gcra.take(1, now)
-        return tuple(window.gcra.reserve(tokens, now) for window in self._tokens)
+    def lines(self, now: float) -> str:
+        """The six headers of OpenAI, or those of them that are limited, as lines of an answer's head."""
+        return self._lines([window.gcra.level(now) for window in self._all])
 
-    def settle(self, holds: tuple[Hold, ...], tokens: int, now: float) -> None:
-        """It was ``tokens``."""
-        for window, hold in zip(self._tokens, holds, strict=True):
-            window.gcra.settle(hold, tokens, now)
-
-    def headers(self, now: float) -> dict[str, str]:
-        """The six of OpenAI, or those of them that are limited."""
-        found: dict[str, str] = {}
-        for window in self._shown:
-            gcra = window.gcra
-            limit, remaining, reset = window.headers
-            found[limit] = str(gcra.limit)
-            found[remaining] = str(gcra.remaining(now))
-            found[reset] = go_duration(gcra.reset_s(now))
-        return found
+    def _lines(self, levels: Sequence[int]) -> str:
+        """The same for windows of those levels."""
+        text = ""
+        for place, gcra, to_remaining, to_reset in self._shown:
+            level = levels[place]
+            remaining = (gcra.window - level) // gcra.step if level < gcra.window else 0
+            ms = -(-level // (_NS_PER_MS * gcra.limit))
+            reset = f"{ms}ms" if 0 < ms < _SHORT_MS else go_ms(ms)
+            text += f"{to_remaining}{remaining}{to_reset}{reset}\r\n"
+        return text
 
     def is_idle(self, now: float) -> bool:
         """Forgetting it changes nothing."""
@@ -106,40 +106,22 @@ class Windows:
 
 
 def _window(words: str, resource: Resource, limit: int | None, window_s: int) -> Window | None:
-    if limit is None:
-        return None
-    headers = (
-        f"x-ratelimit-limit-{resource}",
-        f"x-ratelimit-remaining-{resource}",
-        f"x-ratelimit-reset-{resource}",
+    return None if limit is None else Window(words, resource, Gcra(limit, window_s))
+
+
+def _words(window: Window) -> tuple[str, str]:
+    """What stands before what remains in the lines of the head, and what between that and the reset."""
+    limit, resource = window.gcra.limit, window.resource
+    return (
+        f"x-ratelimit-limit-{resource}: {limit}\r\nx-ratelimit-remaining-{resource}: ",
+        f"\r\nx-ratelimit-reset-{resource}: ",
     )
-    return Window(words, resource, Gcra(limit, window_s), headers)
 
 
-class Limiter:
-    """The windows of every pair that was used lately."""
-
-    def __init__(self) -> None:
-        self._pairs: dict[tuple[str, str], Windows] = {}
-        self._sweep_at = SWEEP_FLOOR
-
-    def __len__(self) -> int:
-        return len(self._pairs)
-
-    def windows(self, key_id: str, model: str, rates: Rates, now: float) -> Windows:
-        """The pair's windows; new ones if it has other limits now."""
-        pair = (key_id, model)
-        found = self._pairs.get(pair)
-        if found is None or found.rates != rates:
-            if len(self._pairs) >= self._sweep_at:
-                self._sweep(now)
-            found = self._pairs[pair] = Windows(rates)
-        return found
-
-    def _sweep(self, now: float) -> None:
-        """Forget who is idle; the next time is when there are twice as many, so a request pays little for it."""
-        self._pairs = {pair: w for pair, w in self._pairs.items() if not w.is_idle(now)}
-        self._sweep_at = max(SWEEP_FLOOR, 2 * len(self._pairs))
+def headers_of(lines: str) -> dict[str, str]:
+    """Lines of an answer's head as names and values."""
+    pairs = (line.partition(": ") for line in lines.splitlines())
+    return {name: value for name, _, value in pairs}
 
 
 def limit_error(key_id: str, model: str, refused: Refused, headers: Mapping[str, str]) -> ApiError:

@@ -5,6 +5,8 @@ Whole numbers add up exactly however many there are, and 64 bits hold nine billi
 
 from __future__ import annotations
 
+from functools import cache
+
 import msgspec
 
 from router.config.schema import Price
@@ -17,7 +19,7 @@ _STEPS_PER_NANO = 1000
 """A step for a million tokens is a thousandth of a nano-dollar for each."""
 
 
-class Tokens(msgspec.Struct, frozen=True):
+class Tokens(msgspec.Struct, frozen=True, gc=False):
     """Tokens of a request; None is unknown. ``cached_input`` are part of ``input``."""
 
     input: int | None = None
@@ -29,16 +31,19 @@ def cost_nanos(price: Price | None, tokens: Tokens) -> int:
     """The cost of ``tokens``, rounded up; what is unknown costs nothing."""
     if price is None:
         return 0
-    given = tokens.input or 0
-    cached = min(tokens.cached_input or 0, given)
-    cached_price = price.cached_input if price.cached_input is not None else price.input
-    steps = (given - cached) * _whole(price.input) + cached * _whole(cached_price)
-    steps += (tokens.output or 0) * _whole(price.output)
+    input_steps, cached_steps, output_steps = _steps(price)
+    given, cached = tokens.input or 0, tokens.cached_input
+    steps = given * input_steps + (tokens.output or 0) * output_steps
+    if cached:
+        steps += min(cached, given) * (cached_steps - input_steps)
     return -(-steps // _STEPS_PER_NANO)
 
 
-def _whole(price: float) -> int:
-    return round(price * _STEPS)
+@cache
+def _steps(price: Price) -> tuple[int, int, int]:
+    """What a token of input, of cached input and of output costs; a config has few prices."""
+    cached = price.cached_input if price.cached_input is not None else price.input
+    return round(price.input * _STEPS), round(cached * _STEPS), round(price.output * _STEPS)
 
 
 def nanos_of(dollars: float) -> int:

@@ -41,33 +41,34 @@ class Order(msgspec.Struct, frozen=True):
     said: str = ""
     """How a chat's answer begins: what is asked for is what follows it. Limits in ``request`` and ``body`` are those of
     the rest already."""
+    headers: bytes = b""
+    """Lines for the head of what is sent, each with its end: what `router.tracing` tells a provider."""
 
 
-class Facts:
+class Facts(msgspec.Struct, eq=False):
     """What is known of an answer so far; filled by the backend, read by the dispatcher after the end."""
 
-    __slots__ = (
-        "cached_input_tokens",
-        "finished",
-        "first_token_at",
-        "input_tokens",
-        "output_tokens",
-        "readings",
-        "reasoning_tokens",
-    )
+    first_token_at: float | None = None
+    """Monotonic seconds."""
+    finished: bool = False
+    """The answer is whole: its finish reason and, in a stream, its [DONE] were seen."""
+    input_tokens: int | None = None
+    cached_input_tokens: int | None = None
+    output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    """Of the output."""
+    readings: Readings = ()
+    """What the response's head told of the provider's limits; there from the start."""
 
-    def __init__(self) -> None:
-        self.first_token_at: float | None = None
-        """Monotonic seconds."""
-        self.finished = False
-        """The answer is whole: its finish reason and, in a stream, its [DONE] were seen."""
-        self.input_tokens: int | None = None
-        self.cached_input_tokens: int | None = None
-        self.output_tokens: int | None = None
-        self.reasoning_tokens: int | None = None
-        """Of the output."""
-        self.readings: Readings = ()
-        """What the response's head told of the provider's limits; there from the start."""
+
+class Told(msgspec.Struct, frozen=True):
+    """What a target told of its answer, for whoever traces it."""
+
+    facts: Facts
+    model: str | None = None
+    """Who wrote it, by the target's own words."""
+    finish_reasons: tuple[str, ...] = ()
+    """Of its choices, in order, as far as it came."""
 
 
 Sink = Callable[[bytes], bool]
@@ -98,6 +99,9 @@ class Answer(Protocol):
 
     def close(self) -> None:
         """Let go: what still runs is cancelled at once, what is over returns to its pool. May be called twice."""
+
+    def told(self) -> Told:
+        """What its target told of it, looked up for who asks; right once it is closed."""
 
 
 class Backend(Protocol):

@@ -21,9 +21,9 @@ from typing import Protocol, runtime_checkable
 from msgspec.structs import replace
 
 from engines.base import Delta, Engine, EngineError, Event, Finish, GenerateRequest, Usage
-from router.backends.base import Facts, Order, Sink
+from router.backends.base import Facts, Order, Sink, Told
 from router.backends.engine_request import engine_requests
-from router.backends.mailbox import Mailbox
+from router.backends.mailbox import Alarm, Mailbox
 from router.errors import ApiError, Fault, FaultKind, invalid_request
 from router.events import Generated, Listener
 from router.wire.chat import ChatRequest
@@ -228,6 +228,10 @@ class EngineAnswer:
         self._generation.cancel()
         self._owner.over(self)
 
+    def told(self) -> Told:
+        """See `base.Answer`."""
+        return Told(self.facts, self._order.model, self._writer.reasons)
+
     async def _next(self) -> bytes:
         events = self._head
         self._head = []
@@ -277,7 +281,7 @@ class _Pumped:
     def __init__(self, events: AsyncGenerator[Event, None]) -> None:
         loop = asyncio.get_running_loop()
         self._box: Mailbox[Event] = Mailbox(
-            loop, high_water=MAX_WAITING_BYTES, on_full=self._overflow
+            Alarm(loop), high_water=MAX_WAITING_BYTES, on_full=self._overflow
         )
         self._task = loop.create_task(self._pump(events))
         self._task.add_done_callback(self._end)

@@ -3,6 +3,7 @@
 What only the engine reads (messages, tools, schemas) goes through as the client's own bytes. What no engine here can
 do is refused by name, with a 400, before anything is sent; a parameter is ignored only where the answer is as right
 without it. IGNORED and REFUSED list those of chat; of the completions endpoint `wire.legacy` says what engines lack.
+Samplers that OpenAI doesn't have are read here, and only of requests that have some (see `eligible`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from types import MappingProxyType
 import msgspec
 from msgspec import Raw, Struct
 
-from engines.base import GenerateRequest, Sampling
+from engines.base import GenerateRequest, Samplers, Sampling
 from router.backends.base import Order
 from router.errors import ApiError, invalid_request
+from router.wire import violations
 from router.wire.chat import ChatRequest
 from router.wire.continuation import with_message
 from router.wire.legacy import CompletionRequest, beyond_engines
@@ -64,6 +66,7 @@ class _Spliced(Struct, frozen=True):
 
 
 _splice = msgspec.json.Decoder(_Spliced).decode
+_samplers = msgspec.json.Decoder(Samplers).decode
 
 
 def engine_requests(order: Order) -> tuple[GenerateRequest, ...]:
@@ -75,7 +78,7 @@ def engine_requests(order: Order) -> tuple[GenerateRequest, ...]:
     if isinstance(request, ChatRequest):
         return (_of_chat(request, order.body, order.said),)
     if isinstance(request, CompletionRequest):
-        return _of_completion(request)
+        return _of_completion(request, order.body)
     raise invalid_request("This model writes text only.", param="model", status=404)
 
 
@@ -86,7 +89,7 @@ def _of_chat(request: ChatRequest, body: bytes, said: str) -> GenerateRequest:
     return GenerateRequest(
         messages=with_message(messages, said) if said else messages,
         continue_final=bool(said),
-        sampling=_sampling(request),
+        sampling=_sampling(request, body),
         max_tokens=request.output_limit,
         n=request.n or 1,
         stop=_stops(request),
@@ -99,15 +102,16 @@ def _of_chat(request: ChatRequest, body: bytes, said: str) -> GenerateRequest:
     )
 
 
-def _of_completion(request: CompletionRequest) -> tuple[GenerateRequest, ...]:
+def _of_completion(request: CompletionRequest, body: bytes) -> tuple[GenerateRequest, ...]:
     refusal = beyond_engines(request)
     if refusal is not None:
         raise refusal
+    sampling = _sampling(request, body)
     return tuple(
         GenerateRequest(
             messages=b"[]",
             prompt=prompt,
-            sampling=_sampling(request),
+            sampling=sampling,
             max_tokens=request.output_limit,
             n=request.n or 1,
             stop=_stops(request),
@@ -118,8 +122,8 @@ def _of_completion(request: CompletionRequest) -> tuple[GenerateRequest, ...]:
     )
 
 
-def _sampling(request: ChatRequest | CompletionRequest) -> Sampling:
-    return Sampling(
+def _sampling(request: ChatRequest | CompletionRequest, body: bytes) -> Sampling:
+    sampling = Sampling(
         temperature=request.temperature,
         top_p=request.top_p,
         frequency_penalty=request.frequency_penalty,
@@ -127,6 +131,13 @@ def _sampling(request: ChatRequest | CompletionRequest) -> Sampling:
         logit_bias=request.logit_bias,
         seed=request.seed,
     )
+    if request.__struct_config__.forbid_unknown_fields:  # it has no other fields than OpenAI's
+        return sampling
+    try:
+        samplers = _samplers(body)
+    except msgspec.ValidationError as error:
+        raise violations.translate(error, body) from error
+    return msgspec.structs.replace(sampling, **msgspec.structs.asdict(samplers))
 
 
 def _stops(request: ChatRequest | CompletionRequest) -> tuple[str, ...]:

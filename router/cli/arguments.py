@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from router import __version__
-from router.cli import bench_arguments
+from router.cli import bench_arguments, engines_arguments
 
 SERVER_URL = "http://127.0.0.1:8080"
 KEY_VARIABLE = "NENYA_KEY"
@@ -26,6 +26,8 @@ then:
   nenya keys create alice --config nenya.yaml
   nenya usage --by key,day --config nenya.yaml
   nenya bench simulate TRACE         which policy serves your load best, without a GPU
+  nenya engines probe DIR            what a model is, what it needs, and a config for it
+  nenya doctor                       what this machine has and what it lacks
 
 exit codes:
   0 it worked   1 it failed while it ran   2 usage or config   130 interrupted
@@ -144,13 +146,25 @@ if TYPE_CHECKING:
     _Parsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help whose subcommands stand on one line each: argparse forgets that they are indented once more."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Make room for ``action``."""
+        super().add_argument(action)
+        if action.nargs == argparse.PARSER and action.choices:
+            longest = max(len(str(name)) for name in action.choices)
+            room = self._current_indent + self._indent_increment + longest
+            self._action_max_length = max(self._action_max_length, room)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; each command names the module whose ``run`` it is."""
     whole = argparse.ArgumentParser(
         prog="nenya",
         description="One OpenAI-shaped endpoint in front of your GPUs and the providers you rent.",
         epilog=_MAIN,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     whole.add_argument("--version", action="version", version=f"nenya {__version__}")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -165,7 +179,7 @@ def _command(commands: _Parsers, name: str, summary: str, epilog: str) -> argpar
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     one.set_defaults(module=f"router.cli.{name}")
     return one
@@ -353,6 +367,14 @@ def _simulated_providers(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
+def _engines(commands: _Parsers) -> None:
+    engines_arguments.add_engines(commands, _command)
+
+
+def _doctor(commands: _Parsers) -> None:
+    engines_arguments.add_doctor(commands, _command)
+
+
 _COMMANDS: tuple[Callable[[_Parsers], None], ...] = (
     _serve,
     _check,
@@ -361,4 +383,6 @@ _COMMANDS: tuple[Callable[[_Parsers], None], ...] = (
     _keys,
     _usage,
     _bench,
+    _engines,
+    _doctor,
 )

@@ -10,10 +10,10 @@ import msgspec
 
 from benchmarks.measure.calibrate import Fit, Settings, TooLittle, calibrate
 from benchmarks.measure.check import Checked, check
-from benchmarks.measure.console import aligned
 from benchmarks.measure.result import BadResult, read
 from benchmarks.measure.slo import shown_time
 from benchmarks.simulate.gpu import Gpu
+from benchmarks.tables import aligned
 from router.cli import FAILED, OK, USAGE
 from router.cli.bench_results import Unwritable, put
 from router.cli.terminal import clean

@@ -15,6 +15,18 @@ class Unwritable(Exception):  # noqa: N818 - the name says the state
     """A file that can't be written; says which and why."""
 
 
+def look_at(arguments: argparse.Namespace) -> None:
+    """Whether the files can be written, before a run that takes minutes. Raises Unwritable."""
+    for name in ("json", "csv", "html", "jsonl"):
+        path = getattr(arguments, name, None)
+        if path is None:
+            continue
+        if not Path(path).absolute().parent.is_dir():
+            raise Unwritable(f"{path}: there is no such folder")
+        if Path(path).is_dir():
+            raise Unwritable(f"{path}: is a folder")
+
+
 def write(arguments: argparse.Namespace, results: Sequence[Result]) -> None:
     """Write what ``arguments`` ask for of json, csv and html. Raises Unwritable."""
     if getattr(arguments, "json", None) is not None:

@@ -32,7 +32,7 @@ from benchmarks.simulate.traces import BadTrace
 from router import __version__
 from router.cli import FAILED, INTERRUPTED, OK, USAGE
 from router.cli.bench_progress import Progress
-from router.cli.bench_results import Unwritable, write
+from router.cli.bench_results import Unwritable, look_at, write
 from router.cli.terminal import clean
 
 
@@ -44,7 +44,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Measure."""
     try:
         plan, asking = planned(arguments), asked(arguments)
-    except (BadTrace, BadLength, BadSlo, Misuse) as error:
+        look_at(arguments)
+    except (Unwritable, BadTrace, BadLength, BadSlo, Misuse) as error:
         return _fail(arguments, str(error), USAGE)
     _many_files()
     try:
@@ -58,16 +59,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _concluded(arguments: argparse.Namespace, result: Result, run_: Run) -> int:
-    """Write and print what was measured; the exit code."""
+    """Print and write what was measured; the exit code."""
     if not result.stages:
         return INTERRUPTED
+    print(clean(table(result)), flush=True)
     try:
         write(arguments, [result])
         if arguments.jsonl is not None:
             _lines(arguments.jsonl, run_)
     except Unwritable as error:
         return _fail(arguments, str(error), FAILED)
-    print(clean(table(result)))
     if run_.stop.is_set():
         return INTERRUPTED
     return OK if any(stage.figures.ok for stage in result.stages) else FAILED

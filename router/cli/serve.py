@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from engines.base import EngineError
-from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec
-from router import __version__
+from engines.specs import EngineSpec, ExLlamaV2Spec, ExLlamaV3Spec, LlamaCppSpec
+from router import __version__, tracing
 from router.cli import FAILED, INTERRUPTED, USAGE
 from router.cli.banner import banner
 from router.cli.terminal import bold
@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, spec in reading.config.engines.items():
         if lacking := _lacking(spec):
             return _fail(f"the engine `{name}` needs a package that is not installed: {lacking}")
+    if reading.config.tracing is not None and not tracing.is_installed():
+        return _fail(f"`tracing` {tracing.LACKING}")
     if complaint := _occupied(reading.config):
         return _fail(complaint)
     install(arguments.log_level, arguments.log_format, sys.stderr)
@@ -71,7 +73,9 @@ def _lacking(spec: EngineSpec) -> str | None:
     if isinstance(spec, LlamaCppSpec) and find_spec("xllamacpp") is None:
         return "pip install 'nenya[llamacpp]'"
     if isinstance(spec, ExLlamaV2Spec) and find_spec("exllamav2") is None:
-        return "pip install exllamav2"
+        return "docs/exllamav2.md says how to install it, `nenya doctor` what is missing"
+    if isinstance(spec, ExLlamaV3Spec) and find_spec("exllamav3") is None:
+        return "pip install exllamav3"
     return None
 
 

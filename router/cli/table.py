@@ -34,3 +34,16 @@ def _text(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.6f}".rstrip("0").rstrip(".") or "0"
     return clean(str(cell))
+
+
+def sized(count: int) -> str:
+    """Bytes in the unit that leaves few digits."""
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1024:.1f} KiB"
+
+
+def parameters(count: int) -> str:
+    """How many parameters a model has, as people say it."""
+    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"

@@ -52,7 +52,9 @@ class Server(_Part, frozen=True):
 
     listen: str = "127.0.0.1:8080"
     admin: str | None = "127.0.0.1:9090"
-    """/metrics, /healthz, /readyz; null switches the port off."""
+    """The status page with its playground, /status, /metrics, /healthz, /readyz; null switches the port off."""
+    admin_key: Annotated[str, Meta(min_length=16)] | None = None
+    """Who has it may read the status from other machines, too; None shows it to this machine alone."""
     max_body_bytes: Count = 32 * 1024 * 1024
     """A million tokens of text are about 4 MiB; images inside a body need the rest."""
     header_timeout_s: Seconds = 10
@@ -61,6 +63,9 @@ class Server(_Part, frozen=True):
     max_connections: Count = 10_000
     drain_s: Seconds = 30
     """How long running answers may take to end after SIGTERM."""
+
+    def __repr__(self) -> str:
+        return f"Server(listen={self.listen!r}, admin={self.admin!r})"
 
 
 class Key(_Part, frozen=True):
@@ -159,6 +164,9 @@ class Provider(_Part, frozen=True, kw_only=True):
     """How it is asked to; None goes by base_url."""
     counts: Counts | None = None
     """What its limits of tokens count; None goes by the host of base_url, else `usage`."""
+    trace_headers: bool | Literal["auto"] = "auto"
+    """Whether it hears ``traceparent`` and ``tracestate``: never, those of our spans where we trace, or else the
+    client's own."""
     private_network: bool = False
     """Whether base_url's name may resolve to a private or loopback address; an address written out may always."""
 
@@ -280,6 +288,31 @@ class Health(_Part, frozen=True):
     """1 is a straight line, more gives more of it early; Envoy's default."""
 
 
+class Tracing(_Part, frozen=True):
+    """Spans for OpenTelemetry, sent as OTLP over HTTP. What isn't set here is OTEL_*'s in the environment."""
+
+    endpoint: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^https?://[^/?#@]+(/[^?#]*)?$",
+                description="a URL such as http://127.0.0.1:4318/v1/traces",
+            ),
+        ]
+        | None
+    ) = None
+    """Of the traces themselves, path and all; None takes OTEL_EXPORTER_OTLP_ENDPOINT, else http://localhost:4318."""
+    headers: dict[str, str] = {}
+    """Sent with every export: where a collector wants a key, it is in one."""
+    service_name: Annotated[str, Meta(min_length=1)] | None = None
+    """None takes OTEL_SERVICE_NAME, else nenya."""
+    sample_ratio: Share | None = None
+    """Of requests whose client didn't decide; None takes OTEL_TRACES_SAMPLER, else all."""
+
+    def __repr__(self) -> str:
+        return f"Tracing(endpoint={self.endpoint!r}, service_name={self.service_name!r})"
+
+
 class Config(_Part, frozen=True):
     """The whole."""
 
@@ -295,6 +328,7 @@ class Config(_Part, frozen=True):
     recovery: Recovery = Recovery()
     queue: Queue = Queue()
     health: Health = Health()
+    tracing: Tracing | None = None
 
     @property
     def asks_for_keys(self) -> bool:

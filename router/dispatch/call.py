@@ -7,11 +7,11 @@ from collections.abc import Callable
 import msgspec
 from msgspec.structs import replace
 
-from router.accounts.accounts import Accounts
 from router.accounts.charge import Charge
 from router.backends.base import Limits
 from router.config.schema import Recovery, Retry
 from router.pool import Route
+from router.tracing import Trace
 from router.wire.request import Request
 
 
@@ -31,6 +31,8 @@ class Call(msgspec.Struct, frozen=True):
     """Its claim on its key's limits and budget, if anybody counts; settled with the walk's end."""
     priority: int = 0
     """Its key's, for the line: higher first, below 0 is sheddable."""
+    trace: Trace | None = None
+    """Where it is told of, if anybody wants to know."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -38,8 +40,8 @@ class Call(msgspec.Struct, frozen=True):
         return len(self.body) >> 2
 
 
-SHORT_PROMPT_TOKENS = 1000
-"""Below that a prompt's length changes nothing that a limit of seconds would notice."""
+LONG_BODY_BYTES = 4000
+"""A thousand tokens. Below that a prompt's length changes nothing that a limit of seconds would notice."""
 
 
 def _as_it_is(route: Route, _request: Request, _body: bytes) -> Route:
@@ -54,16 +56,12 @@ class Terms(msgspec.Struct, frozen=True):
     """For a provider that is asked for a whole answer: its first byte comes after its last token."""
     retry: Retry
     recovery: Recovery = Recovery()
-    accounts: Accounts | None = None
-    """Settles charges; None where there are none."""
     prompt_s_per_1k: float = 0.0
     """What a thousand tokens of prompt add to the limit on the first token."""
     narrow: Callable[[Route, Request, bytes], Route] = _as_it_is
     """A fallback's route with the members that may serve the request. Raises ApiError: none may."""
 
     def scaled(self, limits: Limits, prompt_tokens: int) -> Limits:
-        """``limits`` with the time that a prompt of that length may take besides."""
-        if prompt_tokens < SHORT_PROMPT_TOKENS or not self.prompt_s_per_1k:
-            return limits
+        """``limits`` with the time that a long prompt may take besides."""
         longer = limits.first_token_s + self.prompt_s_per_1k * prompt_tokens / 1000
         return replace(limits, first_token_s=longer)

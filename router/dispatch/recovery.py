@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from msgspec.structs import replace
 
 from router.accounts.estimate import BYTES_PER_TOKEN
-from router.backends.base import Answer, Facts, Sink
+from router.backends.base import Answer, Facts, Sink, Told
 from router.dispatch.call import Call
 from router.dispatch.walk import Attempt, Walk
 from router.errors import Fault, FaultKind
@@ -60,6 +60,7 @@ class Rest:
         "_pieces",
         "_splicer",
         "_tally",
+        "_whole",
         "attempt",
         "facts",
         "headers",
@@ -71,6 +72,7 @@ class Rest:
         self.attempt: Attempt | None = attempt
         self.headers: Mapping[str, str] = answer.headers
         self.facts = Facts()
+        self._whole = answer
         self._inner: Answer | None = answer
         self._parts = parts
         self._splicer = parts.splicer(attempt.lease.target)
@@ -91,6 +93,10 @@ class Rest:
 
     async def pour(self, sink: Sink) -> None:
         """Nothing: every piece is read; see `Answer.pour`."""
+
+    def told(self) -> Told:
+        """See `Answer.told`: of the rest alone."""
+        return self._whole.told()
 
     def close(self) -> None:
         """See `Answer.close`."""
@@ -149,6 +155,10 @@ class Ended:
 
     def close(self) -> None:
         """See `Answer.close`."""
+
+    def told(self) -> Told:
+        """See `Answer.told`: nobody did."""
+        return Told(self.facts)
 
 
 class Parts:
@@ -270,7 +280,7 @@ class Recovery:
             self._note(fault, target)
             return None
         rest = Rest(walk, attempt, parts)
-        attempt.answer = rest
+        attempt.answer, attempt.facts = rest, rest.facts
         try:
             await rest.begin()
         except Diverges:

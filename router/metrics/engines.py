@@ -16,6 +16,7 @@ from router.events import Generated, NodeState
 from router.metrics import buckets
 
 if TYPE_CHECKING:
+    from engines.base import EngineInfo, Health
     from router.app import EngineStats
 
 _MODEL = ("engine", "model_name")
@@ -113,37 +114,43 @@ class EngineMetrics:
     def take(self, engines: tuple[EngineStats, ...]) -> Iterator[Taken]:
         """All families, of the engines that there are."""
         for counted in (self._written, self._restarts):
-            for gone in counted.keys() - {one.engine for one in engines}:
+            for gone in counted.keys() - {one.name for one in engines}:
                 del counted[gone]
         yield from self._processes(engines)
-        yield from self._answers([one for one in engines if one.model])
+        known = [(one.info, one.name, one.health) for one in engines if one.info is not None]
+        yield from self._caches(known)
+        yield from self._answers([((name, info.model), name) for info, name, _ in known])
 
     def _processes(self, engines: tuple[EngineStats, ...]) -> Iterator[Taken]:
-        names = [((one.engine,), one) for one in engines]
-        yield self.restarts.taken([(key, self._restarts.get(one.engine, 0)) for key, one in names])
+        names = [(one.name,) for one in engines]
+        yield self.restarts.taken([(key, self._restarts.get(*key, 0)) for key in names])
         yield self.state.taken(
             [
-                ((one.engine, state), float(one.state == state))
+                ((one.name, state), float(one.state == state))
                 for one in engines
                 for state in ENGINE_STATES
             ]
         )
-        yield self.loaded.taken([(key, one.loaded) for key, one in names if one.loaded is not None])
-        known = [(key, one) for key, one in names if one.model]
-        yield self.free.taken(
-            [(key, max(0, one.kv_tokens - one.health.kv_tokens_used)) for key, one in known]
-        )
-        yield self.prefill.taken([(key, one.health.prompt_tokens_left) for key, one in known])
-        yield self.iterations.taken([(key, one.health.iterations) for key, one in known])
+        loaded = [(one.name, 1.0 if one.state == "ready" else one.loaded) for one in engines]
+        yield self.loaded.taken([((name,), part) for name, part in loaded if part is not None])
 
-    def _answers(self, engines: list[EngineStats]) -> Iterator[Taken]:
-        keys = [((one.engine, one.model), one) for one in engines]
-        yield self.running.taken([(key, one.health.running) for key, one in keys])
-        yield self.waiting.taken([(key, one.health.waiting) for key, one in keys])
-        yield self.usage.taken(
-            [(key, one.health.kv_tokens_used / (one.kv_tokens or 1)) for key, one in keys]
+    def _caches(self, known: list[tuple[EngineInfo, str, Health]]) -> Iterator[Taken]:
+        """Of engines that were ready once."""
+        own = [((name,), info.kv_tokens, health) for info, name, health in known]
+        yield self.free.taken(
+            [(key, max(0, size - health.kv_tokens_used)) for key, size, health in own]
         )
-        written = [(key, self._written.get(one.engine) or _Written()) for key, one in keys]
+        yield self.prefill.taken([(key, health.prompt_tokens_left) for key, _, health in own])
+        yield self.iterations.taken([(key, health.iterations) for key, _, health in own])
+        keys = [((name, info.model), info.kv_tokens, health) for info, name, health in known]
+        yield self.running.taken([(key, health.running) for key, _, health in keys])
+        yield self.waiting.taken([(key, health.waiting) for key, _, health in keys])
+        yield self.usage.taken(
+            [(key, health.kv_tokens_used / (size or 1)) for key, size, health in keys]
+        )
+
+    def _answers(self, keys: list[tuple[tuple[str, str], str]]) -> Iterator[Taken]:
+        written = [(key, self._written.get(name) or _Written()) for key, name in keys]
         yield self.queries.taken([(key, one.prompt.value) for key, one in written])
         yield self.hits.taken([(key, one.cached.value) for key, one in written])
         yield self.prompt.taken([(key, one.prompt.value) for key, one in written])

@@ -11,9 +11,9 @@ Source: OpenTelemetry semantic conventions for generative AI metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -21,10 +21,12 @@ from router import counters
 from router.counters import Count, Counter, Gauge, Histogram, Spread, Taken
 from router.errors import FaultKind
 from router.events import (
+    Admitted,
     AttemptDone,
     Event,
     Fallback,
     Generated,
+    Hearer,
     Hedge,
     LimitDecision,
     NodeState,
@@ -71,7 +73,7 @@ class _Ended(msgspec.Struct, frozen=True):
     cost_usd: Count
 
 
-class Metrics:
+class Metrics(Hearer):
     """A listener of events, and the page that is made of them."""
 
     def __init__(self, stats: Callable[[], Stats], *, worker: str = "0") -> None:
@@ -83,8 +85,9 @@ class Metrics:
         self._families: list[Counter | Histogram] = []
         self._ended: dict[_Key, _Ended] = {}
         self._attempted: dict[_Key, Spread] = {}
-        self._decided: dict[tuple[str, str, str], Count] = {}
-        self._counts: Mapping[type, Callable[[Any], None]] = {
+        self._state = StateMetrics()
+        self._engines = EngineMetrics()
+        self.hears = {
             RequestDone: self._request,
             AttemptDone: self._attempt,
             Retry: self._retry,
@@ -94,20 +97,16 @@ class Metrics:
             RetryRefused: self._mended,
             Queued: self._queued,
             TargetState: self._target_state,
+            Admitted: self._admitted,
             LimitDecision: self._decision,
             UsageLost: self._lost,
+            Generated: self._engines.generated,
+            NodeState: self._engines.moved,
         }
         self._make_requests()
         self._make_targets()
         self._make_lines()
         self._make_accounts()
-        self._state = StateMetrics()
-        self._engines = EngineMetrics()
-        self._counts = {
-            **self._counts,
-            Generated: self._engines.generated,
-            NodeState: self._engines.moved,
-        }
         self._build = Gauge("nenya_build_info", "1, with the version of Nenya", ("version",))
         lag = self._histogram(
             "nenya_event_loop_lag_seconds", "How late the event loop did what was due, ten times a second",
@@ -214,12 +213,6 @@ class Metrics:
 
     # Counting
 
-    def __call__(self, event: Event) -> None:
-        """Count an event."""
-        count = self._counts.get(type(event))
-        if count is not None:
-            count(event)
-
     def _retry(self, event: Retry) -> None:
         self._retries.labels(self._names.target(event.target), event.reason.value).inc()
 
@@ -249,12 +242,12 @@ class Metrics:
         if event.outcome not in {"served", "gone"}:
             self._queue_refusals.labels(model, event.outcome).inc()
 
+    def _admitted(self, event: Admitted) -> None:
+        for resource in event.resources:
+            self._decisions.labels(event.scope, resource, "admitted").inc()
+
     def _decision(self, event: LimitDecision) -> None:
-        key = (event.scope, event.resource, event.outcome)
-        child = self._decided.get(key)
-        if child is None:
-            child = self._decided[key] = self._decisions.labels(*key)
-        child.inc()
+        self._decisions.labels(event.scope, event.resource, event.outcome).inc()
 
     def _request(self, event: RequestDone) -> None:
         key = (event.model, event.target, event.provider, event.outcome, event.operation)

@@ -39,7 +39,7 @@ class Names(msgspec.Struct, frozen=True):
             models=frozenset(one.model for one in stats.routes),
             targets=frozenset(one.target for one in stats.targets),
             providers=frozenset(one.provider for one in stats.targets),
-            engines=frozenset(one.engine for one in stats.engines),
+            engines=frozenset(one.name for one in stats.engines),
         )
 
     def model(self, name: str) -> str:

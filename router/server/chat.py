@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from router.errors import ApiError
 from router.server.exchange import ClientGone, Exchange
 from router.server.routes import Call
+from router.tracing import Arrival
+from router.wire.operation import Operation
 from router.wire.request import Request
 from router.wire.sse import KEEP_ALIVE
 
@@ -33,16 +35,23 @@ Decode = Callable[[bytes, Collection[str]], Request]
 class Ask:
     """One such route."""
 
-    def __init__(self, router: Router, decode: Decode) -> None:
-        """``decode`` makes the route's request of a body, letting through the fields named."""
+    def __init__(self, router: Router, operation: Operation, decode: Decode) -> None:
+        """``decode`` makes the operation's request of a body, letting through the fields named."""
         self._router = router
+        self._operation = operation
         self._decode = decode
 
     async def __call__(self, call: Call) -> None:
         """Answer one request. Raises ApiError before the first byte; after it, the error is in the stream."""
         exchange = call.exchange
-        body = await exchange.body()
-        request = self._decode(body, self._router.extra_fields)
+        try:
+            body = exchange.body_in_hand()
+            if body is None:
+                body = await exchange.body()
+            request = self._decode(body, self._router.extra_fields)
+        except ApiError as error:
+            self._trace_refusal(call, error)
+            raise
         heart = Heart(exchange) if request.stream else None
         try:
             reply = await self._router.open(
@@ -51,19 +60,29 @@ class Ask:
                 key_id=call.key_id,
                 request_id=exchange.request_id,
                 received_at=exchange.received_at,
+                headers=exchange.message.headers,
             )
         finally:
             if heart is not None:
                 heart.stop()
         try:
-            exchange.served_by(reply.target, reply.attempts, reply.overhead_s or 0.0)
-            exchange.note(reply.headers)
+            overhead_s = reply.overhead_s or 0.0
+            exchange.served_by(reply.target, reply.attempts, overhead_s, reply.limits)
+            if reply.upstream_headers:
+                exchange.note(reply.upstream_headers)
             if reply.streaming:
                 await _stream(exchange, reply)
             else:
-                exchange.answer(200, await _whole(reply))
+                exchange.answer(200, reply.whole())
         finally:
             reply.close()
+
+    def _trace_refusal(self, call: Call, error: ApiError) -> None:
+        """What can't be read is never opened, and has a span all the same."""
+        tracing, exchange = self._router.tracing, call.exchange
+        if tracing is not None:
+            came = exchange.request_id, call.key_id, exchange.received_at, exchange.message.headers
+            tracing.begin(Arrival(self._operation, None, *came)).refuse(error)
 
 
 class Heart:
@@ -87,27 +106,17 @@ class Heart:
         self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._beat)
 
 
-async def _whole(reply: Reply) -> bytes:
-    pieces = [await reply.read()]
-    while piece := await reply.read():
-        pieces.append(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
 async def _stream(exchange: Exchange, reply: Reply) -> None:
     connection = exchange.connection
-    exchange.stream(await reply.read())
     try:
-        while True:
+        while blob := await reply.read():
+            exchange.stream(blob)
             if connection.writing_paused:
                 await connection.drain()
-            await reply.pour(exchange.offer)
-            if connection.writing_paused:
-                await connection.drain()
-            blob = await reply.read()
-            if not blob:
-                break
-            exchange.piece(blob)
+            if exchange.streaming:  # its end hasn't come
+                await reply.pour(exchange.offer)
+                if connection.writing_paused:
+                    await connection.drain()
     except ApiError as error:
         exchange.refuse(error)
     else:

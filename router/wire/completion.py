@@ -194,17 +194,17 @@ def error_event(error: ApiError) -> bytes:
 class Course:
     """How far an answer's choices have come. Every method raises OutOfOrder where it can't be."""
 
-    __slots__ = ("_begun", "_calls", "_finished", "_over")
+    __slots__ = ("_begun", "_calls", "_over", "_reasons")
 
     def __init__(self, n: int) -> None:
         self._begun = [False] * n
-        self._finished = [False] * n
+        self._reasons = [""] * n
         self._calls: list[set[int]] = [set() for _ in range(n)]
         self._over = False
 
     def advance(self, choice: int) -> bool:
         """A delta or finish of ``choice`` came; whether it is the first."""
-        if self._over or not 0 <= choice < len(self._begun) or self._finished[choice]:
+        if self._over or not 0 <= choice < len(self._begun) or self._reasons[choice]:
             raise OutOfOrder(f"choice {choice} has no place here")
         first = not self._begun[choice]
         self._begun[choice] = True
@@ -227,21 +227,30 @@ class Course:
         calls.add(piece.index)
         return True
 
-    def finish(self, choice: int) -> bool:
-        """``choice`` is complete; whether it never had a delta."""
-        first = self.advance(choice)
-        self._finished[choice] = True
+    def finish(self, event: Finish) -> bool:
+        """A choice is complete; whether it never had a delta."""
+        first = self.advance(event.choice)
+        self._reasons[event.choice] = event.reason
         return first
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why choices were finished, those that were."""
+        return tuple(filter(None, self._reasons))
 
     def end(self) -> None:
         """The usage came."""
-        if self._over or not all(self._finished):
+        if self._over or not all(self._reasons):
             raise OutOfOrder("usage before every choice was finished, or twice")
         self._over = True
 
 
 class Writer(Protocol):
     """Turns an engine's events into an answer's bytes."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why choices were finished, those that were."""
 
     def feed(self, events: Iterable[Event]) -> bytes:
         """What is to be sent now that ``events`` have come; maybe nothing. Raises OutOfOrder."""
@@ -257,6 +266,11 @@ class StreamWriter(ABC):
         self._usage = include_usage
         self._envelope = b"data: " + head(identity, kind) + b',"choices":['
         self._end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """See `Course.reasons`."""
+        return self._course.reasons
 
     def feed(self, events: Iterable[Event]) -> bytes:
         """Whole events of the stream, ``b""`` where nothing is to be said. Raises OutOfOrder."""
@@ -338,7 +352,7 @@ class ChunkEncoder(StreamWriter):
 
     def _write_finish(self, event: Finish, pieces: list[bytes]) -> None:
         choice = event.choice
-        if self._course.finish(choice):
+        if self._course.finish(event):
             self._introduce(choice, pieces)
             pieces += (self._delta[choice], self._role % b'""')
         reason = b'{},"logprobs":null,"finish_reason":"' + event.reason.encode()
@@ -394,6 +408,11 @@ class WholeWriter(ABC):
         self._course = Course(n)
         self._drafts = [Draft() for _ in range(n)]
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """See `Course.reasons`."""
+        return self._course.reasons
+
     def feed(self, events: Iterable[Event]) -> bytes:
         """``b""`` until the usage comes, then the whole object. Raises OutOfOrder."""
         for event in events:
@@ -401,7 +420,7 @@ class WholeWriter(ABC):
                 self._course.advance(event.choice)
                 self._take(event)
             elif isinstance(event, Finish):
-                self._course.finish(event.choice)
+                self._course.finish(event)
                 self._drafts[event.choice].reason = event.reason
             else:
                 self._course.end()

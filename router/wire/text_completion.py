@@ -103,7 +103,7 @@ class TextChunkEncoder(StreamWriter):
 
     def _write_finish(self, event: Finish, pieces: list[bytes]) -> None:
         choice = event.choice
-        if self._course.finish(choice):
+        if self._course.finish(event):
             self._begin(choice, pieces)
         last = b'"","index":%d,"logprobs":null,"finish_reason":"' % choice
         pieces += (self._text, last, event.reason.encode(), self._finish)

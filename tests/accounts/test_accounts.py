@@ -11,14 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.accounts import limits
-from router.accounts.accounts import Accounts, Asked
+from router.accounts import limits, pairs
+from router.accounts.accounts import Accounts
+from router.accounts.budgets import Budgets
 from router.accounts.estimate import Size
 from router.accounts.prices import Tokens, cost_nanos
+from router.accounts.terms import Account, Tiers
 from router.config.reader import parse
 from router.config.schema import Price
 from router.errors import ApiError, Fault, FaultKind, IllegalMove
-from router.events import LimitDecision, RequestDone
+from router.events import Admitted, LimitDecision, RequestDone
 from tests.clocks import ManualClock
 from tests.test_dispatch import Script, World
 
@@ -56,7 +58,10 @@ class Gate:
         )
 
     def admit(self, key_id, model="m", size=SMALL):
-        return self.accounts.admit(Asked(key_id, model, size))
+        return self.accounts.admit(self.accounts.pair(key_id, model), size)
+
+    def settle(self, charge, told):
+        return charge.settle(told, self.clock.now())
 
     def refused(self, key_id, model="m", size=SMALL):
         with pytest.raises(ApiError) as caught:
@@ -66,8 +71,19 @@ class Gate:
 
     def remaining(self, key_id, resource="tokens"):
         """What the next request would be told, which takes none."""
-        windows = next(w for (k, _), w in self.accounts._limiter._pairs.items() if k == key_id)
-        return int(windows.headers(self.clock.now())[f"x-ratelimit-remaining-{resource}"])
+        windows = self.accounts.pair(key_id, "m").windows
+        headers = limits.headers_of(windows.lines(self.clock.now()))
+        return int(headers[f"x-ratelimit-remaining-{resource}"])
+
+
+def test_one_event_tells_all_that_admitted_a_request():
+    gate = Gate()
+    gate.admit("mixed")
+    gate.admit("rich")
+    assert gate.events == [
+        Admitted("mixed", "m", "key", ("requests", "tokens")),
+        Admitted("rich", "m", "key", ("usd",)),
+    ]
 
 
 async def test_two_hundred_tasks_against_sixty_a_minute_admit_sixty():
@@ -80,7 +96,7 @@ async def test_two_hundred_tasks_against_sixty_a_minute_admit_sixty():
         except ApiError:
             return False
         await asyncio.sleep(0)
-        gate.accounts.settle(charge, Tokens(5, 0, 5))
+        gate.settle(charge, Tokens(5, 0, 5))
         return True
 
     admitted = await asyncio.gather(*(one() for _ in range(200)))
@@ -95,9 +111,9 @@ def test_tokens_in_flight_count():
     error = gate.refused("tokens")
     assert "tokens per min (TPM): Limit 1000, Used 1000, Requested 20." in error.error.message
     assert error.error.type == "tokens"
-    gate.accounts.settle(charges[0], Tokens(5, 0, 0))
+    gate.settle(charges[0], Tokens(5, 0, 0))
     gate.refused("tokens")
-    gate.accounts.settle(charges[1], Tokens(5, 0, 0))
+    gate.settle(charges[1], Tokens(5, 0, 0))
     gate.admit("tokens")
 
 
@@ -175,7 +191,7 @@ def test_a_jump_of_the_wall_clock_changes_nothing():
 )
 def test_what_was_used_is_charged(told, taken):
     gate = Gate()
-    gate.accounts.settle(gate.admit("tokens"), told)
+    gate.settle(gate.admit("tokens"), told)
     assert gate.remaining("tokens") == 1000 - taken
 
 
@@ -184,7 +200,7 @@ def test_an_answer_that_broke_off_is_charged_by_its_events():
     charge = gate.admit("tokens", size=Size(40, 0, 500))
     for _ in range(32):
         charge.saw(b'data: {"choices":[]}\n\n')
-    took = gate.accounts.settle(charge, Tokens())
+    took = gate.settle(charge, Tokens())
     assert (took.tokens, took.estimated) == (Tokens(10, None, 30), True)
     assert gate.remaining("tokens") == 960
 
@@ -193,7 +209,7 @@ def test_a_whole_answer_without_usage_is_charged_by_its_length():
     gate = Gate()
     charge = gate.admit("tokens", size=Size(40, 0, 500))
     charge.saw(b"x" * 400)
-    assert gate.accounts.settle(charge, Tokens()).tokens.output == 100
+    assert gate.settle(charge, Tokens()).tokens.output == 100
 
 
 def test_embeddings_write_nothing():
@@ -201,7 +217,7 @@ def test_embeddings_write_nothing():
     charge = gate.admit("tokens", size=Size(40, 0, 0))
     assert gate.remaining("tokens") == 990
     charge.saw(b"x" * 4000)
-    took = gate.accounts.settle(charge, Tokens(12))
+    took = gate.settle(charge, Tokens(12))
     assert (took.tokens, took.estimated) == (Tokens(12, None, 0), False)
     assert gate.remaining("tokens") == 988
 
@@ -209,29 +225,44 @@ def test_embeddings_write_nothing():
 def test_a_charge_is_settled_once():
     gate = Gate()
     charge = gate.admit("tokens")
-    gate.accounts.settle(charge, Tokens())
+    gate.settle(charge, Tokens())
     with pytest.raises(IllegalMove):
-        gate.accounts.settle(charge, Tokens())
+        gate.settle(charge, Tokens())
+
+
+PARSED = parse(CONFIG, "t", {})
+
+
+def on_tier(name):
+    return Account("k", PARSED.tiers[name])
+
+
+def made_pairs():
+    return pairs.Pairs(PARSED.models, Tiers(PARSED.tiers, lambda name: name), Budgets())
 
 
 def test_pairs_are_forgotten_when_they_are_full_and_idle(monkeypatch):
-    monkeypatch.setattr(limits, "SWEEP_FLOOR", 8)
-    limiter, rates = limits.Limiter(), parse(CONFIG, "t", {}).tiers["tokens"]
-    held = limiter.windows("held", "m", rates, 0.0)
-    holds = held.take(10, 0.0)
+    monkeypatch.setattr(pairs, "SWEEP_FLOOR", 8)
+    found, account = made_pairs(), on_tier("tokens")
+    held = found.prepare("held", "m", account, 0.0)
+    held.windows.admit(10, 0.0)
     for number in range(500):
-        windows, now = limiter.windows(f"k{number}", "m", rates, number * 120.0), number * 120.0
-        windows.settle(windows.take(5, now), 5, now)
-    assert len(limiter) <= 20
-    assert limiter.windows("held", "m", rates, 1e6) is held, "something of it is under way"
-    held.settle(holds, 0, 1e6)
+        now = number * 120.0
+        windows = found.prepare(f"k{number}", "m", account, now).windows
+        for gcra, hold in zip(windows.weighed, windows.admit(5, now)[0], strict=True):
+            gcra.settle(hold, 5, now)
+        found.prepare(f"unlimited{number}", "m", None, now)
+    assert len(found.known) <= 20
+    assert found.known["held", "m"] is held, "something of it is under way"
 
 
 def test_other_limits_are_other_windows():
-    limiter, tiers = limits.Limiter(), parse(CONFIG, "t", {}).tiers
-    first = limiter.windows("k", "m", tiers["slow"], 0.0)
-    assert limiter.windows("k", "m", tiers["slow"], 0.0) is first
-    assert limiter.windows("k", "m", tiers["tokens"], 0.0) is not first
+    found, slow = made_pairs(), on_tier("slow")
+    first = found.prepare("k", "m", slow, 0.0)
+    assert found.known["k", "m"] is first
+    same = found.prepare("k", "m", Account("k", slow.tier, frozenset({"n"})), 0.0)
+    assert (same.allowed, same.windows) == (False, first.windows), "what was taken stays taken"
+    assert found.prepare("k", "m", on_tier("tokens"), 0.0).windows is not first.windows
 
 
 # Budgets
@@ -245,7 +276,7 @@ def test_a_budget_is_reserved_and_settled():
     assert (error.error.code, error.error.type) == ("insufficient_quota", "insufficient_quota")
     assert error.headers["x-should-retry"] == "false"
     for charge in charges:
-        gate.accounts.settle(charge, Tokens(10, 0, 2))
+        gate.settle(charge, Tokens(10, 0, 2))
     assert gate.accounts.budgets.reserved == 0
     assert gate.accounts.budgets.spent("rich") == 33 * 14_000
     gate.admit("rich")
@@ -255,7 +286,7 @@ def test_a_budget_holds_nothing_for_a_model_without_a_price():
     gate = Gate()
     charges = [gate.admit("rich", "n") for _ in range(3)]
     for charge in charges:
-        gate.accounts.settle(charge, Tokens(10, 0, 2))
+        gate.settle(charge, Tokens(10, 0, 2))
     assert gate.accounts.budgets.reserved == gate.accounts.budgets.spent("rich") == 0
 
 
@@ -298,9 +329,9 @@ def test_costs_are_rounded_up_by_less_than_a_billionth(tokens, price):
 
 def test_a_key_without_terms_concerns_nobody():
     gate = Gate()
-    assert not gate.accounts.concerns("free")
-    assert not gate.accounts.concerns("library")
-    assert gate.accounts.concerns("few")
+    assert gate.accounts.pair("free", "m") is None
+    assert gate.accounts.pair("library", "m") is None
+    assert gate.accounts.pair("few", "m") is not None
     assert gate.admit("few", "n").headers == {}
     assert (gate.accounts.allows("few", "m"), gate.accounts.allows("few", "n")) == (False, True)
     assert gate.accounts.allows("free", "m")
@@ -317,8 +348,6 @@ class Walked(World):
         self.gate = Gate()
         self.gate.clock = self.clock
         self.gate.accounts._clock = self.clock
-        terms = self.dispatcher._terms
-        self.dispatcher._terms = msgspec.structs.replace(terms, accounts=self.gate.accounts)
         self.gate.admit("tokens")  # so that there is something to look at
         self.free = self.gate.remaining("tokens")
 
@@ -367,7 +396,7 @@ async def test_cancelled_at_every_await_it_is_settled_once():
         if world.seen(RequestDone):
             assert len(world.seen(RequestDone)) == 1
             assert world.gate.accounts.budgets.reserved == 0
-        windows = world.gate.accounts._limiter._pairs["tokens", "m"]
+        windows = world.gate.accounts.pair("tokens", "m").windows
         held = [len(window.gcra._holds) for window in windows._all]
         assert held == [1, 1] or steps == 0, "only the one from the beginning is held"
 
@@ -386,8 +415,10 @@ async def test_reservations_balance_whatever_happens():
         for _ in range(rng.randrange(4)):
             charge.saw(CHUNK)
         told = Tokens() if rng.random() < 0.5 else Tokens(rng.randrange(50), 0, rng.randrange(50))
-        gate.accounts.settle(charge, told)
+        gate.settle(charge, told)
     assert gate.accounts.budgets.reserved == 0
     gate.clock.advance(10 * 86_400)
     now = gate.clock.now()
-    assert all(windows.is_idle(now) for windows in gate.accounts._limiter._pairs.values())
+    limited = [pair.windows for pair in gate.accounts._pairs.known.values() if pair.windows]
+    assert limited
+    assert all(windows.is_idle(now) for windows in limited)

@@ -90,6 +90,14 @@ def test_spending_adds_up_without_usage_too(store):
     assert (row["requests"], row["input_tokens"], row["cost_usd"]) == (3, 30, 1005e-9)
 
 
+@pytest.mark.parametrize("count", [1, 31, 32, 33, 100])
+def test_every_record_of_a_batch_is_written_once_in_its_order(store, count):
+    store.book([entry(at=number, request_id=f"r{number}") for number in range(count)], usage=True)
+    written = store.select("SELECT at, request_id FROM usage ORDER BY rowid", ())
+    assert written == [(number, f"r{number}") for number in range(count)]
+    assert store.spent() == {"alice": 1000 * count}
+
+
 def test_usage_by_key_model_and_day(store):
     store.book(
         [
@@ -113,6 +121,7 @@ def test_usage_by_key_model_and_day(store):
 
 def test_nonsense_of_an_upstream_costs_no_record(store):
     store.book([entry(output_tokens=2**70, cost_nanos=2**70)], usage=True)
+    store.book([entry(cost_nanos=2**70, key_id="rich")] * 10_000, usage=False)
     assert usage(store, Question(by=()))[0]["cost_usd"] == 1_000_000
 
 

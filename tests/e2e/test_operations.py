@@ -239,17 +239,27 @@ async def test_an_extra_field_is_not_retried_where_it_is_not_taken():
     assert two.requests == []
 
 
-async def test_an_engine_takes_no_extra_field():
+async def test_an_engine_takes_samplers_and_no_other_field():
     async with Upstream() as up:
         config = (
-            f"providers: {{a: {{base_url: {up.url!r}, extra_fields: [top_k]}}}}\n"
+            f"providers: {{a: {{base_url: {up.url!r}, extra_fields: [top_a]}}}}\n"
             "engines: {s: {kind: simulated, ttft_ms: 1}}\n"
-            "models: {m: {targets: [{engine: s}]}, both: {targets: [{engine: s}, {provider: a}]}}\n"
+            "models: {m: {targets: [{engine: s}]}, both: {targets: [{engine: s}, {provider: a}]},"
+            " p: {targets: [{provider: a}]}}\n"
         )
         async with site(config) as served:
-            assert (await post(served, "chat/completions", {**CHAT, "top_k": 3}))[0] == 400
+
+            async def ask(**fields):
+                return await post(served, "chat/completions", {**CHAT, **fields})
+
             for _ in range(3):
-                assert (
-                    await post(served, "chat/completions", {**CHAT, "top_k": 3, "model": "both"})
-                )[0] == 200
+                assert (await ask(top_k=3, min_p=0.1, model="both"))[0] == 200
+            assert up.requests == []
+            code, got = await ask(top_k=-3)
+            assert (code, json.loads(got)["error"]["param"]) == (400, "top_k")
+            assert (await ask(top_a=0.3))[0] == 400
+            assert (await ask(top_k=3, model="p"))[0] == 400
+            for _ in range(3):
+                assert (await ask(top_a=0.3, model="both"))[0] == 200
+            assert (await ask(top_a=0.3, top_k=3, model="both"))[0] == 400
     assert len(up.requests) == 3

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from engines.base import Delta, Finish, GenerateRequest
+from engines.base import Delta, Finish, GenerateRequest, Sampling
 
+GREEDY = Sampling(temperature=0)
 STORY = b'[{"role":"user","content":"Tell me a story about a bear."}]'
 TOOLS = json.dumps(
     [

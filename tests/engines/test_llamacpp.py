@@ -50,11 +50,16 @@ async def test_a_file_that_is_no_model(tmp_path):
 
 
 @needs_starter
-async def test_a_file_that_is_cut_short(tmp_path):
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [(slice(100_000), "is cut short: download it again"), (slice(-100), "could not load")],
+)
+async def test_a_file_that_is_cut_short(tmp_path, cut, said):
     path = tmp_path / "m.gguf"
-    path.write_bytes(starter.gguf_path().read_bytes()[:100_000])
+    path.write_bytes(starter.gguf_path().read_bytes()[cut])
     error = await refused(path)
-    assert "could not load" in error.message
+    assert error.kind == "invalid"
+    assert said in error.message
     assert "cut short" in error.message
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,9 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from router.policy.gcra import Gcra
+from router.policy.gcra import Gcra, reserve_all
 
 MINUTE, DAY = 60, 86_400
+
+
+def remaining(gcra, now):
+    """Units that would be allowed now."""
+    return max(0, gcra.limit - gcra.used(now))
+
+
+def reset_s(gcra, now):
+    """How long until it is full again if nothing more is taken."""
+    return gcra.level(now) / (gcra.limit * 1e9)
 
 
 def admitted(limit, count, now, units=1):
@@ -27,8 +38,8 @@ def admitted(limit, count, now, units=1):
 def test_after_rest_exactly_the_limit_comes_at_once(limit):
     gcra = Gcra(limit, MINUTE)
     assert admitted(gcra, limit + 50, 1000.123) == limit
-    assert gcra.remaining(1000.123) == 0
-    assert gcra.reset_s(1000.123) == MINUTE
+    assert remaining(gcra, 1000.123) == 0
+    assert reset_s(gcra, 1000.123) == MINUTE
 
 
 def test_then_one_for_each_share_of_the_window():
@@ -51,7 +62,7 @@ def test_what_was_not_used_is_given_back():
     hold = gcra.reserve(80, 0.0)
     assert gcra.wait_s(30, 0.0) == 6.0
     gcra.settle(hold, 20, 0.0)
-    assert gcra.remaining(0.0) == 80
+    assert remaining(gcra, 0.0) == 80
     with pytest.raises(KeyError):
         gcra.settle(hold, 20, 0.0)
 
@@ -59,7 +70,7 @@ def test_what_was_not_used_is_given_back():
 def test_what_was_used_beyond_is_charged_and_delays_the_next():
     gcra = Gcra(100, MINUTE)
     gcra.settle(gcra.reserve(50, 0.0), 130, 0.0)
-    assert gcra.remaining(0.0) == 0
+    assert remaining(gcra, 0.0) == 0
     assert gcra.wait_s(1, 0.0) == pytest.approx(31 * 0.6)
 
 
@@ -76,7 +87,7 @@ def test_giving_back_moves_who_stands_behind():
     first, second = gcra.reserve(20, 0.0), gcra.reserve(20, 0.0)
     gcra.settle(first, 0, 10.0)
     gcra.settle(second, 0, 10.0)
-    assert gcra.remaining(10.0) == 60
+    assert remaining(gcra, 10.0) == 60
     assert gcra.is_idle(10.0)
 
 
@@ -153,7 +164,7 @@ def test_what_is_settled_at_once_as_reserved_or_as_nothing_balances(limit, scrip
         else:
             gcra.settle(hold, 0, now)
         assert gcra.used(now) == twin.used(now)
-        assert gcra.reset_s(now) == twin.reset_s(now)
+        assert reset_s(gcra, now) == reset_s(twin, now)
     assert gcra.is_idle(now + 2 * MINUTE)
 
 
@@ -164,6 +175,100 @@ def test_the_wait_that_it_names_is_enough(limit, now, units):
     wait = gcra.wait_s(units, now)
     if units <= limit:
         assert gcra.wait_s(units, now + wait + 1e-6) == 0
+
+
+class Walked:
+    """The same limit without a tree: a settling walks along all who stand behind. Times are whole numbers."""
+
+    def __init__(self, limit):
+        self.limit, self.step, self.tat, self.ends = limit, MINUTE * 10**9, 0, {}
+
+    def reserve(self, name, units, now):
+        self.tat = max(self.tat, round(now * 1e9) * self.limit) + units * self.step
+        self.ends[name] = self.tat
+
+    def settle(self, name, held, units, now):
+        behind = list(self.ends)[list(self.ends).index(name) + 1 :]
+        end, at = self.ends.pop(name), round(now * 1e9) * self.limit
+        if units > held:
+            self.tat = max(self.tat, at) + (units - held) * self.step
+            return
+        back = min((held - units) * self.step, max(0, end - at))
+        self.tat -= back
+        for later in behind:
+            self.ends[later] -= back
+
+
+many_moves = st.lists(
+    st.tuples(
+        st.booleans(), st.integers(0, 9), st.integers(0, 9), st.sampled_from([0, 0, 0, 0.125, 7])
+    ),
+    max_size=300,
+)
+
+
+@settings(max_examples=300)
+@given(limit=st.integers(1, 100), script=many_moves, spare=st.sampled_from([1, 4, 64]))
+def test_a_tree_moves_who_stands_behind_as_a_walk_does(limit, script, spare):
+    """Whatever is held, in whatever order it is settled, with less, as much or more than was held."""
+    gcra, walked, held, now = Gcra(limit, MINUTE), Walked(limit), [], 1000.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("router.policy.gcra._SPARE_PLACES", spare)
+        for number, (comes, units, which, pause) in enumerate(script):
+            now += pause
+            if comes or not held:
+                held.append((number, gcra.reserve(units, now)))
+                walked.reserve(number, units, now)
+            else:
+                name, hold = held.pop(which % len(held))
+                gcra.settle(hold, units, now)
+                walked.settle(name, hold.units, units, now)
+            assert gcra.tat == walked.tat
+
+
+def test_thousands_are_settled_in_any_order():
+    gcra, walked, rng = Gcra(10**6, MINUTE), Walked(10**6), random.Random(5)
+    held = []
+    for number in range(1500):
+        held.append((number, gcra.reserve(100, number / 1000)))
+        walked.reserve(number, 100, number / 1000)
+    rng.shuffle(held)
+    for name, hold in held:
+        gcra.settle(hold, 40, 2.0)
+        walked.settle(name, 100, 40, 2.0)
+        assert gcra.tat == walked.tat
+    assert gcra.is_idle(MINUTE + 2.0)
+
+
+@given(
+    counted=st.lists(st.integers(1, 4), max_size=2),
+    weighed=st.lists(st.integers(1, 30), max_size=2),
+    script=moves,
+)
+def test_several_limits_are_taken_together_or_not_at_all(counted, weighed, script):
+    """As if each were asked by itself, and only then all were taken."""
+    joint = [[Gcra(limit, MINUTE) for limit in limits] for limits in (counted, weighed)]
+    apart = [[Gcra(limit, MINUTE) for limit in limits] for limits in (counted, weighed)]
+    now, held = 1000.0, []
+    for what, units, pause in script:
+        now += pause
+        if what == "settle" and held:
+            for gcras, holds in zip((joint[1], apart[1]), held.pop(units % len(held)), strict=True):
+                for gcra, hold in zip(gcras, holds, strict=True):
+                    gcra.settle(hold, units - 1, now)
+            continue
+        waits = [gcra.wait_s(1, now) for gcra in apart[0]]
+        waits += [gcra.wait_s(units, now) for gcra in apart[1]]
+        before = [gcra.tat for gcra in joint[0] + joint[1]]
+        taken = reserve_all(*joint, units, now)
+        assert (taken is None) == any(waits)
+        if taken is None:
+            assert before == [gcra.tat for gcra in joint[0] + joint[1]]
+            continue
+        for gcra in apart[0]:
+            gcra.take(1, now)
+        held.append((taken[1], [gcra.reserve(units, now) for gcra in apart[1]]))
+        assert taken[0] == [gcra.level(now) for gcra in apart[0] + apart[1]]
 
 
 class GcraMachine(RuleBasedStateMachine):
@@ -212,8 +317,8 @@ class GcraMachine(RuleBasedStateMachine):
 
     @invariant()
     def never_below_empty(self):
-        assert 0 <= self.gcra.remaining(self.now) <= self.gcra.limit
-        assert self.gcra.reset_s(self.now) >= 0
+        assert 0 <= remaining(self.gcra, self.now) <= self.gcra.limit
+        assert reset_s(self.gcra, self.now) >= 0
 
 
 GcraMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

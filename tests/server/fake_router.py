@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from router.app import ModelCard, Stats, TargetStats
+from router.app import EngineStats, ModelCard, Stats, TargetStats
 from router.config.schema import Config, Key, Model, Server, Target
 from router.errors import ApiError, invalid_request, unauthorized
+from router.pool import build
 from router.server.serving import Serving
 from router.wire.chat import ChatRequest
 
@@ -32,10 +33,20 @@ class FakeReply:
         self.target = "fake/m"
         self.attempts = 1
         self.overhead_s = 0.000125
-        self.headers: Mapping[str, str] = headers or {}
+        self.upstream_headers: Mapping[str, str] = headers or {}
+        self.limits = ""
         self.closed = asyncio.Event()
         self.reads = 0
         self._script = list(script)
+        self._whole = b""
+
+    async def begin(self) -> None:
+        """What an open reply has in hand: all of an answer that isn't a stream."""
+        while not self.streaming and (piece := await self.read()):
+            self._whole += piece
+
+    def whole(self) -> bytes:
+        return self._whole
 
     async def read(self) -> bytes:
         self.reads += 1
@@ -66,10 +77,13 @@ class FakeRouter:
 
     def __init__(self, config: Config, open_: Open | None = None) -> None:
         self.config = config
+        self.pool = build(config)
+        self.listeners = []
         self.replies: list[FakeReply] = []
         self.opened: list[tuple[str, str]] = []
         self.is_ready = True
         self.extra_fields: frozenset[str] = frozenset()
+        self.tracing = None
         self.cancelled = asyncio.Event()
         self.script: list[Piece] = [ANSWER]
         self._open = open_
@@ -84,7 +98,7 @@ class FakeRouter:
         return key_id
 
     async def open(
-        self, request: ChatRequest, body: bytes, *, key_id: str, request_id: str, received_at: float
+        self, request: ChatRequest, body: bytes, *, key_id: str, request_id: str, **_: object
     ) -> FakeReply:
         self.opened.append((key_id, request_id))
         try:
@@ -92,10 +106,15 @@ class FakeRouter:
                 reply = await self._open(request, body)
             else:
                 reply = FakeReply(self.script, streaming=bool(request.stream))
+            self.replies.append(reply)
+            try:
+                await reply.begin()
+            except BaseException:
+                reply.close()
+                raise
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
-        self.replies.append(reply)
         return reply
 
     def models(self, key_id: str) -> list[ModelCard]:
@@ -111,6 +130,12 @@ class FakeRouter:
 
     def stop_waiting(self) -> None:
         pass
+
+    def listen(self, listener) -> None:
+        self.listeners.append(listener)
+
+    def engines(self) -> list[EngineStats]:
+        return []
 
     def stats(self) -> Stats:
         return Stats(0, (TargetStats("fake/m", ("m",), "fake", "admitting", 0),))
