@@ -11,7 +11,7 @@ Source: https://github.com/turboderp-org/exllamav2 at 0.3.2: cache.py, model.py 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 from msgspec import Struct
@@ -185,22 +185,6 @@ def demand_room(
     if verdict.room == "too big":
         raise EngineError("invalid", f"{folder.name} doesn't fit: {verdict.advice}")
     return f"{folder.name} may not fit: {verdict.advice}" if verdict.room == "tight" else ""
-
-
-def enough_gpus(
-    folder: ModelFolder,
-    spec: ExLlamaV2Spec,
-    free: Mapping[int, int],
-    draft: ModelFolder | None = None,
-) -> tuple[int, ...] | None:
-    """The fewest of the GPUs in ``free`` (bytes by index) that hold it together; None where all are too few."""
-    roomy = sorted(free, key=lambda index: (-free[index], index))
-    for count in range(1, len(roomy) + 1):
-        chosen: Sequence[int] = sorted(roomy[:count])
-        there = sum(free[index] for index in chosen)
-        if estimate(folder, replace(spec, gpus=tuple(chosen)), draft).total <= there:
-            return tuple(chosen)
-    return None
 
 
 def free_bytes(wanted: Sequence[int]) -> int | None:

@@ -116,7 +116,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     driver_cuda: str = ""
     """The newest CUDA that the driver knows."""
     cuda_home: str = ""
-    """The environment's."""
+    """The environment's, if it names one."""
     nvcc: Tool | None = None
     compiler: Tool | None = None
     python_headers: bool = True
@@ -151,7 +151,7 @@ def collect(addresses: Mapping[str, str], *, ask_torch: bool) -> Facts:
             gpus=found,
             gpu_error=gpu_error,
             driver_cuda=newest.result(),
-            cuda_home=os.environ.get("CUDA_HOME", ""),
+            cuda_home=_cuda_home(),
             nvcc=nvcc.result(),
             compiler=compiler.result(),
             python_headers=(Path(sysconfig.get_path("include")) / "Python.h").is_file(),
@@ -209,11 +209,16 @@ def _driver_cuda() -> str:
     return found[1] if found is not None else ""
 
 
+def _cuda_home() -> str:
+    return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or ""
+
+
 def _nvcc() -> Tool | None:
-    """Where torch looks for it, in its order."""
-    homes = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", "")]
-    places = [str(Path(home) / "bin" / "nvcc") for home in homes if home]
-    return _tool(*places, "nvcc", "/usr/local/cuda/bin/nvcc")
+    """Where torch looks for it: in the folder that the environment names and nowhere else, where it names one."""
+    home = _cuda_home()
+    if home:
+        return _tool(str(Path(home) / "bin" / "nvcc"))
+    return _tool("nvcc", "/usr/local/cuda/bin/nvcc")
 
 
 def _tool(*places: str) -> Tool | None:

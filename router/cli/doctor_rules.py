@@ -294,15 +294,16 @@ def _kernels(facts: Facts, *, needed: bool) -> Iterator[Check]:
 
 
 def _nvcc(facts: Facts, *, needed: bool) -> Check:
-    home = "" if facts.cuda_home else "; set CUDA_HOME to the folder that has bin/nvcc"
+    torch_cuda = facts.torch.cuda if facts.torch is not None else ""
+    if facts.nvcc is None and facts.cuda_home:
+        said = f"not in {facts.cuda_home}, which CUDA_HOME names"
+        return Check("nvcc", "wrong", said, "set CUDA_HOME to the folder that has bin/nvcc", needed)
     if facts.nvcc is None:
-        wanted = f" {facts.torch.cuda}" if facts.torch is not None and facts.torch.cuda else ""
-        return Check(
-            "nvcc", "missing", "not found", f"install the CUDA toolkit{wanted}{home}", needed
-        )
+        fix = f"install the CUDA toolkit {torch_cuda}".rstrip()
+        fix += "; set CUDA_HOME where it isn't /usr/local/cuda"
+        return Check("nvcc", "missing", "not found", fix, needed)
     said = f"{facts.nvcc.version} at {facts.nvcc.path}"
     have = numbers(facts.nvcc.version)
-    torch_cuda = facts.torch.cuda if facts.torch is not None else ""
     if torch_cuda and have[:1] != numbers(torch_cuda)[:1]:
         fix = f"install the CUDA toolkit {torch_cuda}, and set CUDA_HOME to it"
         return Check("nvcc", "wrong", f"{said}, torch is built for CUDA {torch_cuda}", fix, needed)

@@ -107,8 +107,8 @@ def test_compiled_kernels_need_no_compiler():
          "sees no GPU: no device", "the line about the GPU"),
         (replace(GOOD, gpus=(replace(GPU, capability="12.0"),), torch=replace(TORCH, arches=("sm_80", "sm_90"))),
          "torch", "wrong", "has no kernels for NVIDIA H200 (capability 12.0)", "take a newer torch"),
-        (replace(GOOD, nvcc=None), "nvcc", "missing", "not found", "install the CUDA toolkit 12.8"),
-        (replace(GOOD, nvcc=None, cuda_home=""), "nvcc", "missing", "not found", "set CUDA_HOME"),
+        (replace(GOOD, nvcc=None), "nvcc", "wrong", "not in /usr/local/cuda, which CUDA_HOME names", "set CUDA_HOME"),
+        (replace(GOOD, nvcc=None, cuda_home=""), "nvcc", "missing", "not found", "install the CUDA toolkit 12.8; set"),
         (replace(GOOD, nvcc=Tool("/nvcc", "13.0")), "nvcc", "wrong", "torch is built for CUDA 12.8", "toolkit 12.8"),
         (replace(GOOD, gpus=(replace(GPU, capability="12.0"),), nvcc=Tool("/nvcc", "12.4")), "nvcc", "wrong",
          "12.4 at /nvcc doesn't know NVIDIA H200", "12.8 or newer"),
@@ -401,6 +401,7 @@ def test_a_machine_with_tools(tools, tmp_path, monkeypatch):
     tools("nvcc", "echo 'release 11.0,'")
     monkeypatch.setenv("CUDA_HOME", str(home))
     monkeypatch.setenv("CXX", str(tools("my++", "echo 'my++ (Debian) 12.2.0'")))
+    assert doctor_facts._nvcc().path == str(nvcc)
     facts = collect({}, ask_torch=False)
     assert facts.gpus == (Gpu(0, "NVIDIA H200", 143771 << 20, 143000 << 20, "570.1", "9.0"),)
     assert facts.driver_cuda == "12.8"
@@ -424,6 +425,13 @@ def test_a_tool_that_cannot_be_run(tools):
     path = tools("nvcc", "exit 1")
     assert doctor_facts._nvcc() == Tool(str(path), "")
     assert doctor_facts._tool("no-such-tool") is None
+
+
+def test_a_cuda_home_without_a_compiler_is_not_passed_over(tools, tmp_path, monkeypatch):
+    tools("nvcc", "echo 'release 12.8,'")
+    assert doctor_facts._nvcc().version == "12.8"
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "elsewhere"))
+    assert doctor_facts._nvcc() is None
 
 
 @pytest.fixture

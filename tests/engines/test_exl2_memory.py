@@ -147,15 +147,6 @@ def test_advice_once_followed_fits(model):
                 assert judge(model, replace(SPEC, **changes), free).room == "fits", way
 
 
-def test_the_fewest_gpus_that_hold_it(model):
-    big = replace(model, gpu_bytes=40 * GIB)
-    free = {0: 23 * GIB, 1: 3 * GIB, 2: 24 * GIB, 3: 24 * GIB}
-    assert memory.enough_gpus(model, SPEC, free) == (2,)
-    assert memory.enough_gpus(big, SPEC, free) == (0, 2, 3)
-    assert memory.enough_gpus(replace(model, gpu_bytes=400 * GIB), SPEC, free) is None
-    assert memory.enough_gpus(model, SPEC, {}) is None
-
-
 # Before loading.
 
 
