@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
-from engines.base import Engine
+from engines.base import Engine, EngineError, EngineInfo, Health
 from router import pool as pools
 from router.accounts.accounts import Accounts
 from router.accounts.estimate import request_size
@@ -92,6 +92,23 @@ class TargetStats(msgspec.Struct, frozen=True):
     """Its provider's limits, as far as they are known."""
 
 
+class EngineStats(msgspec.Struct, frozen=True):
+    """An engine on this machine, now."""
+
+    name: str
+    kind: str
+    """As in the config."""
+    state: str
+    """Of its process; one that lives in this process is ``ready`` or ``failed``."""
+    detail: str
+    """Why it is in that state, where there is a reason."""
+    loaded: float | None
+    """Share of its model that is loaded, where it says so."""
+    info: EngineInfo | None
+    """What it is, once it was ready."""
+    health: Health
+
+
 class LineStats(msgspec.Struct, frozen=True):
     """How many wait for a model, of one priority, now."""
 
@@ -137,9 +154,16 @@ class Router:
         """From the start on, where anybody traces."""
         self.pool = pools.build(config, self._rng)
         self._eligible = Eligible(config)
+        self.extra_fields = self._eligible.extra_fields
+        """Fields of requests that OpenAI doesn't know and somebody here takes."""
         self.accounts = Accounts(config, self._name_of, clock=self._clock, emit=self._emit)
+        self.authenticate = self.accounts.authenticate
+        """The id of the key in an Authorization header. Raises ApiError 401."""
         self._events.listen(self.accounts)
+        self.authenticate = self.accounts.authenticate
+        """The id of the key in an Authorization header. Raises ApiError 401."""
         self._own_engines = dict(engines or {})
+        self._own_info: dict[str, EngineInfo] = {}
         self._nodes: dict[str, LocalNode] = {}
         self._runtime_dir = Path(tempfile.gettempdir()) / f"nenya-{secrets.token_hex(6)}"
         self._backends = self._make_backends()
@@ -160,8 +184,8 @@ class Router:
         await self.accounts.start()
         if self._nodes:
             self._runtime_dir.mkdir(mode=0o700)
-        for engine in self._own_engines.values():
-            await engine.start()
+        for name, engine in self._own_engines.items():
+            self._own_info[name] = await engine.start()
         for node in self._nodes.values():
             await node.start()
 
@@ -275,16 +299,7 @@ class Router:
             raise
         return await self._dispatcher.open(call)
 
-    def authenticate(self, authorization: str | None) -> str:
-        """The id of the key in an Authorization header. Raises ApiError 401."""
-        return self.accounts.authenticate(authorization)
-
     # Looking.
-
-    @property
-    def extra_fields(self) -> frozenset[str]:
-        """Fields of requests that OpenAI doesn't know and somebody here takes."""
-        return self._eligible.extra_fields
 
     def models(self, key_id: str = LIBRARY) -> list[ModelCard]:
         """Every model of the config that the key may ask for, in the config's order."""
@@ -339,6 +354,10 @@ class Router:
         )
         return Stats(sum(t.inflight for t in targets), targets, lines)
 
+    def engines(self) -> list[EngineStats]:
+        """Every engine of the config: its process, and its last word."""
+        return [self._engine(name) for name in self.config.engines]
+
     def listen(self, listener: Listener) -> None:
         """Have ``listener`` called with every event from now on, where it happens; it must be quick.
 
@@ -352,7 +371,7 @@ class Router:
         """The route of a name or alias, and the key's terms there (`Accounts.pair`). Raises ApiError 404, also where
         the key may not have it.
         """
-        route = self.pool.route(name)
+        route = self.pool.routes.get(name) or self.pool.route(name)
         if route is None:
             raise unknown_model(name)
         pair = self.accounts.pair(key_id, route.name)
@@ -384,6 +403,21 @@ class Router:
                 engine = node.engine
             backends[name] = EngineBackend(name, engine)
         return backends
+
+    def _engine(self, name: str) -> EngineStats:
+        kind = type(self.config.engines[name]).__struct_config__.tag
+        node = self._nodes.get(name)
+        if node is not None:
+            health, state = node.engine.health(), node.state.value
+            loaded = node.loaded if state == "loading" else None
+            return EngineStats(name, str(kind), state, node.detail, loaded, node.info, health)
+        state, detail, health = "ready", "", Health()
+        try:
+            health = self._own_engines[name].health()
+        except EngineError as error:
+            state, detail = "failed", error.message
+        info = self._own_info.get(name)
+        return EngineStats(name, str(kind), state, detail, None, info, health)
 
     def _follow(self, backend: str) -> Callable[[bool], None]:
         def on_available(available: bool) -> None:  # noqa: FBT001 - the supervisor's signature

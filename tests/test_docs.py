@@ -12,7 +12,9 @@ import msgspec
 import pytest
 
 from engines import specs
+from router import recent, status
 from router.config import schema
+from router.policy.quota import Gauge
 from router.wire.chat import ChatRequest
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +37,20 @@ def test_every_knob_is_explained(part):
         and f"{{{field.encode_name}" not in text and f"{field.encode_name}}}" not in text
     ]  # fmt: skip
     assert not missing
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        status.Status, status.ModelStatus, status.TargetStatus, status.EngineStatus, status.Waiting, recent.Totals,
+        recent.Rates, recent.Point, recent.Error, Gauge,
+    ],
+    ids=lambda part: part.__name__,
+)  # fmt: skip
+def test_every_field_of_the_status_is_explained(part):
+    text = (ROOT / "docs/admin.md").read_text()
+    names = [field.encode_name for field in msgspec.structs.fields(part)]
+    assert not [name for name in names if f"`{name}`" not in text]
 
 
 def test_links_between_documents_lead_somewhere():

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from msgspec.structs import replace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -30,6 +30,14 @@ async def traced(world, sampler=None):
     kept = InMemorySpanExporter()
     provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(kept))
+    await asked(world, provider)
+    spans = kept.get_finished_spans()
+    requests = [one for one in spans if one.kind.name == "SERVER"]
+    return next(iter(requests), None), [one for one in spans if one.kind.name == "CLIENT"]
+
+
+async def asked(world, provider):
+    """One request, traced by ``provider``, read two seconds later."""
     made = otel.start(parse(CONFIG), world.clock, provider)
     call = world.call()
     came = Arrival(
@@ -41,9 +49,6 @@ async def traced(world, sampler=None):
     while await reply.read():
         pass
     reply.close()
-    spans = kept.get_finished_spans()
-    requests = [one for one in spans if one.kind.name == "SERVER"]
-    return next(iter(requests), None), [one for one in spans if one.kind.name == "CLIENT"]
 
 
 async def test_times_are_the_router_s_own():
@@ -89,6 +94,30 @@ async def test_who_is_not_sampled_still_has_an_id_for_the_log():
     assert order.headers.startswith(f"traceparent: 00-{done.trace_id}-".encode())
 
 
+class Broken(SpanProcessor):
+    def on_start(self, span, parent_context=None):
+        raise RuntimeError("it broke")
+
+    def on_end(self, span):
+        raise RuntimeError("it broke")
+
+
+class BrokenAtTheEnd(Broken):
+    def on_start(self, span, parent_context=None):
+        pass
+
+
+@pytest.mark.parametrize("processor", [Broken, BrokenAtTheEnd])
+async def test_a_processor_that_breaks_costs_no_request(processor, caplog):
+    world = World(Script([b"answer"]))
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(processor())
+    await asked(world, provider)
+    world.assert_balanced()
+    assert world.seen(RequestDone)[0].outcome == "ok"
+    assert "a span could not be" in caplog.text
+
+
 async def test_off_there_is_nothing_of_it():
     world = World(Script([b"answer"]))
     await world.ask()
@@ -125,7 +154,7 @@ async def test_the_environment_is_followed_where_the_config_is_silent(monkeypatc
         ("tracing: {service_name: mine, sample_ratio: 1}", "mine", True),
     ):
         async with Router(parse(CONFIG + text)) as router:
-            span = router.tracing.tracer.start_span("x")
-            assert span.is_recording() is recording
-            resource = router.tracing.tracer.resource.attributes
+            tracer = router.tracing._tracer
+            assert tracer.start_span("x").is_recording() is recording
+            resource = tracer.resource.attributes
             assert resource["service.name"] == service

@@ -185,7 +185,7 @@ class Endpoint:
             if not kind.lower().startswith("text/event-stream"):
                 raise _no_stream(await _body(exchange, MOST_ERROR_BYTES, until))
             while not reading.done:
-                pieces = await exchange.mailbox.take(until)
+                pieces = await exchange.take(until)
                 if not pieces:
                     reading.end()
                     return
@@ -352,7 +352,7 @@ class Reading:
 
 async def _body(exchange: Exchange, most: int, until: float) -> bytes:
     parts, size = [], 0
-    while size < most and (pieces := await exchange.mailbox.take(until)):
+    while size < most and (pieces := await exchange.take(until)):
         parts += pieces
         size += sum(map(len, pieces))
     return b"".join(parts)

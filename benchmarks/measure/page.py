@@ -345,7 +345,8 @@ def _rates(ordered: Sequence[float], span: float) -> list[Point]:
     """Events a second, as steps."""
     width = span / STEPS
     edges = [bisect_left(ordered, at * width) for at in range(STEPS)] + [len(ordered)]
-    return [(at * width, (edges[at + 1] - edges[at]) / width) for at in range(STEPS)]
+    found = [(at * width, (edges[at + 1] - edges[at]) / width) for at in range(STEPS)]
+    return [*found, (span, found[-1][1])]
 
 
 def _number(value: float) -> str:

@@ -6,11 +6,11 @@ input and the events that were relayed, about a token each; for one that never b
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from router.accounts.estimate import BYTES_PER_TOKEN, Size
+from router.accounts.estimate import BYTES_PER_TOKEN, Guess, Size
 from router.accounts.limits import headers_of
 from router.accounts.pairs import Pair
 from router.accounts.prices import NANOS, Tokens, cost_nanos
@@ -22,7 +22,7 @@ FRAME_EVENTS = 2
 """A stream's first event has the role and its last the end: no token's."""
 
 
-class Bill(msgspec.Struct, frozen=True):
+class Bill(msgspec.Struct, frozen=True, gc=False):
     """What a request took."""
 
     tokens: Tokens
@@ -41,8 +41,7 @@ class Charge(msgspec.Struct, eq=False):
 
     pair: Pair
     size: Size
-    input_tokens: int
-    """The guess."""
+    guess: Guess
     holds: list[Hold]
     """Of the pair's windows of tokens."""
     budget_nanos: int | None
@@ -52,6 +51,8 @@ class Charge(msgspec.Struct, eq=False):
     seen_bytes: int = 0
     """Of the answer."""
     seen_events: int = 0
+    unread: Sequence[bytes] = ()
+    """Pieces of the answer that were kept anyway: they are counted as if `saw`, if its usage is never told."""
     settled: bool = False
 
     @property
@@ -73,7 +74,7 @@ class Charge(msgspec.Struct, eq=False):
         self.settled = True
         pair = self.pair
         tokens, estimated = told, False
-        if told.output is None and self.seen_bytes:
+        if told.output is None:
             tokens, estimated = self._took(told)
         if self.holds:
             assert pair.windows is not None, "it holds something"
@@ -86,18 +87,19 @@ class Charge(msgspec.Struct, eq=False):
             pair.budgets.settle(pair.key_id, self.budget_nanos, spent)
         elif spent:
             pair.budgets.spend(pair.key_id, spent)
-        if told.input is not None:
-            pair.expected.learn_input(self.size, told.input)
-        if told.output is not None:
-            pair.expected.learn_output(self.size, told.output)
+        pair.estimator.learn(self.guess.kind, self.size, told.input, told.output)
         return Bill(tokens, None if price is None else spent / NANOS, estimated)
 
     def _took(self, told: Tokens) -> tuple[Tokens, bool]:
         """The tokens of an answer that came, wholly or in part, without its output told; whether they are a guess."""
+        for piece in self.unread:
+            self.saw(piece)
+        if not self.seen_bytes:
+            return told, False
         writes_nothing = self.size.output_limit == 0
         if writes_nothing and told.input is not None:
             return Tokens(told.input, told.cached_input, 0), False
         events = self.seen_events - FRAME_EVENTS
         output = max(1, events if self.seen_events else self.seen_bytes // BYTES_PER_TOKEN)
-        given = told.input if told.input is not None else self.input_tokens
+        given = told.input if told.input is not None else self.guess.input
         return Tokens(given, told.cached_input, 0 if writes_nothing else output), True

@@ -45,28 +45,18 @@ class Order(msgspec.Struct, frozen=True):
     """Lines for the head of what is sent, each with its end: what `router.tracing` tells a provider."""
 
 
-class Facts:
+class Facts(msgspec.Struct, eq=False):
     """What is known of an answer so far; filled by the backend, read by the dispatcher after the end."""
 
-    __slots__ = (
-        "cached_input_tokens",
-        "finished",
-        "first_token_at",
-        "input_tokens",
-        "output_tokens",
-        "readings",
-    )
-
-    def __init__(self) -> None:
-        self.first_token_at: float | None = None
-        """Monotonic seconds."""
-        self.finished = False
-        """The answer is whole: its finish reason and, in a stream, its [DONE] were seen."""
-        self.input_tokens: int | None = None
-        self.cached_input_tokens: int | None = None
-        self.output_tokens: int | None = None
-        self.readings: Readings = ()
-        """What the response's head told of the provider's limits; there from the start."""
+    first_token_at: float | None = None
+    """Monotonic seconds."""
+    finished: bool = False
+    """The answer is whole: its finish reason and, in a stream, its [DONE] were seen."""
+    input_tokens: int | None = None
+    cached_input_tokens: int | None = None
+    output_tokens: int | None = None
+    readings: Readings = ()
+    """What the response's head told of the provider's limits; there from the start."""
 
 
 class Told(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from engines.base import Delta, Engine, EngineError, Event, Finish, GenerateRequest, Usage
 from router.backends.base import Facts, Order, Sink, Told
 from router.backends.engine_request import engine_requests
-from router.backends.mailbox import Mailbox
+from router.backends.mailbox import Alarm, Mailbox
 from router.errors import ApiError, Fault, FaultKind, invalid_request
 from router.wire.chat import ChatRequest
 from router.wire.completion import (
@@ -260,7 +260,7 @@ class _Pumped:
     def __init__(self, events: AsyncGenerator[Event, None]) -> None:
         loop = asyncio.get_running_loop()
         self._box: Mailbox[Event] = Mailbox(
-            loop, high_water=MAX_WAITING_BYTES, on_full=self._overflow
+            Alarm(loop), high_water=MAX_WAITING_BYTES, on_full=self._overflow
         )
         self._task = loop.create_task(self._pump(events))
         self._task.add_done_callback(self._end)

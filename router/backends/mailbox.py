@@ -1,8 +1,8 @@
 """From a protocol's callbacks to the task of one request: a buffer with one writer, one reader and a time limit.
 
 asyncio.Queue with asyncio.timeout would cost a task wake-up an item and a timer a wait. Here everything that
-arrived since the last wait is taken at once, and one timer serves the whole answer: it is set when it must be, and
-when it fires early, it sets itself again.
+arrived since the last wait is taken at once, and one timer serves one wait after another: it is set when it must be,
+and when it fires early, it sets itself again.
 """
 
 from __future__ import annotations
@@ -11,155 +11,158 @@ import asyncio
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from msgspec import Struct
+
 T = TypeVar("T")
 
 
-class Mailbox(Generic[T]):
-    """Items in order, then an end or an error."""
+class Alarm:
+    """One wait after another, each with its time limit, on one timer.
 
-    __slots__ = (
-        "_due", "_ended", "_error", "_items", "_loop", "_on_drained", "_on_full", "_paused", "_size", "_tap", "_timer",
-        "_waiter", "high_water",
-    )  # fmt: skip
+    The timer outlives the waits that end before it: whoever waits again for as long or longer sets none.
+    """
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        *,
-        high_water: int = 256 * 1024,
-        on_full: Callable[[], None] | None = None,
-        on_drained: Callable[[], None] | None = None,
-    ) -> None:
-        """``on_full`` is called when more than ``high_water`` (in the unit of put's size) waits, ``on_drained``
-        when it was taken: pause and resume of the writer.
-        """
+    __slots__ = ("_loop", "_rings_at", "_timer", "_waiter", "due")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._items: list[T] = []
-        self._size = 0
-        self._ended = False
-        self._error: BaseException | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._tap: Callable[[T], bool] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._due = 0.0
-        self._paused = False
-        self.high_water = high_water
-        self._on_full = on_full
-        self._on_drained = on_drained
+        self._rings_at = 0.0
+        self._waiter: asyncio.Future[None] | None = None
+        self.due = 0.0
+        """When the wait under way ends in a TimeoutError; may be put off."""
 
-    @property
-    def size(self) -> int:
-        """What waits to be taken, in the unit of put's size."""
-        return self._size
-
-    @property
-    def closed(self) -> bool:
-        """An end or an error was put: nothing more will come."""
-        return self._ended
-
-    @property
-    def complete(self) -> bool:
-        """It ended well and everything was taken: the next `take` would give ``[]``."""
-        return self._ended and self._error is None and not self._items
-
-    def put(self, item: T, size: int = 1) -> None:
-        """Add an item; after an end it is dropped."""
-        if self._ended:
-            return
-        if self._tap is not None:
-            if not self._tap(item):
-                self._tap = None
-                self.wake()
-            return
-        self._items.append(item)
-        self._size += size
-        if self._size > self.high_water and not self._paused and self._on_full is not None:
-            self._paused = True
-            self._on_full()
-        self.wake()
-
-    def end(self, error: BaseException | None = None) -> None:
-        """No more items; with ``error``, the reader gets it after the items before it. Only the first end counts."""
-        if not self._ended:
-            self._ended = True
-            self._error = error
-            self.wake()
+    def wait(self, until: float) -> asyncio.Future[None]:
+        """Done by `wake`; raises TimeoutError at ``until`` (the loop's time). There is one wait at a time."""
+        # A reader that is cancelled leaves a future behind that is done: `wake` and the timer pass it over.
+        self.due = until
+        if self._timer is None or self._rings_at > until:
+            self.stop()
+            self._set(until)
+        self._waiter = waiter = self._loop.create_future()
+        return waiter
 
     def wake(self) -> None:
-        """End the reader's `wait` without an item: it has something else to look at."""
+        """End the wait under way, if there is one."""
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    async def wait(self, until: float) -> None:
-        """Until an item or the end is there, or `wake` was called; takes nothing.
+    def stop(self) -> None:
+        """Drop the timer; for whoever will not wait again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-        Raises TimeoutError at ``until`` (the loop's time), or the error of ``end`` if nothing came before it.
+    def _set(self, at: float) -> None:
+        self._rings_at = at
+        self._timer = self._loop.call_at(at, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        if self._loop.time() >= self.due:
+            waiter.set_exception(TimeoutError())
+        else:
+            self._set(self.due)
+
+
+class Mailbox(Struct, Generic[T], eq=False):
+    """Items in order, then an end or an error."""
+
+    alarm: Alarm
+    """The reader's waits; it may be other mailboxes' after this one."""
+    high_water: int = 256 * 1024
+    """What may wait, in the unit of put's size, before the writer is asked to pause."""
+    on_full: Callable[[], None] | None = None
+    """Called when more than ``high_water`` waits."""
+    on_drained: Callable[[], None] | None = None
+    """Called when it was taken."""
+    size: int = 0
+    """What waits to be taken, in the unit of put's size."""
+    closed: bool = False
+    """An end or an error was put: nothing more will come."""
+    items: list[T] = []
+    """What waits to be taken."""
+    error: BaseException | None = None
+    """With which it ended; the reader hears of it after the items."""
+    tap: Callable[[T], bool] | None = None
+    """Whom items are given to instead of being kept, as long as it says True; see `pour`."""
+    _paused: bool = False
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} size={self.size} closed={self.closed}>"
+
+    def put(self, item: T, size: int = 1) -> None:
+        """Add an item; after an end it is dropped."""
+        if self.closed:
+            return
+        if self.tap is not None:
+            if not self.tap(item):
+                self.tap = None
+                self.alarm.wake()
+            return
+        self.items.append(item)
+        self.size += size
+        if self.size > self.high_water and not self._paused and self.on_full is not None:
+            self._paused = True
+            self.on_full()
+        self.alarm.wake()
+
+    def end(self, error: BaseException | None = None) -> None:
+        """No more items; with ``error``, the reader gets it after the items before it. Only the first end counts."""
+        if not self.closed:
+            self.closed = True
+            self.error = error
+            if not self.items:  # else they have woken the reader
+                self.alarm.wake()
+
+    def wait(self, until: float) -> asyncio.Future[None]:
+        """Done when something has come, the end too; takes nothing.
+
+        Raises TimeoutError at ``until`` (the loop's time), or the error of `end` if nothing came before it.
         """
-        if not self._items and not self._ended:
-            await self._wait(until)
-        if self._error is not None and not self._items:
-            self.stop_timer()
-            raise self._error
+        if self.error is not None and not self.items:
+            raise self.error
+        waiter = self.alarm.wait(until)
+        if self.items or self.closed:
+            waiter.set_result(None)
+        return waiter
 
     async def take(self, until: float) -> list[T]:
         """Everything that has come, in order; ``[]`` after the end.
 
         Waits until something comes. Raises TimeoutError at ``until`` (the loop's time), or the error of ``end``.
         """
-        while not self._items and not self._ended:
-            await self._wait(until)
-        if self._items:
-            items, self._items, self._size = self._items, [], 0
-            if self._paused:
-                self._paused = False
-                if self._on_drained is not None:
-                    self._on_drained()
-            return items
-        self.stop_timer()
-        if self._error is not None:
-            raise self._error
-        return []
+        while not self.items:
+            if self.closed:
+                if self.error is not None:
+                    raise self.error
+                return []
+            await self.alarm.wait(until)
+        items, self.items, self.size = self.items, [], 0
+        if self._paused:
+            self._paused = False
+            if self.on_drained is not None:
+                self.on_drained()
+        return items
 
     async def pour(self, tap: Callable[[T], bool], until: float) -> None:
         """Have ``tap`` called with each item as it is put, instead of waking the reader for it.
 
         Returns when ``tap`` says False, when the end is there, and at once where items wait already: `take` goes on.
-        Raises TimeoutError at ``until`` (the loop's time), which ``tap`` may `postpone`.
+        Raises TimeoutError at ``until`` (the loop's time), which ``tap`` may put off: `Alarm.due`.
         """
-        if self._items or self._ended:
+        if self.items or self.closed:
             return
-        self._tap = tap
+        self.tap = tap
         try:
-            await self._wait(until)
+            await self.alarm.wait(until)
         finally:
-            self._tap = None
-
-    def postpone(self, until: float) -> None:
-        """The wait under way ends at ``until``, which is no sooner than before."""
-        self._due = until
+            self.tap = None
 
     def stop_timer(self) -> None:
         """Drop the timer; for whoever stops reading before the end."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _wait(self, until: float) -> asyncio.Future[None]:
-        # A reader that is cancelled leaves a future behind that is done: `wake` and the timer pass it over.
-        self._due = until
-        if self._timer is None or self._timer.when() > until:
-            self.stop_timer()
-            self._timer = self._loop.call_at(until, self._expire)
-        self._waiter = waiter = self._loop.create_future()
-        return waiter
-
-    def _expire(self) -> None:
-        self._timer = None
-        waiter = self._waiter
-        if waiter is None or waiter.done():
-            return
-        if self._loop.time() >= self._due:
-            waiter.set_exception(TimeoutError())
-        else:
-            self._timer = self._loop.call_at(self._due, self._expire)
+        self.alarm.stop()

@@ -40,7 +40,7 @@ from engines.protocol import (
     encode,
 )
 from router.backends.engine import MAX_WAITING_BYTES, Unread, weight
-from router.backends.mailbox import Mailbox
+from router.backends.mailbox import Alarm, Mailbox
 
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
 """Requests that a node hasn't read yet: some thousand long ones. Past it the node is busy, whatever it does."""
@@ -161,7 +161,7 @@ class NodeGeneration:
         self._connection = connection
         self._id = number
         self._box: Mailbox[Event] = Mailbox(
-            connection.loop, high_water=MAX_WAITING_BYTES, on_full=self._overflow
+            Alarm(connection.loop), high_water=MAX_WAITING_BYTES, on_full=self._overflow
         )
 
     async def take(self, until: float) -> list[Event]:

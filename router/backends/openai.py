@@ -145,16 +145,19 @@ class OpenAIBackend:
         heads = self._heads[request.operation]
         head = _head(heads.stream if streams else heads.whole, order, len(body))
         exchange = await self._send(head, body, order)
-        status = exchange.status
-        if status >= 300:
+        if exchange.status >= 300:
             raise await self._refused(exchange, order)
+        facts = Facts()
+        if exchange.limits:
+            facts.readings = limits.read(exchange.limits, time.time())
+        until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
         if not streams:
-            return WholeAnswer(exchange, order, self._secrets)
+            return WholeAnswer(exchange, exchange.headers, order, self._secrets, facts, until)
         kind = exchange.headers.get("content-type", "text/event-stream")
         if not kind.lower().startswith("text/event-stream"):
             raise await self._no_stream(exchange, order)
         relay = Relay(hide_usage=hide_usage, choices=request.choices, secrets=self._secrets)
-        return StreamAnswer(exchange, order, relay)
+        return StreamAnswer(exchange, exchange.headers, order, relay, facts, until)
 
     async def close(self) -> None:
         """Close what is idle and cancel what runs."""
@@ -169,9 +172,9 @@ class OpenAIBackend:
                 connection = await self._acquire(pool, order, fresh=fresh)
             exchange = connection.send(head, body)
             try:
-                await exchange.head(
-                    min(exchange.sent_at + order.limits.first_token_s, order.deadline)
-                )
+                until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
+                while not exchange.status:
+                    await exchange.wait(until)
             except TimeoutError:
                 exchange.leave()
                 raise _late(order, FaultKind.TIMEOUT_FIRST_BYTE) from None
@@ -221,44 +224,30 @@ class OpenAIBackend:
         return Fault(FaultKind.MALFORMED, "the provider answered without a stream")
 
 
-class StreamAnswer:
+class StreamAnswer(Struct, eq=False):
     """A stream under way."""
 
-    __slots__ = (
-        "_deadline",
-        "_exchange",
-        "_idle_s",
-        "_order",
-        "_over",
-        "_relay",
-        "_sink",
-        "_until",
-        "facts",
-        "headers",
-    )  # fmt: skip
+    exchange: Exchange
+    headers: Mapping[str, str]
+    order: Order
+    relay: Relay
+    facts: Facts
+    until: float
+    """When it will have been silent for too long."""
+    sink: Sink | None = None
+    over: bool = False
 
-    def __init__(self, exchange: Exchange, order: Order, relay: Relay) -> None:
-        self._exchange = exchange
-        self._order = order
-        self._relay = relay
-        self._sink: Sink | None = None
-        self._deadline = order.deadline
-        self._until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
-        self._idle_s = order.limits.idle_s
-        self._over = False
-        self.facts = Facts()
-        if exchange.limits:
-            self.facts.readings = limits.read(exchange.limits, time.time())
-        self.headers: Mapping[str, str] = exchange.headers
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} over={self.over}>"
 
     async def read(self) -> bytes:
         """The next whole events; see `base.Answer`."""
-        relay = self._relay
-        if relay.ended and not self._over:
+        relay = self.relay
+        if relay.ended and not self.over:
             self._conclude()  # `pour` heard the end.
-        while not self._over:
+        while not self.over:
             try:
-                pieces = await self._exchange.mailbox.take(self._until)
+                pieces = await self.exchange.take(self.until)
             except TimeoutError:
                 blob = relay.end(self._timeout())
             except Fault as fault:
@@ -278,166 +267,156 @@ class StreamAnswer:
         return b""
 
     async def pour(self, sink: Sink) -> None:
-        """Whole events as they come; see `base.Answer`."""
-        if self._over:
+        """Whole events as they come, behind the first that is read; see `base.Answer`."""
+        if self.over or not self.relay.started:
             return
-        self._sink = sink
+        self.sink = sink
         try:
-            await self._exchange.mailbox.pour(self._pass_on, self._until)
+            await self.exchange.pour(self._pass_on, self.until)
         except TimeoutError:
             return  # `read` looks whether it is still so.
         finally:
-            self._sink = None
+            self.sink = None
 
     def _pass_on(self, data: bytes) -> bool:
         """What `read` does with a piece of the network, in the network's callback; whether more may come like this."""
-        relay, sink = self._relay, self._sink
+        relay, sink = self.relay, self.sink
         assert sink is not None
         blob = relay.feed(data)
         if relay.heard:
-            self._note_time()
-            self._exchange.mailbox.postpone(self._until)
+            exchange, order = self.exchange, self.order
+            until = exchange.connection.time() + order.limits.idle_s
+            self.until = exchange.alarm.due = min(order.deadline, until)
         wanted = sink(blob) if blob else True
         return wanted and not relay.done and relay.fault is None
 
     def close(self) -> None:
         """Let go; the provider is cut off if it isn't done."""
-        if not self._over:
-            self._relay.fault = None
+        if not self.over:
+            self.relay.fault = None
             self._conclude()
 
     def told(self) -> Told:
         """See `base.Answer`."""
-        return Told(self.facts, *self._relay.told())
+        return Told(self.facts, *self.relay.told())
 
     def _note_time(self) -> None:
-        now = self._exchange.time()
+        now = self.exchange.connection.time()
         if self.facts.first_token_at is None:
             self.facts.first_token_at = now
-        self._until = min(now + self._idle_s, self._deadline)
+        order = self.order
+        self.until = min(now + order.limits.idle_s, order.deadline)
 
     def _timeout(self) -> Fault:
-        started = self._relay.started
+        started = self.relay.started
         return _late(
-            self._order, FaultKind.TIMEOUT_IDLE if started else FaultKind.TIMEOUT_FIRST_BYTE
+            self.order, FaultKind.TIMEOUT_IDLE if started else FaultKind.TIMEOUT_FIRST_BYTE
         )
 
     def _conclude(self) -> None:
-        self._over = True
-        self._exchange.leave(whole=self._relay.done)
-        self._relay.note(self.facts)
+        self.over = True
+        self.exchange.leave(whole=self.relay.done)
+        self.relay.note(self.facts)
 
 
-class WholeAnswer:
+class WholeAnswer(Struct, eq=False):
     """An answer that comes in one piece."""
 
-    __slots__ = (
-        "_deadline",
-        "_exchange",
-        "_idle_s",
-        "_order",
-        "_over",
-        "_parts",
-        "_secrets",
-        "_size",
-        "_until",
-        "facts",
-        "headers",
-    )
+    exchange: Exchange
+    headers: Mapping[str, str]
+    order: Order
+    secrets: tuple[str, ...]
+    facts: Facts
+    until: float
+    """When it will have been silent for too long."""
+    parts: list[bytes] = []
+    """What has come of it, without the blank lines before it: some providers keep a wait alive by them."""
+    size: int = 0
+    over: bool = False
 
-    def __init__(self, exchange: Exchange, order: Order, secrets: tuple[str, ...]) -> None:
-        self._exchange = exchange
-        self._order = order
-        self._secrets = secrets
-        self._deadline = order.deadline
-        self._until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
-        self._parts: list[bytes] = []
-        self._size = 0
-        self._idle_s = order.limits.idle_s
-        self._over = False
-        self.facts = Facts()
-        if exchange.limits:
-            self.facts.readings = limits.read(exchange.limits, time.time())
-        self.headers: Mapping[str, str] = exchange.headers
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} over={self.over}>"
 
     async def read(self) -> bytes:
         """The whole JSON, then ``b""``; see `base.Answer`."""
-        mailbox = self._exchange.mailbox
-        while not self._over:
-            try:
-                pieces = await mailbox.take(self._until)
-            except TimeoutError:
-                self.close()
-                begun = self.facts.first_token_at is not None
-                kind = FaultKind.TIMEOUT_IDLE if begun else FaultKind.TIMEOUT_FIRST_BYTE
-                raise _late(self._order, kind) from None
-            except Fault:
-                self.close()
-                raise
-            if pieces:
-                self._collect(pieces)
-            if not pieces or mailbox.complete:
-                self.close()
-                return self._checked()
-        return b""
+        if self.over:
+            return b""
+        exchange = self.exchange
+        try:
+            while exchange.items or not exchange.closed:
+                self._collect(await exchange.take(self.until))
+            if exchange.error is not None:
+                raise exchange.error
+        except TimeoutError:
+            self.close()
+            kind = FaultKind.TIMEOUT_IDLE if self.size else FaultKind.TIMEOUT_FIRST_BYTE
+            raise _late(self.order, kind) from None
+        except Fault:
+            self.close()
+            raise
+        self.over = True
+        parts = self.parts
+        return self._checked(parts[0] if len(parts) == 1 else b"".join(parts))
 
     async def pour(self, sink: Sink) -> None:
         """Nothing: it is one piece; see `base.Answer`."""
 
     def close(self) -> None:
         """Let go; the provider is cut off if it isn't done."""
-        self._over = True
-        self._exchange.leave()
+        if not self.over:
+            self.over = True
+            self.exchange.leave()
 
     def told(self) -> Told:
         """See `base.Answer`."""
-        author = author_of(b"".join(self._parts))
+        author = author_of(b"".join(self.parts))
         return Told(self.facts, author.model, tuple(author.reasons.values()))
 
     def _collect(self, pieces: list[bytes]) -> None:
+        """Keep what came, and count the time anew. Raises Fault: it is too much."""
         for piece in pieces:
-            if (
-                self._size or not piece.isspace()
-            ):  # Blank lines are how some providers keep a wait alive.
-                self._size += len(piece)
-                self._parts.append(piece)
-        if self._size:
-            now = self._exchange.time()
+            if self.size or not piece.isspace():
+                self.size += len(piece)
+                self.parts.append(piece)
+        if self.size > MAX_ANSWER_BYTES:
+            raise Fault(FaultKind.MALFORMED, "the provider's answer is too large")
+        if self.size:
+            now = self.exchange.connection.time()
             if self.facts.first_token_at is None:
                 self.facts.first_token_at = now
-            self._until = min(now + self._idle_s, self._deadline)
-        if self._size > MAX_ANSWER_BYTES:
-            self.close()
-            raise Fault(FaultKind.MALFORMED, "the provider's answer is too large")
+            order = self.order
+            self.until = min(now + order.limits.idle_s, order.deadline)
 
-    def _checked(self) -> bytes:
-        parts = self._parts
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        embeds = self._order.request.operation is Operation.EMBEDDINGS
+    def _checked(self, body: bytes) -> bytes:
+        embeds = self.order.request.operation is Operation.EMBEDDINGS
         completion: _Completion | _Embeddings
         try:
             completion = _embeddings.decode(body) if embeds else _completions.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             if refusal.read(body) is not None:
-                raise refusal.in_answer(body, started=False, secrets=self._secrets) from None
+                raise refusal.in_answer(body, started=False, secrets=self.secrets) from None
             raise Fault(FaultKind.MALFORMED, "the provider's answer is no completion") from error
         if completion.error:
-            raise refusal.in_answer(body, started=False, secrets=self._secrets)
+            raise refusal.in_answer(body, started=False, secrets=self.secrets)
         choices = completion.choices
         if not choices:
             raise Fault(FaultKind.MALFORMED, "the provider's answer has nothing in it")
-        self.facts.finished = all(choice.finish_reason is not None for choice in choices)
+        facts = self.facts
+        facts.finished = True
+        for choice in choices:
+            if choice.finish_reason is None:
+                facts.finished = False
         if completion.usage is not None:
-            completion.usage.note(self.facts)
+            completion.usage.note(facts)
         return body
 
 
 async def _error_body(exchange: Exchange, order: Order) -> bytes:
     """What comes soon of an answer that is a refusal anyway."""
-    until = min(exchange.time() + ERROR_BODY_S, order.deadline)
+    until = min(exchange.connection.time() + ERROR_BODY_S, order.deadline)
     body = b""
     try:
-        while len(body) < MAX_ERROR_BYTES and (pieces := await exchange.mailbox.take(until)):
+        while len(body) < MAX_ERROR_BYTES and (pieces := await exchange.take(until)):
             body += b"".join(pieces)
     except (TimeoutError, Fault):
         return body[:MAX_ERROR_BYTES]

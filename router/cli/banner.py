@@ -20,7 +20,7 @@ def banner(config: Config, url: str, admin_url: str | None) -> str:
     url = _reachable(url)
     lines = [
         f"  API    {url}/v1",
-        f"  Admin  {admin_url or 'off'}",
+        f"  Page   {_page(admin_url)}",
         f"  Models {_models(config)}",
         "",
         "Try it:",
@@ -34,6 +34,13 @@ def banner(config: Config, url: str, admin_url: str | None) -> str:
         "Ctrl-C stops it.",
     ]
     return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _page(admin_url: str | None) -> str:
+    """Where people look, and machines beside them."""
+    if admin_url is None:
+        return "off"
+    return f"{_reachable(admin_url)}/  status and playground; /metrics for Prometheus"
 
 
 def _reachable(url: str) -> str:

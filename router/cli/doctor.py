@@ -14,7 +14,7 @@ from engines.exl2 import memory
 from engines.exl2.loading import Model
 from engines.exl2.loading import examine as examine_model
 from engines.probe import probe
-from engines.specs import ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
+from engines.specs import ExLlamaSpec, LlamaCppSpec, SimulatedSpec
 from router.cli import FAILED, OK, USAGE
 from router.cli.doctor_facts import Facts, collect
 from router.cli.doctor_rules import Check, Need, judge
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def need_of(config: Config, *, everything: bool) -> Need:
     """What ``config`` asks of a machine; ``everything``: tell of what it doesn't need, too."""
-    specs = [spec for spec in config.engines.values() if isinstance(spec, ExLlamaV2Spec)]
+    specs = [spec for spec in config.engines.values() if isinstance(spec, ExLlamaSpec)]
     return Need(
         kinds=frozenset(str(spec.__struct_config__.tag) for spec in config.engines.values()),
         gpus=frozenset(index for spec in specs for index in spec.gpus),
@@ -69,7 +69,7 @@ def of_models(config: Config, facts: Facts) -> Iterator[Check]:
             continue
         title = f"engine {name}"
         try:
-            if isinstance(spec, ExLlamaV2Spec):
+            if isinstance(spec, ExLlamaSpec):
                 models[name] = examine_model(spec)
                 yield _fits(title, models[name], facts)
             else:

@@ -279,4 +279,4 @@ def _is_nenya(host: str, port: int) -> bool:
                 said += data
     except OSError:
         return False
-    return b"\r\n\r\nNenya\n" in said
+    return b"<title>Nenya</title>" in said

@@ -35,6 +35,9 @@ _NVCC_SINCE: dict[tuple[int, ...], tuple[int, int]] = {
 }  # fmt: skip
 """The first CUDA whose compiler knows a GPU; older ones were known before."""
 
+_GPU_KINDS = frozenset({"exllamav2", "exllamav3"})
+"""Engines that compute on GPUs."""
+
 
 class Need(Struct, frozen=True):
     """What a config asks of a machine."""
@@ -52,7 +55,7 @@ class Need(Struct, frozen=True):
     @property
     def asks_gpu(self) -> bool:
         """Whether anybody wants to know of GPUs."""
-        return self.everything or "exllamav2" in self.kinds
+        return self.everything or bool(_GPU_KINDS & self.kinds)
 
 
 class Check(Struct, frozen=True):
@@ -76,11 +79,13 @@ def judge(facts: Facts, need: Need) -> Iterator[Check]:
     yield from _llamacpp(facts, need)
     if not need.asks_gpu:
         return
-    wanted = "exllamav2" in need.kinds
+    wanted, second = bool(_GPU_KINDS & need.kinds), "exllamav2" in need.kinds
     yield _driver(facts, need, needed=wanted)
     yield _torch(facts, needed=wanted)
-    yield from _kernels(facts, needed=wanted)
-    yield from _exllamav2(facts, need, needed=wanted)
+    yield from _kernels(facts, needed=second)
+    yield from _exllamav2(facts, need, needed=second)
+    if "exllamav3" in need.kinds:
+        yield _exllamav3(facts)
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -345,6 +350,13 @@ def _exllamav2(facts: Facts, need: Need, *, needed: bool) -> Iterator[Check]:
     beside = [one for one in _extra(facts, "exllamav2") if name_of(one) not in {"torch", "ninja"}]
     yield _all_of("GPU packages", facts, beside, "pip install 'nenya[exllamav2]'", needed=needed)
     yield _flash_attention(facts, need, needed=needed)
+
+
+def _exllamav3(facts: Facts) -> Check:
+    version = facts.versions.get("exllamav3")
+    if version is None:
+        return Check("exllamav3", "missing", "not installed", "docs/exllamav2.md, ExLlamaV3")
+    return Check("exllamav3", "ok", version)
 
 
 def _flash_attention(facts: Facts, need: Need, *, needed: bool) -> Check:

@@ -21,7 +21,7 @@ from engines.cores import described
 from engines.gpus import NoAnswer, gpus
 from engines.measured import Measured
 from engines.registry import make
-from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
+from engines.specs import EngineSpec, ExLlamaSpec, LlamaCppSpec, SimulatedSpec
 from router.cli import FAILED, INTERRUPTED, OK, USAGE
 from router.cli.terminal import clean
 from router.cli.yaml_text import flow
@@ -129,7 +129,7 @@ def device_of(spec: EngineSpec) -> str | None:
     """What an engine will say that it computes on, where it can be known before; else None."""
     if isinstance(spec, LlamaCppSpec):
         return described(spec.threads)
-    if isinstance(spec, ExLlamaV2Spec):
+    if isinstance(spec, ExLlamaSpec):
         with contextlib.suppress(NoAnswer):
             return next((one.name for one in gpus() or () if one.index == spec.gpus[0]), None)
     return None

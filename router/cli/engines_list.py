@@ -12,7 +12,7 @@ from msgspec import Struct
 from engines.base import EngineError, WorkCosts
 from engines.measured import anywhere
 from engines.probe import probe
-from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
+from engines.specs import EngineSpec, ExLlamaSpec, LlamaCppSpec, SimulatedSpec
 from router.cli import OK, USAGE
 from router.cli.table import aligned, parameters
 from router.config.reader import Options, examine
@@ -80,7 +80,7 @@ def row_of(config: Config, name: str, spec: EngineSpec) -> Row:
 
 
 def _what(spec: EngineSpec) -> str:
-    if not isinstance(spec, LlamaCppSpec | ExLlamaV2Spec):
+    if not isinstance(spec, LlamaCppSpec | ExLlamaSpec):
         return "made-up answers"
     try:
         found = probe(spec.model).report

@@ -52,7 +52,9 @@ class Server(_Part, frozen=True):
 
     listen: str = "127.0.0.1:8080"
     admin: str | None = "127.0.0.1:9090"
-    """/metrics, /healthz, /readyz; null switches the port off."""
+    """The status page with its playground, /status, /metrics, /healthz, /readyz; null switches the port off."""
+    admin_key: Annotated[str, Meta(min_length=16)] | None = None
+    """Who has it may read the status from other machines, too; None shows it to this machine alone."""
     max_body_bytes: Count = 32 * 1024 * 1024
     """A million tokens of text are about 4 MiB; images inside a body need the rest."""
     header_timeout_s: Seconds = 10
@@ -61,6 +63,9 @@ class Server(_Part, frozen=True):
     max_connections: Count = 10_000
     drain_s: Seconds = 30
     """How long running answers may take to end after SIGTERM."""
+
+    def __repr__(self) -> str:
+        return f"Server(listen={self.listen!r}, admin={self.admin!r})"
 
 
 class Key(_Part, frozen=True):

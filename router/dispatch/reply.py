@@ -50,12 +50,13 @@ class Reply:
         self._answer = answer
         self._first = attempt.first
         self._over = False
-        self._charge = walk.call.charge
-        self._room = room(walk)
+        call = walk.call
+        self._charge = call.charge
+        self.streaming = bool(call.request.stream)
+        self._room = room(walk) if self.streaming else 0
         self._kept: list[bytes] | None = [] if self._room else None
         """What the client got, to go on from; None where that is not possible, or not any more."""
         attempt.used = True
-        self.streaming = bool(walk.call.request.stream)
         self.attempts = walk.attempts
         self.overhead_s = walk.overhead_s
         self.upstream_headers = answer.headers
@@ -67,6 +68,14 @@ class Reply:
     def headers(self) -> Mapping[str, str]:
         """The answer's, with the client's own limits."""
         return answer_headers(self.upstream_headers, self._charge)
+
+    def whole(self) -> bytes:
+        """All of an answer that isn't a stream: it is one piece, and over with it. Instead of `read`."""
+        assert not self.streaming, "a stream is read"
+        if self._charge is not None:
+            self._charge.saw(self._first)
+        self._finish(None, "ok", 200)
+        return self._first
 
     async def read(self) -> bytes:
         """The next bytes; the first call returns at once, ``b""`` comes after the last.
@@ -97,15 +106,25 @@ class Reply:
         """
         if self._first or self._over:
             return
-        if self._charge is None and self._kept is None:
-            await self._answer.pour(sink)
-            return
+        charge, kept = self._charge, self._kept
 
-        def seen(piece: bytes) -> bool:
-            self._saw(piece)
+        def counted(piece: bytes) -> bool:
+            assert charge is not None, "else the sink is given itself"
+            charge.saw(piece)
             return sink(piece)
 
-        await self._answer.pour(seen)
+        def keeping(piece: bytes) -> bool:
+            assert kept is not None, "else the pieces are counted"
+            kept.append(piece)
+            self._room -= len(piece)
+            return (
+                sink(piece) and self._room >= 0
+            )  # what is more is no longer kept, from the next `read` on
+
+        if kept is not None:
+            await self._answer.pour(keeping)
+        else:
+            await self._answer.pour(sink if charge is None else counted)
 
     def close(self) -> None:
         """Let go: what still runs is cancelled at once, everything is settled. May be called twice."""
@@ -117,14 +136,17 @@ class Reply:
             self._finish(None, CLIENT_GONE, CLIENT_GONE_STATUS)
 
     def _saw(self, piece: bytes) -> None:
-        """Count a piece that goes to the client, and keep it while there is room."""
-        if self._charge is not None:
-            self._charge.saw(piece)
-        if self._kept is not None:
-            self._kept.append(piece)
+        """Keep a piece that goes to the client while there is room; count it where it isn't kept."""
+        charge, kept = self._charge, self._kept
+        if kept is not None:
+            kept.append(piece)
             self._room -= len(piece)
-            if self._room < 0:
-                self._kept = None
+            if self._room >= 0:
+                return
+            self._kept = None
+        if charge is not None:
+            for one in kept or (piece,):
+                charge.saw(one)
 
     async def _mended(self, fault: Fault) -> bytes:
         """The answer broke: the first bytes of its rest; none where the reply was closed meanwhile. Raises ApiError."""
@@ -149,6 +171,8 @@ class Reply:
 
     def _finish(self, fault: Fault | None, outcome: str, status: int) -> None:
         self._over = True
+        if self._charge is not None and self._kept:
+            self._charge.unread = self._kept
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.end(fault, Verdict.GOOD if outcome == "ok" else Verdict.VOID)

@@ -1,6 +1,11 @@
-"""The admin port: /metrics, /healthz, /readyz.
+"""The admin port: for machines /metrics, /healthz and /readyz, for people a page with the status and a playground.
 
-It is for probes and scrapers, never for web pages: a request with an Origin is refused, and no answer allows one.
+    /                         the page: static files of the package, nothing of the router in them
+    /status                   what the page shows, as JSON: router.status
+    /v1/chat/completions      the API's own handler, keys, limits and all: the page asks as any client would
+
+What machines read is refused to web pages of any origin, and no answer allows one. What the page reads has a guard of
+its own: `router.server.guard`.
 """
 
 from __future__ import annotations
@@ -12,8 +17,14 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import hdrs
 
-from router.errors import ApiError, ErrorObject
+from router.errors import ApiError, ErrorObject, shutting_down
+from router.server.chat import Ask
+from router.server.guard import Guard
+from router.server.page import page_routes
 from router.server.routes import Call, Route, Routes
+from router.status import Health, Overview
+from router.wire.chat import decode_chat
+from router.wire.operation import Operation
 
 if TYPE_CHECKING:
     from router.app import Router
@@ -23,8 +34,7 @@ Scrape = Callable[[str], Render]
 """From an Accept header to what renders the page. The first reads the router and runs on its loop; the second only
 what the first took, in any thread."""
 
-_TEXT = "text/plain; charset=utf-8"
-_INDEX = b"Nenya\n\n/metrics  for Prometheus\n/healthz  the process lives\n/readyz   requests can be served\n"
+_NOT_KEPT = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
 
 class Admin:
@@ -33,23 +43,37 @@ class Admin:
     def __init__(self, router: Router, scrape: Scrape) -> None:
         self._router = router
         self._scrape = scrape
+        self._overview = Overview(router)
+        self._ask = Ask(router, Operation.CHAT, decode_chat)
+        config = router.config
+        self._guard = Guard(config.server.admin_key, asks_for_keys=config.asks_for_keys)
         self.draining = False
 
     def routes(self) -> Routes:
         """The table."""
         return Routes(
             (
-                Route("GET", "/", self.index, needs_key=False),
+                *page_routes(),
+                Route("GET", "/status", self.status, needs_key=False),
+                Route("POST", "/v1/chat/completions", self.chat, needs_key=True),
                 Route("GET", "/metrics", self.metrics, needs_key=False),
                 Route("GET", "/healthz", self.healthz, needs_key=False),
                 Route("GET", "/readyz", self.readyz, needs_key=False),
             )
         )
 
-    async def index(self, call: Call) -> None:
-        """What is here."""
-        refuse_pages(call)
-        call.exchange.answer(200, _INDEX, _TEXT)
+    async def status(self, call: Call) -> None:
+        """The router's state, for the page and whoever else may look. Raises ApiError 401 or 403."""
+        self._guard.look(call)
+        call.exchange.note(_NOT_KEPT)
+        call.exchange.answer(200, self._overview.document(self._health()))
+
+    async def chat(self, call: Call) -> None:
+        """A chat completion, as the API answers it. Raises ApiError, 403 where the guard says so."""
+        self._guard.chat(call)
+        if self.draining:
+            raise shutting_down()
+        await self._ask(call)
 
     async def metrics(self, call: Call) -> None:
         """Rendered in a thread: a page of a large router takes tens of milliseconds."""
@@ -67,14 +91,17 @@ class Admin:
     async def readyz(self, call: Call) -> None:
         """200 while requests can be served."""
         refuse_pages(call)
-        if self.draining:
-            reason = "draining"
-        elif not self._router.ready():
-            reason = "no model can be served"
-        else:
+        health = self._health()
+        if health == "ready":
             call.exchange.answer(200, b'{"status":"ready"}')
             return
+        reason = "draining" if health == "draining" else "no model can be served"
         call.exchange.answer(503, msgspec.json.encode({"status": "not ready", "reason": reason}))
+
+    def _health(self) -> Health:
+        if self.draining:
+            return "draining"
+        return "ready" if self._router.ready() else "not ready"
 
 
 def refuse_pages(call: Call) -> None:

@@ -31,8 +31,8 @@ BACKLOG = 1024
 """Connections that may wait to be accepted; asyncio's 100 is little for a burst."""
 ADMIN_CONNECTIONS = 64
 """Probes and scrapers are few; the API's clients can't use these up."""
-ADMIN_BODY_BYTES = 64 * 1024
-"""No admin route reads a body."""
+ADMIN_BODY_BYTES = 1024 * 1024
+"""A long conversation in the playground; no other admin route reads a body."""
 DRAIN_POLL_S = 0.02
 """Waiting for answers to end is not urgent to the millisecond."""
 GOODBYE_S = 1.0
@@ -68,7 +68,7 @@ class Serving:
         """``scrape`` makes the pages of /metrics."""
         self._router = router
         self._config = router.config.server
-        self._admin = Admin(router, scrape)
+        self._admin = Admin(router, scrape) if self._config.admin is not None else None
         self._gates: list[Gate] = []
         self._servers: list[asyncio.Server] = []
         self.url = ""
@@ -85,7 +85,7 @@ class Serving:
         api = Gate(Front(api_routes(self._router), self._router.authenticate), _limits(config))
         try:
             self.url = await self._open(api, listen, "server.listen")
-            if config.admin is not None:
+            if self._admin is not None and config.admin is not None:
                 admin = Gate(
                     Front(self._admin.routes(), self._router.authenticate), _admin_limits(config)
                 )
@@ -100,8 +100,10 @@ class Serving:
         """Take no request more, nor keep any waiting for a target; give running answers ``drain_s`` to end, then end
         them with an explicit error.
         """
-        self._admin.draining = True
+        if self._admin is not None:
+            self._admin.draining = True
         self._router.stop_waiting()
+        deadline = asyncio.get_running_loop().time() + drain_s
         for server in self._servers[:1]:
             server.close()
         for gate in self._gates[:1]:
@@ -112,6 +114,7 @@ class Serving:
             server.close()
         for gate in self._gates[1:]:
             gate.drain()
+            await _quiet(gate, deadline - asyncio.get_running_loop().time())
             await _finish(gate)
         self._servers.clear()
         self._gates.clear()

@@ -120,7 +120,7 @@ class OtelTracing:
         stop: Callable[[], object] | None = None,
     ) -> None:
         """``stop`` sends what waits and returns; None where that is another's business."""
-        self.tracer = provider.get_tracer(SCOPE)
+        self._tracer = provider.get_tracer(SCOPE)
         self.clock = clock
         self.deaf = frozenset(n for n, p in config.providers.items() if p.trace_headers is False)
         """Providers that hear of no trace."""
@@ -130,6 +130,23 @@ class OtelTracing:
     def begin(self, arrival: Arrival) -> OtelTrace:
         """A request came: its span begins, under its client's if it named one."""
         return OtelTrace(self, arrival)
+
+    def start_span(
+        self,
+        name: str,
+        context: contexts.Context,
+        kind: SpanKind,
+        attributes: dict[str, AttributeValue],
+        start_ns: int,
+    ) -> Span:
+        """A span; one that records nothing where an embedder's processor broke, which must not cost a request."""
+        try:
+            return self._tracer.start_span(
+                name, context, kind=kind, attributes=attributes, start_time=start_ns
+            )
+        except Exception:  # noqa: BLE001
+            _log.exception("a span could not be started")
+            return trace.INVALID_SPAN
 
     async def close(self) -> None:
         """Send what waits, for FLUSH_S at most."""
@@ -157,20 +174,21 @@ class OtelTracing:
 class OtelTrace:
     """One request's span."""
 
-    __slots__ = ("_context", "_operation", "_origin_s", "_span", "_tracing", "id")
+    __slots__ = ("_context", "_operation", "_origin_s", "_span", "_streams", "_tracing", "id")
 
     def __init__(self, tracing: OtelTracing, arrival: Arrival) -> None:
         clock = tracing.clock
         self._tracing = tracing
         self._operation = OPERATIONS[arrival.operation]
+        self._streams = arrival.request is not None and bool(arrival.request.stream)
         self._origin_s = clock.wall() - clock.now()
         """Add it to monotonic seconds to have those since the epoch."""
-        self._span = tracing.tracer.start_span(
+        self._span = tracing.start_span(
             self._operation,
-            context=_propagator.extract(arrival.headers or {}, contexts.get_current()),
-            kind=SpanKind.SERVER,
-            attributes=_asked(arrival, self._operation),
-            start_time=self._ns(arrival.received_at),
+            _propagator.extract(arrival.headers or {}, contexts.get_current()),
+            SpanKind.SERVER,
+            _asked(arrival, self._operation),
+            self._ns(arrival.received_at),
         )
         self._context = trace.set_span_in_context(self._span)
         known = self._span.get_span_context()
@@ -187,15 +205,16 @@ class OtelTrace:
             "nenya.attempt": sent.number,
             "nenya.attempt.reason": sent.reason,
         }
-        span = tracing.tracer.start_span(
+        span = tracing.start_span(
             f"{self._operation} {sent.model}",
-            context=self._context,
-            kind=SpanKind.CLIENT,
-            attributes=attributes | tracing.addresses.get(sent.provider, {}),
-            start_time=self._ns(sent.since),
+            self._context,
+            SpanKind.CLIENT,
+            attributes | tracing.addresses.get(sent.provider, {}),
+            self._ns(sent.since),
         )
         hears = sent.provider not in tracing.deaf
-        return OtelAttempt(span, _lines(span) if hears else b"", sent.since, self._ns)
+        since = sent.since if self._streams else None
+        return OtelAttempt(span, _lines(span) if hears else b"", since, self._ns)
 
     def note(self, event: Event) -> None:
         """An event of the span, if it is one of EVENTS."""
@@ -214,7 +233,9 @@ class OtelTrace:
         if span.is_recording():
             told: dict[str, AttributeValue | None] = {
                 "gen_ai.provider.name": done.provider or None,
-                "gen_ai.response.time_to_first_chunk": done.first_token_s,
+                "gen_ai.response.time_to_first_chunk": done.first_token_s
+                if self._streams
+                else None,
                 "nenya.target": done.target or None,
                 "nenya.attempts": done.attempts,
                 "nenya.overhead_s": done.overhead_s,
@@ -237,7 +258,7 @@ class OtelTrace:
         if status >= 500:
             # The client's own mistakes are no errors of a server's span (semantic conventions for HTTP).
             span.set_status(Status(StatusCode.ERROR))
-        span.end(self._ns(self._tracing.clock.now()))
+        _end(span, self._ns(self._tracing.clock.now()))
 
     def _ns(self, at: float) -> int:
         return int((at + self._origin_s) * 1e9)
@@ -249,8 +270,9 @@ class OtelAttempt:
     __slots__ = ("_ns", "_since", "_span", "headers")
 
     def __init__(
-        self, span: Span, headers: bytes, since: float, ns: Callable[[float], int]
+        self, span: Span, headers: bytes, since: float | None, ns: Callable[[float], int]
     ) -> None:
+        """``since``: when a stream was asked for; None where the answer comes in one piece."""
         self.headers = headers
         self._span = span
         self._since = since
@@ -269,21 +291,29 @@ class OtelAttempt:
                 span.set_attribute("http.response.status_code", fault.status)
             span.set_status(Status(StatusCode.ERROR))
         span.set_attribute("nenya.attempt.outcome", outcome)
-        span.end(self._ns(now))
+        _end(span, self._ns(now))
 
     def _describe(self, told: Told) -> None:
         span, facts = self._span, told.facts
         if facts.first_token_at is not None:
             span.add_event("nenya.first_token", timestamp=self._ns(facts.first_token_at))
-            span.set_attribute(
-                "gen_ai.response.time_to_first_chunk", facts.first_token_at - self._since
-            )
+            if self._since is not None:
+                waited_s = facts.first_token_at - self._since
+                span.set_attribute("gen_ai.response.time_to_first_chunk", waited_s)
         if told.model is not None:
             span.set_attribute("gen_ai.response.model", told.model[:MOST_CHARS])
         if told.finish_reasons:
             span.set_attribute("gen_ai.response.finish_reasons", told.finish_reasons)
         usage = _usage(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
         span.set_attributes(_known(usage))
+
+
+def _end(span: Span, at_ns: int) -> None:
+    """End ``span``; that its processor broke must not cost a request."""
+    try:
+        span.end(at_ns)
+    except Exception:  # noqa: BLE001
+        _log.exception("a span could not be ended")
 
 
 def _address(base_url: str) -> dict[str, AttributeValue]:

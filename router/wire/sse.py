@@ -21,7 +21,7 @@ class EventTooLong(ValueError):  # noqa: N818 - names the event
 class Splitter:
     """Cuts a stream into blobs of whole events."""
 
-    __slots__ = ("_carry_cr", "_rest", "_started", "max_event_bytes")
+    __slots__ = ("_carry_cr", "_rest", "_started", "clean", "max_event_bytes")
 
     def __init__(self, max_event_bytes: int = 16 * 1024 * 1024) -> None:
         """An event above ``max_event_bytes`` is refused, so that an endless line can't fill memory."""
@@ -29,6 +29,8 @@ class Splitter:
         self._started = False
         self._carry_cr = False
         self.max_event_bytes = max_event_bytes
+        self.clean = False
+        """What comes next begins a line: data of whole events without a CR would come out as it is."""
 
     def feed(self, data: bytes) -> bytes:
         """The events that ``data`` completes, as one blob, or ``b""``. Raises EventTooLong."""
@@ -40,6 +42,7 @@ class Splitter:
         if rest:
             data = rest + data
         end = data.rfind(b"\n\n")
+        self.clean = False
         if end < 0:
             if len(data) > self.max_event_bytes:
                 raise EventTooLong(f"an event is longer than {self.max_event_bytes} bytes")
@@ -48,6 +51,7 @@ class Splitter:
         end += 2
         if end == len(data):
             self._rest = b""
+            self.clean = not self._carry_cr
             return data
         self._rest = data[end:]
         return data[:end]

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from router.backends.mailbox import Mailbox
+from router.backends.mailbox import Alarm, Mailbox
 
 
 @pytest.fixture
@@ -15,7 +15,7 @@ async def loop():
 
 
 async def test_everything_that_came_is_taken_at_once(loop):
-    box = Mailbox(loop)
+    box = Mailbox(Alarm(loop))
     box.put(1)
     box.put(2)
     assert await box.take(loop.time() + 1) == [1, 2]
@@ -24,7 +24,7 @@ async def test_everything_that_came_is_taken_at_once(loop):
 
 
 async def test_an_end_comes_after_the_items_before_it(loop):
-    box = Mailbox(loop)
+    box = Mailbox(Alarm(loop))
     box.put(1)
     box.end(ValueError("broken"))
     box.put(2)
@@ -36,13 +36,13 @@ async def test_an_end_comes_after_the_items_before_it(loop):
 
 
 async def test_a_clean_end_is_an_empty_list(loop):
-    box = Mailbox(loop)
+    box = Mailbox(Alarm(loop))
     loop.call_soon(box.end)
     assert await box.take(loop.time() + 1) == []
 
 
 async def test_the_limit_is_the_waits_own_though_one_timer_serves_all(loop):
-    box = Mailbox(loop)
+    box = Mailbox(Alarm(loop))
     start = loop.time()
     loop.call_later(0.01, box.put, 1)
     await box.take(start + 0.03)
@@ -52,7 +52,7 @@ async def test_the_limit_is_the_waits_own_though_one_timer_serves_all(loop):
 
 
 async def test_a_shorter_limit_than_the_timers_is_kept(loop):
-    box = Mailbox(loop)
+    box = Mailbox(Alarm(loop))
     loop.call_soon(box.put, 1)
     await box.take(loop.time() + 60)
     start = loop.time()
@@ -65,7 +65,7 @@ async def test_a_shorter_limit_than_the_timers_is_kept(loop):
 async def test_pressure_is_reported_once_each_way(loop):
     calls = []
     box = Mailbox(
-        loop,
+        Alarm(loop),
         high_water=10,
         on_full=lambda: calls.append("full"),
         on_drained=lambda: calls.append("ok"),
@@ -79,7 +79,7 @@ async def test_pressure_is_reported_once_each_way(loop):
 
 
 async def test_a_cancelled_wait_loses_nothing(loop):
-    box = Mailbox(loop)
+    box = Mailbox(Alarm(loop))
     task = asyncio.create_task(box.take(loop.time() + 60))
     await asyncio.sleep(0)
     task.cancel()

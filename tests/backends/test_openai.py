@@ -262,7 +262,7 @@ async def test_a_slow_reader_holds_the_provider_back() -> None:
     flood = [up.event(up.chunk({"content": "x" * 10_000}))] * 1000  # 10 MB
     async with both(up.stream_of([*flood, *up.events(1)])) as (_, target):
         answer = await target.open(order(stream=True))
-        mailbox = answer._exchange.mailbox
+        mailbox = answer.exchange
         async with asyncio.timeout(2):
             while mailbox.size < mailbox.high_water:
                 await asyncio.sleep(0.001)

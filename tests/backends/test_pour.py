@@ -150,7 +150,7 @@ async def test_what_a_full_sink_leaves_holds_the_network_back():
         answer = await target.open(order(stream=True))
         await answer.read()
         await answer.pour(lambda _: False)
-        mailbox = answer._exchange.mailbox
+        mailbox = answer.exchange
         for _ in range(50):
             await asyncio.sleep(0.002)
         assert mailbox.size <= 2 * mailbox.high_water

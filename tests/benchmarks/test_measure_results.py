@@ -18,7 +18,7 @@ from benchmarks.measure.client import Asking
 from benchmarks.measure.compare import Unlike, compare
 from benchmarks.measure.console import table
 from benchmarks.measure.figures import figures
-from benchmarks.measure.page import page
+from benchmarks.measure.page import _round_time, page
 from benchmarks.measure.plots import Axis, Series, log_ticks, plot, ticks
 from benchmarks.measure.prompts import Message
 from benchmarks.measure.records import columns
@@ -186,6 +186,37 @@ def test_the_page_of_two_results_names_both():
     assert "after p99" in text
 
 
+def test_two_results_of_one_name_are_told_apart_by_their_time():
+    one, other = result_of(), result_of(seed=2)
+    other.made_at = "2026-11-25 09:00:00"
+    text = page([one, other])
+    assert "m · poisson, 2026-11-25 08:00:00 p50" in text
+    assert "m · poisson, 2026-11-25 09:00:00 p50" in text
+
+
+def test_the_headline_is_of_a_rate_that_was_asked_for():
+    """A closed loop's rate is its server's: a lone client's may be higher than the load that is carried."""
+    result = result_of(rates=(0.2, 1.0, 40.0))
+    lone = stage_of("lone", run_of(ENGINE, 2.0, 1), None)
+    lone.met = True
+    result.stages.insert(0, lone)
+    assert [stage.met for stage in result.stages] == [True, True, True, False]
+    assert "<b>1/s</b>, the highest rate that meets the objective" in page([result])
+
+
+def test_a_simulations_policies_are_no_rates():
+    result = result_of(rates=(2.0, 2.0))
+    result.kind = "simulated"
+    assert "Rate and latency" not in page([result])
+    assert "the best of the policies" in page([result])
+
+
+def test_axes_say_round_times():
+    assert [_round_time(one) for one in (2e-6, 1e-4, 0.003, 0.03, 0.3, 3.0)] == [
+        "2 µs", "100 µs", "3 ms", "30 ms", "300 ms", "3 s",
+    ]  # fmt: skip
+
+
 def test_a_page_of_one_request():
     assert "<svg" in page([result_of(rates=(1.0,), count=2)])
 
@@ -245,6 +276,19 @@ def test_a_slower_engine_differs():
     assert tpot.verdict == "differs"
     assert tpot.ratio.value == pytest.approx(1.2, rel=0.03)
     assert tpot.p < 0.001
+
+
+def test_a_rate_that_fell_differs_and_one_that_didnt_is_noise():
+    def answers(one, other):
+        found = {change.figure: change for change in compare(one, other)}
+        return found["answers"], found["output"]
+
+    full = result_of(seed=1, rates=(20.0,), count=400)
+    for change in answers(full, result_of(slower(ENGINE, 1.3), seed=1, rates=(20.0,), count=400)):
+        assert change.verdict == "differs"
+        assert change.ratio.value == pytest.approx(1 / 1.3, rel=0.05)
+    for change in answers(full, result_of(seed=2, rates=(20.0,), count=400)):
+        assert change.verdict == "noise"
 
 
 def test_single_stages_are_compared_whatever_their_names():

@@ -281,6 +281,18 @@ async def test_stages_have_the_same_lengths_and_other_words():
     assert len(set(asked)) == 10
 
 
+async def test_a_rate_has_the_gap_behind_its_last_request_in_it():
+    plan = Plan(
+        profile="constant", spacing="even", shape=SHAPE, rates=(50.0,), requests=4, duration_s=None,
+    )  # fmt: skip
+    async with Upstream(json_answer(b'{"data": [{"id": "up"}]}'), default=normal()) as upstream:
+        _, result = await ran(plan, upstream.url)
+    (stage,) = result.stages
+    assert stage.figures.requests == 4
+    assert stage.figures.window_s >= 4 / 50
+    assert stage.figures.offered_rate <= 50
+
+
 async def test_a_search_finds_a_rate():
     plan = Plan(
         profile="goodput", shape=SHAPE, rates=(200.0,), requests=10, duration_s=None, slo=slo("ttft=0.0001ms"),
@@ -467,6 +479,8 @@ async def test_a_refused_connection_is_one_line(capsys):
         (["goodput", "URL"], "a search needs an objective"),
         (["ramp", "URL", "--from", "5", "--to", "2"], "below --to"),
         (["replay", "URL", "nowhere.jsonl"], "No such file"),
+        (["constant", "URL", "--rate", "1", "--json", "/no/such/run.json"], "is no such folder"),
+        (["constant", "URL", "--rate", "1", "--html", "/"], "is a folder"),
     ],
 )
 def test_misuse_is_explained(arguments, why, capsys):

@@ -6,6 +6,7 @@ import socket
 import stat
 import sys
 import threading
+from importlib import resources
 
 import pytest
 from msgspec.structs import replace
@@ -483,7 +484,9 @@ def test_ports_are_tried():
     assert port == Port("--listen", free)
 
 
-@pytest.mark.parametrize(("body", "is_nenya"), [(b"Nenya\n\n/metrics", True), (b"nginx", False)])
+@pytest.mark.parametrize(
+    ("body", "is_nenya"), [(b"<html><title>Nenya</title>", True), (b"nginx", False)]
+)
 def test_who_has_a_port(body, is_nenya):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -505,9 +508,8 @@ def test_who_has_a_port(body, is_nenya):
 
 
 def test_the_page_by_which_a_nenya_is_known():
-    from router.server import admin
-
-    assert admin._INDEX.startswith(b"Nenya\n")
+    page = resources.files("router.server").joinpath("static", "index.html").read_bytes()
+    assert b"<title>Nenya</title>" in page[:4096]
 
 
 @pytest.mark.parametrize("where", ["nonsense", "no.such.host.invalid:1"])
@@ -523,3 +525,11 @@ def test_a_driver_that_does_not_answer(monkeypatch):
 
     monkeypatch.setattr(doctor_facts, "gpus", fail)
     assert doctor_facts._gpus() == ((), "so")
+
+
+def test_who_serves_exllamav3_needs_it_and_a_gpu_but_not_the_second():
+    said = {one.name: one for one in judge(GOOD, Need(kinds=frozenset({"exllamav3"})))}
+    assert said["exllamav3"].state == "missing"
+    assert said["exllamav3"].needed
+    assert said["torch"].needed
+    assert not said["exllamav2"].needed

@@ -85,7 +85,7 @@ def test_no_file_is_the_starter(server: Server, capsys: pytest.CaptureFixture[st
 Nenya {__version__} is ready
 
   API    http://127.0.0.1:8080/v1
-  Admin  http://127.0.0.1:9090
+  Page   http://127.0.0.1:9090/  status and playground; /metrics for Prometheus
   Models starter
 
 Try it:
@@ -118,7 +118,7 @@ def test_a_banner_names_the_key_and_never_shows_it() -> None:
     assert '-H "Authorization: Bearer $NENYA_KEY"' in text
     assert 'api_key=os.environ["NENYA_KEY"]' in text
     assert "curl -N http://127.0.0.1:8080/v1/chat/completions" in text
-    assert "Admin  off" in text
+    assert "Page   off" in text
 
 
 @pytest.mark.parametrize("text", [OPEN, KEYED])

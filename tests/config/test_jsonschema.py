@@ -55,6 +55,7 @@ def test_a_variable_may_stand_for_a_text() -> None:
         (("engines", "e", "kind"), "vllm"),
         (("engines", "e", "slots"), 0),
         (("server",), {"drain_s": 0}),
+        (("tracing",), {"endpoint": "collector"}),
     ],
 )
 def test_wrong_shapes_are_not(path: tuple[Any, ...], value: Any) -> None:
@@ -69,7 +70,9 @@ def test_wrong_shapes_are_not(path: tuple[Any, ...], value: Any) -> None:
 def test_fields_are_described() -> None:
     definitions = SCHEMA["$defs"]
     admin = definitions["Server"]["properties"]["admin"]
-    assert admin["description"] == "/metrics, /healthz, /readyz; null switches the port off."
+    assert admin["description"] == (
+        "The status page with its playground, /status, /metrics, /healthz, /readyz; null switches the port off."
+    )
     model = definitions["LlamaCppSpec"]["properties"]["model"]
     assert model["description"].startswith("A .gguf file")
     assert all(definition["description"] for definition in definitions.values())

@@ -121,13 +121,13 @@ def test_shapes(text: str, problem: str) -> None:
 
 
 ENGINE = [
-    ("{}", "line 1: engines.x: `kind` is missing: one of `exllamav2`, `llamacpp`, `simulated`"),
+    ("{}", "line 1: engines.x: `kind` is missing: one of `exllamav2`, `exllamav3`, `llamacpp`, `simulated`"),
     ("llamacpp", "line 1: engines.x: must be a mapping, not text"),
-    ("{kind: vllm}", ("line 1: engines.x.kind: must be one of `exllamav2`, `llamacpp`, `simulated`, "
+    ("{kind: vllm}", ("line 1: engines.x.kind: must be one of `exllamav2`, `exllamav3`, `llamacpp`, `simulated`, "
      "not `vllm`")),
-    ("{kind: lamacpp}", ("line 1: engines.x.kind: must be one of `exllamav2`, `llamacpp`, "
+    ("{kind: lamacpp}", ("line 1: engines.x.kind: must be one of `exllamav2`, `exllamav3`, `llamacpp`, "
      "`simulated`, not `lamacpp`; did you mean `llamacpp`?")),
-    ("{kind: []}", ("line 1: engines.x.kind: must be one of `exllamav2`, `llamacpp`, `simulated`, "
+    ("{kind: []}", ("line 1: engines.x.kind: must be one of `exllamav2`, `exllamav3`, `llamacpp`, `simulated`, "
      "not a list")),
     ("{kind: llamacpp}", "line 1: engines.x: `model` is missing"),
     ("{kind: llamacpp, model: }", "line 1: engines.x.model: is empty"),
@@ -174,6 +174,22 @@ PROVIDER = [
 def test_providers(text: str, problem: str) -> None:
     models = "models: {m: {targets: [{provider: p}]}}"
     assert problems(f"providers: {{p: {text}}}\n{models}\n") == [problem]
+
+
+TRACING = [
+    ("yes", "line 3: tracing: must be a mapping, not text"),
+    ("{endpoint: collector}",
+     "line 3: tracing.endpoint: must be a URL such as http://127.0.0.1:4318/v1/traces"),
+    ("{endpoint: 'http://h:99999/'}", "line 3: tracing.endpoint: is not a URL: see its host and port"),
+    ("{headers: {'a b': canary-secret}}", "line 3: tracing.headers.a b: is not a header's name"),
+    ("{sample_ratio: 2}", "line 3: tracing.sample_ratio: must be at most 1, not `2`"),
+    ("{service: x}", "line 3: tracing: unknown key `service`; did you mean `service_name`?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "problem"), TRACING)
+def test_tracing(text: str, problem: str) -> None:
+    assert problems(f"{REST}tracing: {text}\n") == [problem]
 
 
 TARGET = [
@@ -308,6 +324,27 @@ LISTEN = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("too-short", ["line 3: server.admin_key: must have at least 16 characters"]),
+        (
+            "sixteen and spaces",
+            ["line 3: server.admin_key: may only have visible ASCII characters, without spaces"],
+        ),
+        (
+            "sk-of-a-client-0001",
+            [
+                "line 3: server.admin_key: is the secret of a client's key, which must not open the status"
+            ],
+        ),
+    ],
+)
+def test_an_admin_key(key: str, expected: list[str]) -> None:
+    text = f"{REST}server: {{admin_key: {key}}}\nkeys: [{{id: a, secret: sk-of-a-client-0001}}]\n"
+    assert problems(text) == expected
+
+
 @pytest.mark.parametrize(("text", "expected"), LISTEN)
 def test_listening(text: str, expected: list[str]) -> None:
     assert problems(f"{REST}server:\n  {text}\n") == expected
@@ -329,7 +366,7 @@ providers: {p: {base_url: 'http://h', api_key: '${K}'}}
         "line 1: server: unknown key `lisen`; did you mean `listen`?",
         "line 2: keys[0]: `secret` is missing",
         (
-            "line 4: engines.e.kind: must be one of `exllamav2`, `llamacpp`, `simulated`, "
+            "line 4: engines.e.kind: must be one of `exllamav2`, `exllamav3`, `llamacpp`, `simulated`, "
             "not `simulatd`; did you mean `simulated`?"
         ),
         "line 7: models.m: unknown key `polcy`; did you mean `policy`?",

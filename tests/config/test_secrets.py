@@ -14,12 +14,14 @@ keys: [{id: dev, secret: "${KEY}"}]
 providers:
   p: {base_url: "http://h/v1", api_key: "${KEY}", headers: {x-org: "${KEY}"}}
 accounts: {database: x.db, pepper: "${KEY}-and-more"}
+server: {admin_key: "${KEY}-for-admins"}
 models: {m: {targets: [{provider: p}]}}
 """
 
 FIELDS = [
     "server: {listen: '%s'}",
     "server: {drain_s: '%s'}",
+    "server: {admin_key: 'x%s and spaces'}",
     "keys: [{id: '%s', secret: short}]",
     "keys: [{id: a, secret: '%s and spaces'}]",
     "keys: [{id: a, secret: '%s'}, {id: b, secret: '%s'}]",
@@ -69,6 +71,7 @@ def test_no_message_shows_a_secret_that_stands_in_the_file(text: str) -> None:
 def test_no_repr_shows_one() -> None:
     config = parse(GOOD, "a test", {"KEY": CANARY})
     assert config.keys[0].secret == CANARY
+    assert config.server.admin_key == f"{CANARY}-for-admins"
     assert config.providers["p"].headers == {"x-org": CANARY}
     assert CANARY not in f"{config!r} {config!s} {config.keys!r} {config.providers!r}"
     assert CANARY not in repr(environment.fill("${KEY}", {"KEY": CANARY}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import threading
 from types import SimpleNamespace
 
 import aiohttp
@@ -169,7 +170,9 @@ async def test_without_a_client_s_trace_a_new_one_begins(collector):
     assert a.requests[0].headers["traceparent"].startswith(attempt.traceparent)
     assert "tracestate" not in a.requests[0].headers
     assert attempt.at["gen_ai.response.finish_reasons"] == ["stop"]
-    assert "gen_ai.request.stream" not in request.at
+    for attribute in ("gen_ai.request.stream", "gen_ai.response.time_to_first_chunk"):
+        assert attribute not in request.at | attempt.at
+    assert [name for name, _ in attempt.events] == ["nenya.first_token"]
 
 
 async def test_who_is_not_sampled_is_not_sent_and_says_so_to_the_provider(collector):
@@ -281,8 +284,18 @@ async def test_an_error_of_ours_is_one_of_the_span(collector):
     assert attempt.failed
 
 
-async def test_a_collector_that_is_away_costs_no_request_and_little_of_the_end(monkeypatch, caplog):
+@pytest.fixture
+def quitter(monkeypatch):
+    """Who gives up on a collector soon, and then says no more of it, in the log of other tests."""
     monkeypatch.setattr("router.tracing.otel.FLUSH_S", 0.05)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "nenya-traces":
+            thread.join()
+
+
+async def test_a_collector_that_is_away_costs_no_request_and_little_of_the_end(quitter, caplog):
     nowhere = up.Upstream()
     async with nowhere:
         endpoint = f"http://127.0.0.1:{nowhere.port}/v1/traces"
@@ -293,8 +306,7 @@ async def test_a_collector_that_is_away_costs_no_request_and_little_of_the_end(m
     assert "prompt" not in caplog.text
 
 
-async def test_a_collector_that_hangs_doesnt_hold_the_exit(monkeypatch, caplog):
-    monkeypatch.setattr("router.tracing.otel.FLUSH_S", 0.05)
+async def test_a_collector_that_hangs_doesnt_hold_the_exit(quitter, caplog):
     async with Collector() as hanging, up.Upstream() as a:
         hanging.default = up.silent()
         async with traced(hanging, a.url) as served:

@@ -8,9 +8,10 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from router.app import ModelCard, Stats, TargetStats
+from router.app import EngineStats, ModelCard, Stats, TargetStats
 from router.config.schema import Config, Key, Model, Server, Target
 from router.errors import ApiError, invalid_request, unauthorized
+from router.pool import build
 from router.server.serving import Serving
 from router.wire.chat import ChatRequest
 
@@ -37,6 +38,15 @@ class FakeReply:
         self.closed = asyncio.Event()
         self.reads = 0
         self._script = list(script)
+        self._whole = b""
+
+    async def begin(self) -> None:
+        """What an open reply has in hand: all of an answer that isn't a stream."""
+        while not self.streaming and (piece := await self.read()):
+            self._whole += piece
+
+    def whole(self) -> bytes:
+        return self._whole
 
     async def read(self) -> bytes:
         self.reads += 1
@@ -67,6 +77,8 @@ class FakeRouter:
 
     def __init__(self, config: Config, open_: Open | None = None) -> None:
         self.config = config
+        self.pool = build(config)
+        self.listeners = []
         self.replies: list[FakeReply] = []
         self.opened: list[tuple[str, str]] = []
         self.is_ready = True
@@ -94,10 +106,15 @@ class FakeRouter:
                 reply = await self._open(request, body)
             else:
                 reply = FakeReply(self.script, streaming=bool(request.stream))
+            self.replies.append(reply)
+            try:
+                await reply.begin()
+            except BaseException:
+                reply.close()
+                raise
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
-        self.replies.append(reply)
         return reply
 
     def models(self, key_id: str) -> list[ModelCard]:
@@ -113,6 +130,12 @@ class FakeRouter:
 
     def stop_waiting(self) -> None:
         pass
+
+    def listen(self, listener) -> None:
+        self.listeners.append(listener)
+
+    def engines(self) -> list[EngineStats]:
+        return []
 
     def stats(self) -> Stats:
         return Stats(0, (TargetStats("fake/m", ("m",), "fake", "admitting", 0),))

@@ -51,8 +51,8 @@ async def test_metrics_are_read_on_the_loop_and_rendered_off_it():
     await serving.stop(0)
 
 
-@pytest.mark.parametrize("path", ["/", "/metrics", "/healthz", "/readyz"])
-async def test_pages_get_nothing(path):
+@pytest.mark.parametrize("path", ["/status", "/metrics", "/healthz", "/readyz"])
+async def test_other_sites_pages_get_nothing(path):
     async with running() as server:
         answer = await ask(server.admin_url, get(path, headers="origin: http://evil.example\r\n"))
         assert answer.status == 403
@@ -60,12 +60,20 @@ async def test_pages_get_nothing(path):
 
 
 @pytest.mark.parametrize(
-    "path", ["/METRICS", "//metrics", "/%6detrics", "/x/../metrics", "/metrics/", "/v1/models"]
+    "path",
+    ["/METRICS", "//metrics", "/%6detrics", "/x/../metrics", "/metrics/", "/Status", "/static/"],
 )
 async def test_other_spellings_are_404(path):
     async with running() as server:
         assert (await ask(server.admin_url, get(path))).status == 404
-        assert (await ask(server.url, get(path.replace("/v1/models", "/metrics")))).status == 404
+        assert (await ask(server.url, get(path))).status == 404
+
+
+async def test_the_admin_ports_pages_are_not_the_apis():
+    async with running() as server:
+        for path in ("/", "/status", "/metrics", "/static/page.css"):
+            assert (await ask(server.url, get(path))).status == 404
+        assert (await ask(server.admin_url, get("/v1/models"))).status == 404
 
 
 async def test_wrong_methods_and_head():

@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection to a provider: one request at a time, its response into a mailbox.
 
 A general client would spend more time on a request than the rest of the router does. Here the parser (llhttp, by
-httptools) appends body pieces to a list without entering Python, a segment of the network is one item in the
-mailbox however many chunks are in it, and nothing waits in here: whoever awaits, awaits the mailbox.
+httptools) appends body pieces to a list and counts messages without entering Python, a segment of the network is one
+item in the mailbox however many chunks are in it, and nothing waits in here: whoever awaits, awaits the mailbox.
 
 A response that leaves any doubt about where it ends (bytes behind it, bytes before the request) costs the
 connection, so that they aren't taken for the answer to the next request. Bytes that a server sends unasked after the
@@ -18,9 +18,10 @@ import enum
 from typing import Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+from msgspec import field
 
-from router.backends.http.head import MAX_HEAD_BYTES, MAX_HEADERS, Refused, read_head
-from router.backends.mailbox import Mailbox
+from router.backends.http.head import MAX_HEAD_BYTES, Refused, read_head
+from router.backends.mailbox import Alarm, Mailbox
 from router.errors import Fault, FaultKind, IllegalMove
 
 WRITE_BYTES = 64 * 1024
@@ -63,6 +64,8 @@ _MOVES = {
     State.CLOSED: frozenset[State](),
 }
 
+_ONE = (None,)
+
 # Reading a member through its class costs as much as a header does in Python 3.11.
 _IDLE, _AWAITING_HEAD, _READING_BODY = State.IDLE, State.AWAITING_HEAD, State.READING_BODY
 _HOLDING, _LINGERING, _CLOSED = State.HOLDING, State.LINGERING, State.CLOSED
@@ -81,54 +84,43 @@ class Owner(Protocol):
         """Its socket is closed."""
 
 
-class Exchange:
-    """One request and its response."""
+class Exchange(Mailbox[bytes], kw_only=True, eq=False):
+    """One request and its response: a head, then the body's pieces."""
 
-    __slots__ = (
-        "_connection", "headers", "heard", "limits", "mailbox", "reused", "sent_at", "stale", "status", "time",
-    )  # fmt: skip
-
-    def __init__(
-        self, connection: Connection, mailbox: Mailbox[bytes], *, reused: bool, sent_at: float
-    ) -> None:
-        self._connection = connection
-        self.mailbox = mailbox
-        """The body's pieces."""
-        self.time = connection.time
-        """The loop's clock."""
-        self.reused = reused
-        self.sent_at = sent_at
-        self.status = 0
-        """0 until the head has come."""
-        self.headers: dict[str, str] = {}
-        """The allow-listed ones, names in lower case."""
-        self.limits: dict[str, str] = {}
-        """Those that tell of the provider's limits, and its date; empty where none does."""
-        self.heard = False
-        """At least one byte came back."""
-        self.stale = False
-        """A kept connection had been closed by the server before the request came: nobody has seen it."""
+    connection: Connection
+    reused: bool
+    """The connection had served before."""
+    sent_at: float
+    status: int = 0
+    """0 until the head has come."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """The allow-listed ones, names in lower case."""
+    limits: dict[str, str] = field(default_factory=dict)
+    """Those that tell of the provider's limits, and its date; empty where none does."""
+    heard: bool = False
+    """At least one byte came back."""
+    stale: bool = False
+    """A kept connection had been closed by the server before the request came: nobody has seen it."""
 
     async def head(self, until: float) -> None:
         """Wait until status and headers are there. Raises TimeoutError at ``until`` (the loop's time), Fault."""
         while not self.status:
-            await self.mailbox.wait(until)
+            await self.wait(until)
 
     def leave(self, *, whole: bool = False) -> None:
         """Nobody reads on. What still comes is cut off at once, so that the provider stops working; but where the
         answer was ``whole`` and only the body's end mark is missing, that is waited for. May be called twice.
         """
-        self.mailbox.stop_timer()
-        self._connection.leave(self, whole=whole)
+        self.connection.leave(self, whole=whole)
 
 
 class Connection(asyncio.Protocol):
     """One connection; its owner decides which request it serves."""
 
     __slots__ = (
-        "_barren", "_complete", "_exchange", "_fields", "_framed", "_linger", "_loop", "_owner", "_parser",
-        "_pieces", "_read_paused", "_reusable", "_transport", "_unsent", "_write_paused", "idle_since", "on_body",
-        "served", "state", "time",
+        "_alarm", "_awaited", "_barren", "_exchange", "_fields", "_framed", "_linger", "_loop", "_owner", "_parser",
+        "_pieces", "_read_paused", "_reusable", "_transport", "_unended", "_unsent", "_write_paused", "idle_since",
+        "on_body", "on_message_begin", "on_message_complete", "served", "state", "time",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
@@ -141,13 +133,22 @@ class Connection(asyncio.Protocol):
         self._fields: list[tuple[bytes, bytes]] = []
         self._pieces: list[bytes] = []
         self._barren = 0
-        self._complete = self._framed = self._reusable = False
+        self._awaited: list[None] = []
+        """One item for each message that may begin: the parser pops it. Behind the answer there is none left to pop,
+        which is an error.
+        """
+        self._unended: list[None] = []
+        """One item for each message that has not ended: the parser pops it."""
+        self._framed = self._reusable = False
         self._read_paused = self._write_paused = False
+        self._alarm = Alarm(loop)
         self.time = loop.time
         self.state = State.OPENING
         self.idle_since = 0.0
         self.served = 0
         self.on_body = self._pieces.append
+        self.on_message_begin = self._awaited.pop
+        self.on_message_complete = self._unended.pop
         self._parser = HttpResponseParser(self)
 
     def __repr__(self) -> str:
@@ -171,15 +172,22 @@ class Connection(asyncio.Protocol):
 
     def send(self, head: bytes, body: bytes) -> Exchange:
         """Send a request whose ``head`` is complete and names the body's length."""
-        self._move(_AWAITING_HEAD)
-        transport = self._wire()
-        mailbox: Mailbox[bytes] = Mailbox(
-            self._loop, high_water=HIGH_WATER_BYTES, on_full=self._full, on_drained=self._drained
+        transport = self._transport
+        if self.state is not _IDLE or transport is None:
+            raise IllegalMove("Connection", self.state.name, _AWAITING_HEAD.name)
+        self.state = _AWAITING_HEAD
+        self._exchange = exchange = Exchange(
+            self._alarm,
+            HIGH_WATER_BYTES,
+            self._full,
+            self._drained,
+            connection=self,
+            reused=self.served > 0,
+            sent_at=self.time(),
         )
-        exchange = Exchange(self, mailbox, reused=self.served > 0, sent_at=self._loop.time())
-        self._exchange = exchange
         self._barren = 0
-        self._complete = self._framed = self._reusable = False
+        self._awaited[:] = self._unended[:] = _ONE
+        self._fields.clear()
         if len(head) + len(body) <= WRITE_BYTES:
             transport.write(head + body)
         else:
@@ -208,8 +216,8 @@ class Connection(asyncio.Protocol):
         self._move(_CLOSED)
         exchange, self._exchange, self._unsent = self._exchange, None, None
         if exchange is not None:
-            exchange.mailbox.end(Fault(FaultKind.CUT, "the connection was closed by the router"))
-        self._stop_linger()
+            exchange.end(Fault(FaultKind.CUT, "the connection was closed by the router"))
+        self._stop_timers()
         if self._transport is not None:
             self._transport.abort()
         else:
@@ -242,12 +250,17 @@ class Connection(asyncio.Protocol):
             piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()
             self._barren = 0
-            exchange.mailbox.put(piece, len(piece))
+            if exchange.tap is None:
+                exchange.put(piece, len(piece))
+            elif not exchange.tap(
+                piece
+            ):  # as in put, which would be a call for each chunk of a stream
+                exchange.tap = None
+                exchange.alarm.wake()
         else:
             self._barren += len(data)
-        if self._complete:
-            self._reusable = self._reusable and refusal is None
-            self._finish(exchange)
+        if not self._unended:
+            self._finish(exchange, sure=refusal is None)
         elif refusal is not None:
             self._fail(exchange, refusal)
         elif self._barren > MAX_HEAD_BYTES:
@@ -261,9 +274,9 @@ class Connection(asyncio.Protocol):
             return
         exchange, self._exchange, self._unsent = self._exchange, None, None
         self._move(_CLOSED)
-        self._stop_linger()
+        self._stop_timers()
         if exchange is not None:
-            exchange.mailbox.end(self._loss(exchange, before, exc))
+            exchange.end(self._loss(exchange, before, exc))
         if before is not State.OPENING:
             self._owner.closed(self)
 
@@ -276,20 +289,11 @@ class Connection(asyncio.Protocol):
         self._write_paused = False
         self._pump()
 
-    # What the parser says. on_body is the list's own append.
-
-    def on_message_begin(self) -> None:
-        """Refuse a second response behind the first."""
-        if self._complete:
-            raise Refused("bytes behind the answer")
+    # What the parser says. on_body, on_message_begin and on_message_complete are lists' own methods.
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect a header; trailers are dropped."""
-        if self.state is not _AWAITING_HEAD:
-            return
+        """Collect a header; trailers are dropped with the next request."""
         self._fields.append((name, value))
-        if len(self._fields) > MAX_HEADERS:
-            raise Refused("too many headers")
 
     def on_headers_complete(self) -> None:
         """Read the head; that of an interim response (100, 103) is dropped, and a switch of protocols refused."""
@@ -298,25 +302,25 @@ class Connection(asyncio.Protocol):
         if status < 200:
             if status == 101:
                 raise Refused("a switch of protocols that nobody asked for")
+            self._awaited.append(None)
+            self._unended.append(None)
             return
         exchange = self._exchange
         assert exchange is not None
         self._framed = read_head(fields, exchange.headers, exchange.limits)
+        self._reusable = self._parser.should_keep_alive()
+        self.state = _READING_BODY
         exchange.status = status
-        self._move(_READING_BODY)
-        exchange.mailbox.wake()
-
-    def on_message_complete(self) -> None:
-        """Note the end; an interim response's is none."""
-        if self.state is not _AWAITING_HEAD:
-            self._complete = True
-            self._reusable = self._parser.should_keep_alive()
+        exchange.alarm.wake()
 
     # What follows from it.
 
-    def _finish(self, exchange: Exchange) -> None:
-        exchange.mailbox.end()
-        if not self._reusable or self._unsent is not None or self._wire().get_write_buffer_size():
+    def _finish(self, exchange: Exchange, *, sure: bool) -> None:
+        """The response is whole. ``sure``: nothing came behind it."""
+        exchange.end()
+        kept = sure and self._reusable and self._unsent is None
+        assert self._transport is not None
+        if not kept or self._transport.get_write_buffer_size():
             self.abort()  # A server that answers before it has read everything won't read the rest.
         elif self._read_paused and self.state is _READING_BODY:
             self._move(_HOLDING)
@@ -325,19 +329,20 @@ class Connection(asyncio.Protocol):
 
     def _rest(self) -> None:
         self._exchange = None
-        self._move(_IDLE)
+        self.state = (
+            _IDLE  # from the three in which a response is read, the only ones that it can end in
+        )
         if self._linger is not None:
-            self._stop_linger()
+            self._linger.cancel()
+            self._linger = None
         if self._read_paused:
             self._resume_reading()
         self.served += 1
-        self.idle_since = self._loop.time()
+        self.idle_since = self.time()
         self._owner.released(self)
 
     def _fail(self, exchange: Exchange, refusal: str) -> None:
-        exchange.mailbox.end(
-            Fault(FaultKind.MALFORMED, f"the provider's answer is no HTTP: {refusal}")
-        )
+        exchange.end(Fault(FaultKind.MALFORMED, f"the provider's answer is no HTTP: {refusal}"))
         self.abort()
 
     def _loss(self, exchange: Exchange, before: State, exc: Exception | None) -> Fault | None:
@@ -373,7 +378,8 @@ class Connection(asyncio.Protocol):
             self._unsent = rest if len(rest) else None
             self._wire().write(piece)
 
-    def _stop_linger(self) -> None:
+    def _stop_timers(self) -> None:
+        self._alarm.stop()
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None

@@ -45,6 +45,8 @@ def read_head(
 
     Returns whether the head says where the body ends; if not, the end of the connection does.
     """
+    if len(fields) > MAX_HEADERS:
+        raise Refused("too many headers")
     framed = False
     size = 0
     date = b""

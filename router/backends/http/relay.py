@@ -1,10 +1,10 @@
 """A provider's event stream as its client gets it: whole events, checked at their edges, otherwise as they came.
 
-Every event is checked to be a JSON object, by a decoder that keeps nothing but an ``error``, which costs no more than
-looking for its edges would. The common blob, one-line events without an error, is passed on as it is; anything else
-goes through `Relay._sort`, event by event. What else the router must see is found by searching bytes, which is safe
-because JSON escapes every quote inside a string: ``"usage"`` between bare quotes is always a key or a whole value.
-Usage is decoded once, from the last blobs.
+Every event is checked to be a JSON object, by a decoder that keeps nothing and stumbles over an ``error``, which costs
+no more than looking for its edges would; the events of one blob are checked as one array. The common blob, one-line
+events without an error, is passed on as it is; anything else goes through `Relay._sort`, event by event. What else the
+router must see is found by searching bytes from the end, which is safe because JSON escapes every quote inside a
+string: ``"usage"`` between bare quotes is always a key or a whole value. Usage is decoded once, from the last blobs.
 
 It waits for nothing and knows no clock.
 
@@ -14,7 +14,9 @@ Source: WHATWG HTML 9.2.6 (event streams); the shapes were read in recorded answ
 from __future__ import annotations
 
 import re
+import secrets as randomness
 from collections import deque
+from typing import Literal
 
 import msgspec
 from msgspec import Raw, Struct
@@ -97,8 +99,23 @@ class _Error(Struct, frozen=True, gc=False):
     error: Raw = _NO_KEY  # msgspec reads Raw | None as null alone.
 
 
+class _Plain(Struct, frozen=True, gc=False):
+    """An event that isn't decoded any further; one with an error is none."""
+
+    error: None = None
+
+
+_MARK = randomness.randbits(62)
+"""Stands between two events where many are checked as one array. Nobody outside can know it: events that are no objects
+by themselves, but would be one with what follows, can't pretend to be two."""
+
+_BETWEEN = b"}\n\ndata: {"
+_MARKED = b"},%d,{" % _MARK
+
 _chunks = msgspec.json.Decoder(_Chunk)
 _authors = msgspec.json.Decoder(Author)
+_plain_one = msgspec.json.Decoder(_Plain)
+_plain_many = msgspec.json.Decoder(list[_Plain | Literal[_MARK]])  # type: ignore[valid-type]
 _errors = msgspec.json.Decoder(_Error)
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -118,7 +135,7 @@ class Relay:
         self._hide_usage = hide_usage
         self._choices = choices
         self._secrets = secrets
-        self._finished: set[int] = set()
+        self._finished: frozenset[int] = frozenset()
         self._tail: deque[bytes] = deque(maxlen=TAIL_BLOBS)
         self.heard = False
         """The last call saw a data event; comments are none."""
@@ -138,21 +155,23 @@ class Relay:
         """Every choice has its finish_reason. Of a single one it stands near the end; several end anywhere."""
         if self._choices > 1:
             return len(self._finished) >= self._choices
-        return any(_FINISHED.search(blob) for blob in reversed(self._tail))
+        return any(map(_has_finish, reversed(self._tail)))
 
     def feed(self, data: bytes) -> bytes:
         """What the client gets of ``data``: whole events, or ``b""``. After `done` or `fault`: nothing."""
         self.heard = False
         if self.done or self.fault is not None:
             return b""
+        if self._splitter.clean and _one_event(data):
+            return self._note_data(data)
         try:
             blob = self._splitter.feed(data)
         except sse.EventTooLong:
             self.fault = Fault(FaultKind.MALFORMED, "the provider sent an endless event")
             return b""
-        if not blob:
-            return b""
-        return self._note_data(blob) if _plain(blob) else self._pass(blob)
+        if _plain(blob):
+            return self._note_data(blob)
+        return self._pass(blob) if blob else b""
 
     def end(self, cut: Fault | None = None) -> bytes:
         """The body is over, or was ``cut``. What the client still gets; sets `done` or `fault`."""
@@ -220,7 +239,7 @@ class Relay:
             chunk = _decode(event) if _FINISHED.search(event) else None
             for choice in chunk.choices or () if chunk is not None else ():
                 if choice.finish_reason is not None:
-                    self._finished.add(choice.index)
+                    self._finished |= {choice.index}
 
     def _sort(self, blob: bytes) -> tuple[bytes, bool, Fault | None]:
         """The good events of a blob that isn't plain, whether [DONE] ended them, and what was wrong with the next."""
@@ -279,21 +298,31 @@ def author_of(data: bytes) -> Author:
         return Author()
 
 
-def _plain(events: bytes) -> bool:
-    """Whether each is one line of data with a JSON object in it, and no error."""
-    if events[:7] != b"data: {" or events[-3:] != b"}\n\n":
+def _one_event(data: bytes) -> bool:
+    """Whether it is one line of data, with a JSON object in it and no error, and a blank line."""
+    end = len(data) - 2
+    if data.find(b"\n") != end or data.find(b"\r") >= 0 or not data.startswith(b"data: "):
         return False
-    decode = _errors.decode
     try:
-        if events.find(b"\n") == len(events) - 2:
-            return decode(events[6:-2]).error is _NO_KEY
-        data = events[6:-2].split(b"\n\ndata: ")
-        for one in data:
-            if decode(one).error is not _NO_KEY:
-                return False
+        _plain_one.decode(data[6:end])
     except _UNREADABLE:
         return False
-    return events.count(b"\n") == 2 * len(data)
+    return data.endswith(b"\n")
+
+
+def _plain(events: bytes) -> bool:
+    """Whether each is one line of data with a JSON object in it, and no error."""
+    if not events.startswith(b"data: {") or not events.endswith(b"}\n\n"):
+        return False
+    try:
+        objects = events[7:-3].split(_BETWEEN)
+        array = b"[{%b}]" % _MARKED.join(objects)
+        found = _plain_many.decode(array)
+    except _UNREADABLE:
+        return False
+    # All marks are where they belong, so each object is one by itself; a line end that is left is inside of an event.
+    marks = len(objects) - 1
+    return len(found) == 2 * marks + 1 and found[1::2] == [_MARK] * marks and b"\n" not in array
 
 
 def _whole(data: bytes) -> bool:
@@ -305,6 +334,14 @@ def _whole(data: bytes) -> bool:
     except _UNREADABLE:
         return False
     return True
+
+
+def _has_finish(blob: bytes) -> bool:
+    at = len(blob)
+    while (at := blob.rfind(b'"finish_reason"', 0, at)) >= 0:
+        if _FINISHED.match(blob, at):
+            return True
+    return False
 
 
 def _joined(events: list[bytes]) -> bytes:
@@ -343,7 +380,7 @@ def _last_usage(blob: bytes) -> Usage | None:
 
 def _without_usage(events: bytes) -> bytes:
     """``events`` as if usage had not been asked for: no null in the chunks, no chunk of its own."""
-    events = events.replace(b',"usage":null', b"")
+    events = b"".join(events.split(b',"usage":null'))  # which reads it once, replace() twice
     at = events.rfind(b'"usage"')
     if at >= 0 and b', "usage": null' in events:
         events = events.replace(b', "usage": null', b"")

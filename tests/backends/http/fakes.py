@@ -84,6 +84,6 @@ async def drain(exchange: Exchange) -> tuple[int, dict[str, str], bytes]:
     until = asyncio.get_running_loop().time() + 5
     await exchange.head(until)
     body = b""
-    while got := await exchange.mailbox.take(until):
+    while got := await exchange.take(until):
         body += b"".join(got)
     return exchange.status, exchange.headers, body

@@ -172,9 +172,9 @@ async def test_a_cut_comes_after_what_came_before_it() -> None:
     wire.connection.connection_lost(ConnectionResetError())
     until = asyncio.get_running_loop().time() + 5
     await exchange.head(until)
-    assert await exchange.mailbox.take(until) == [b"hell"]
+    assert await exchange.take(until) == [b"hell"]
     with pytest.raises(Fault):
-        await exchange.mailbox.take(until)
+        await exchange.take(until)
 
 
 @pytest.mark.parametrize(
@@ -282,8 +282,8 @@ async def test_back_pressure_stops_the_network_and_starts_it_again() -> None:
     assert not wire.transport.reading
     until = asyncio.get_running_loop().time() + 5
     await exchange.head(until)
-    assert len(b"".join(await exchange.mailbox.take(until))) == 300_000
-    await_more = asyncio.ensure_future(exchange.mailbox.take(until))
+    assert len(b"".join(await exchange.take(until))) == 300_000
+    await_more = asyncio.ensure_future(exchange.take(until))
     await asyncio.sleep(0)
     wire.transport.reading = wire.transport.reading or pytest.fail("still paused")
     wire.answer(b"0\r\n\r\n")

@@ -131,6 +131,8 @@ def test_odd_but_good_events(pieces: up.Segments) -> None:
         b'data: {"choices":[{"del\n\n', b"data: <html>\n\n", b"data: null\n\n", b'data: ["x"]\n\n',
         b"{broken\n\n", b'data: {"a":1}{\n\n', b'data: {"choices":[{"delta":{"content":"x"}\n\n',
         b'data: {"choices":[{"delta":{"content":"x}"}}}\n\n', b"data: {choices}\n\n",
+        b'data: {"a":1},{"b":2}\n\n', b'data: {"a":[{"b":1}\n\ndata: {"c":2}]}\n\n', b'data: {"a":\n1}\n\n',
+        b'data: {"a":1},7,{"b":[{"c":1}\n\ndata: {"d":2}]}\n\n', b'data: {"a":1}}\n\ndata: {{"b":2}\n\n',
         b"dat\n\n", b"data\n\n", b"id: 3\nda\n\n", b'ata: {"choices":[]}\n\n', b'\x00\xff\ndata: {"choices":[]}\n\n',
     ],
 )  # fmt: skip
