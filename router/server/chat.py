@@ -70,7 +70,10 @@ class Ask:
             else:
                 exchange.answer(200, reply.whole())
         finally:
-            connection.gate.ending.later(reply.close)
+            if reply.streaming or not exchange.started:
+                reply.close()
+            else:
+                connection.gate.ending.later(reply.close)  # behind the answer, which is held
 
     def _trace_refusal(self, call: Call, error: ApiError) -> None:
         """What can't be read is never opened, and has a span all the same."""
