@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import msgspec
 
 from engines.base import WorkCosts
-from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
+from engines.specs import EngineSpec, ExLlamaSpec, LlamaCppSpec, SimulatedSpec
 from router.config.schema import Config, Health, Model, Price, Queue
 from router.config.schema import Policy as PolicyName
 from router.counting import Need, counts_of
@@ -538,7 +538,7 @@ def cache_tokens(spec: EngineSpec | None) -> int | None:
     """Tokens that the engine's cache holds; None where nobody says."""
     if isinstance(spec, SimulatedSpec):
         return spec.kv_tokens
-    if isinstance(spec, ExLlamaV2Spec):
+    if isinstance(spec, ExLlamaSpec):
         return spec.cache_tokens
     if isinstance(spec, LlamaCppSpec):
         return spec.slots * spec.context_tokens
