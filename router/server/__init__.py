@@ -2,7 +2,6 @@
 
     connection   one TCP connection: its clocks, its limits, and aiohttp's own errors made ours
     exchange     one request and its answer, as bytes
-    ending       what is done together at the end of a turn of the loop
     screening    what is refused from the head alone
     routes       which path is whose, as data
     front        match, authenticate, serve; the last resort

@@ -24,8 +24,8 @@ from aiohttp.http import HttpProcessingError, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import ERROR, RequestPayloadError
 
+from router.ending import Ending
 from router.errors import overloaded
-from router.server.ending import Ending
 from router.server.exchange import ClientGone, Dates, Exchange, error_bytes
 from router.server.screening import malformed
 from router.wire.sse import KEEP_ALIVE

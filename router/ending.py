@@ -1,4 +1,4 @@
-"""What is done together at the end of a turn of the event loop: first the answers go out, then the books are kept.
+"""What is done together at the end of a turn of the event loop: first what is written, then the books.
 
 A turn serves all whose bytes came since the last one. Each write to a peer that sleeps wakes it, which costs more than
 the write does; many in a row find its machine awake. And code that runs many times in a row finds itself in the

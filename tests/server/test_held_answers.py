@@ -3,7 +3,7 @@
 import asyncio
 import logging
 
-from router.server.ending import Ending
+from router.ending import Ending
 from tests.server.fake_router import (
     ANSWER,
     STREAM_BODY,
