@@ -114,6 +114,7 @@ class Walk:
     def end(self, outcome: str, status: int) -> None:
         """The request is over, with the latest attempt's answer if there is one."""
         call, latest = self.call, self.latest
+        self.latest = None  # they know each other: with this, both go when nobody needs them, without the collector
         facts = latest.facts if latest is not None else UNHEARD
         target = latest.lease.target if latest is not None else None
         told = Tokens(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)

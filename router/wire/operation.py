@@ -14,6 +14,8 @@ _GENAI = {
 class Operation(enum.Enum):
     """A call. The value is its path under ``/v1/``, here and at providers."""
 
+    __hash__ = object.__hash__  # each is one of a kind, and Enum's own is a call in Python
+
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
