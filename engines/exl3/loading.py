@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 from typing import Any
 
 from engines.base import EngineError
@@ -26,6 +27,8 @@ from engines.exl2.loading import (
     prepare_environment,
 )
 from engines.exl2.memory import PAGE_TOKENS, pages_of
+
+log = logging.getLogger("engines.exl3")
 
 BITS = {"q8": 8, "q6": 6, "q4": 4}
 """Of keys and of values."""
@@ -45,7 +48,8 @@ def load(model: Model, on_progress: OnProgress) -> Machine:
             f"the exllamav3 engine can't be imported: {error}. See docs/exllamav2.md",
         ) from error
     free = free_bytes(torch, model.spec)
-    memory.demand_room(model.folder, model.spec, free, model.draft)
+    if warning := memory.demand_room(model.folder, model.spec, free, model.draft):
+        log.warning("%s", warning)
     try:
         return machine(model, weights(model, on_progress), torch.cuda.get_device_name(0))
     except torch.OutOfMemoryError as error:

@@ -150,7 +150,7 @@ def test_a_kind_that_nobody_here_serves(tmp_path, printed):
     code, out, _ = printed(path)
     assert code == 1
     assert "what      EXL3, 3.5 bits a weight" in out
-    assert "problem   it is an EXL3 model, for exllamav3" in out
+    assert "problem   it is an EXL3 model, for kind: exllamav3" in out
 
 
 def test_several_paths_and_one_that_is_none(tmp_path, printed):
