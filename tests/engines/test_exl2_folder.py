@@ -419,7 +419,7 @@ def test_exl3(read):
         tensors, config=CONFIG | {"quantization_config": {"quant_method": "exl3", "bits": 4}}
     )
     assert found.format == "exl3"
-    assert problem_of(found) == "it is an EXL3 model, for exllamav3; exllamav2 can't read it"
+    assert problem_of(found) == "it is an EXL3 model, for kind: exllamav3; exllamav2 can't read it"
 
 
 def test_a_type_that_the_library_lacks(read):
