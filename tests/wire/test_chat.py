@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,7 +155,8 @@ def test_unusual_writing_of_a_good_request_is_taken(raw):
 def test_null_is_unset():
     names = set(ChatRequest.__struct_fields__) - {"messages", "model", "parallel_tool_calls"}
     nulls = decode_chat(body(**dict.fromkeys(names)))
-    assert msgspec.json.encode(nulls) == msgspec.json.encode(chat.decode_chat(body()))
+    unset = decode_chat(body())
+    assert all(getattr(nulls, name) == getattr(unset, name) for name in names)
 
 
 def test_every_kind_of_message_is_taken():
