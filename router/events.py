@@ -17,7 +17,7 @@ from router.errors import FaultKind
 _log = logging.getLogger("nenya")
 
 
-class AttemptDone(msgspec.Struct, frozen=True):
+class AttemptDone(msgspec.Struct, frozen=True, gc=False):
     """One attempt at one target is over. Times in seconds."""
 
     model: str
@@ -28,7 +28,7 @@ class AttemptDone(msgspec.Struct, frozen=True):
     request_id: str = ""
 
 
-class RequestDone(msgspec.Struct, frozen=True):
+class RequestDone(msgspec.Struct, frozen=True, gc=False):
     """A request is over, whatever way. Times in seconds, None where it never came so far."""
 
     request_id: str

@@ -10,8 +10,7 @@ Events carry no prompt, no answer and no secret, so none can be here.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -19,7 +18,7 @@ from router.clock import Clock
 from router.errors import BLAMELESS, FINAL
 from router.events import (
     AttemptDone,
-    Event,
+    Hearer,
     LimitDecision,
     NodeState,
     RequestDone,
@@ -34,6 +33,8 @@ BUCKETS = 60
 WINDOW_BUCKETS = 12
 """A minute, over which rates are taken: requests take seconds, and are counted when they end."""
 MOST_ERRORS = 100
+MOST_CHARS = 200
+"""Of a code or a reason: both may be an upstream's own words."""
 SAME_S = 10.0
 """Errors of one kind, model and target within so long are one line with a count: an outage must not wash away what
 came before it."""
@@ -249,7 +250,7 @@ class Totals(msgspec.Struct):
     cost_usd: float = 0.0
 
 
-class Recent:
+class Recent(Hearer):
     """A listener of events that remembers a little."""
 
     def __init__(self, models: Iterable[str], targets: Iterable[str], clock: Clock) -> None:
@@ -269,7 +270,7 @@ class Recent:
         self._errors: deque[Error] = deque()
         self._latest: dict[tuple[str, str, str, str], Error] = {}
         """Those of `_errors` that more of the same may join."""
-        self._notes: Mapping[type, Callable[[Any], None]] = {
+        self.hears = {
             RequestDone: self._request,
             AttemptDone: self._attempt,
             TargetState: self._target,
@@ -277,12 +278,6 @@ class Recent:
             LimitDecision: self._limit,
             UsageLost: self._usage_lost,
         }
-
-    def __call__(self, event: Event) -> None:
-        """Note an event."""
-        note = self._notes.get(type(event))
-        if note is not None:
-            note(event)
 
     def share_out(self) -> None:
         """Give what the open buckets counted to the series and the totals. To be called before these are read."""
@@ -333,23 +328,24 @@ class Recent:
 
     def _target(self, event: TargetState) -> None:
         if event.state == "ejected":
-            self._error("target", "ejected", target=event.target).detail = event.reason
+            self._error("target", "ejected", target=event.target).detail = event.reason[:MOST_CHARS]
 
     def _node(self, event: NodeState) -> None:
         if event.state == "starting":
             self.starts[event.engine] = self.starts.get(event.engine, 0) + 1
         elif event.state in {"backoff", "failed"}:
-            self._error("engine", event.state, target=event.engine).detail = event.detail
+            error = self._error("engine", event.state, target=event.engine)
+            error.detail = event.detail[:MOST_CHARS]
 
-    def _limit(self, event: LimitDecision) -> None:
-        if event.outcome != "admitted":
-            self.totals.limited += 1
+    def _limit(self, _: LimitDecision) -> None:
+        self.totals.limited += 1
 
     def _usage_lost(self, event: UsageLost) -> None:
         self._error("usage", "usage_lost").key_id = event.key_id
 
     def _error(self, what: str, kind: str, model: str = "", target: str = "") -> Error:
         """The line of an error that happens now."""
+        kind = kind[:MOST_CHARS]
         at, group = self._clock.wall(), (what, kind, model, target)
         error = self._latest.get(group)
         if error is not None and 0 <= at - error.first_at < SAME_S:

@@ -12,7 +12,7 @@ from collections.abc import Set as AbstractSet
 from router.accounts.bookkeeper import Bookkeeper, Snapshot
 from router.accounts.budgets import Budgets, quota_error
 from router.accounts.charge import Charge
-from router.accounts.estimate import Size, most_output
+from router.accounts.estimate import Guess, Size, most_output
 from router.accounts.keys import KeyRing
 from router.accounts.limits import Windows, headers_of, limit_error
 from router.accounts.pairs import SCOPE, Pair, Pairs
@@ -84,22 +84,24 @@ class Accounts(Hearer):
     def admit(self, pair: Pair, size: Size) -> Charge:
         """Reserve what the request is likely to take: of all its limits, or of none. Raises ApiError 429."""
         now = self._clock.now()
-        given, likely = pair.expected.tokens(size)
+        cap = pair.model.max_completion_tokens
+        guess = pair.estimator.guess(pair.name, pair.key_id, size, cap)
         worst = None
         if pair.budget_nanos is not None:
-            worst = self._worst(pair, size, Tokens(given, None, likely), now)
+            worst = self._worst(pair, size, guess, now)
         holds: list[Hold] = []
         lines = ""
         if pair.windows is not None:
-            taken = pair.windows.admit(given + likely, now)
+            tokens = guess.input + guess.output
+            taken = pair.windows.admit(tokens, now)
             if taken is None:
-                raise self._refused(pair, pair.windows, given + likely, now)
+                raise self._refused(pair, pair.windows, tokens, now)
             holds, lines = taken
         if worst is not None:
             self.budgets.reserve(pair.key_id, worst)
         if pair.admitted is not None:
             self._emit(pair.admitted)
-        return Charge(pair, size, given, holds, worst, lines)
+        return Charge(pair, size, guess, holds, worst, lines)
 
     def _book(self, event: RequestDone) -> None:
         """What ended goes into the books."""
@@ -140,17 +142,17 @@ class Accounts(Hearer):
         self._say(pair, refused.window.resource, "too_large" if too_large else "refused")
         return limit_error(pair.key_id, pair.name, refused, headers_of(windows.lines(now)))
 
-    def _worst(self, pair: Pair, size: Size, likely: Tokens, now: float) -> int:
+    def _worst(self, pair: Pair, size: Size, guess: Guess, now: float) -> int:
         """What of the key's budget must be held: as much as it may write, where its client said how much.
 
         Raises ApiError 429 where that isn't left; first of all the one of the limits, if they refuse the request too.
         """
         most = most_output(size, None)
-        output = likely.output if most is None else most
-        worst = cost_nanos(pair.model.price, Tokens(likely.input, None, output))
+        output = guess.output if most is None else most
+        worst = cost_nanos(pair.model.price, Tokens(guess.input, None, output))
         if self.budgets.fits(pair.key_id, worst, pair.budget_nanos or 0):
             return worst
-        windows, tokens = pair.windows, (likely.input or 0) + (likely.output or 0)
+        windows, tokens = pair.windows, guess.input + guess.output
         if windows is not None and windows.refusal(tokens, now) is not None:
             raise self._refused(pair, windows, tokens, now)
         self._say(pair, "usd", "refused")

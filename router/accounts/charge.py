@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from router.accounts.estimate import BYTES_PER_TOKEN, Size
+from router.accounts.estimate import BYTES_PER_TOKEN, Guess, Size
 from router.accounts.limits import headers_of
 from router.accounts.pairs import Pair
 from router.accounts.prices import NANOS, Tokens, cost_nanos
@@ -22,7 +22,7 @@ FRAME_EVENTS = 2
 """A stream's first event has the role and its last the end: no token's."""
 
 
-class Bill(msgspec.Struct, frozen=True):
+class Bill(msgspec.Struct, frozen=True, gc=False):
     """What a request took."""
 
     tokens: Tokens
@@ -41,8 +41,7 @@ class Charge(msgspec.Struct, eq=False):
 
     pair: Pair
     size: Size
-    input_tokens: int
-    """The guess."""
+    guess: Guess
     holds: list[Hold]
     """Of the pair's windows of tokens."""
     budget_nanos: int | None
@@ -88,10 +87,7 @@ class Charge(msgspec.Struct, eq=False):
             pair.budgets.settle(pair.key_id, self.budget_nanos, spent)
         elif spent:
             pair.budgets.spend(pair.key_id, spent)
-        if told.input is not None:
-            pair.expected.learn_input(self.size, told.input)
-        if told.output is not None:
-            pair.expected.learn_output(self.size, told.output)
+        pair.estimator.learn(self.guess.kind, self.size, told.input, told.output)
         return Bill(tokens, None if price is None else spent / NANOS, estimated)
 
     def _took(self, told: Tokens) -> tuple[Tokens, bool]:
@@ -105,5 +101,5 @@ class Charge(msgspec.Struct, eq=False):
             return Tokens(told.input, told.cached_input, 0), False
         events = self.seen_events - FRAME_EVENTS
         output = max(1, events if self.seen_events else self.seen_bytes // BYTES_PER_TOKEN)
-        given = told.input if told.input is not None else self.input_tokens
+        given = told.input if told.input is not None else self.guess.input
         return Tokens(given, told.cached_input, 0 if writes_nothing else output), True

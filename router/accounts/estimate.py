@@ -44,7 +44,7 @@ MOST_KINDS = 4096
 """Kinds remembered; the oldest goes. About 2 MiB."""
 
 
-class Size(msgspec.Struct, frozen=True):
+class Size(msgspec.Struct, frozen=True, gc=False):
     """What can be seen of a request at a glance."""
 
     text_bytes: int
@@ -84,27 +84,48 @@ def _length(text: str) -> int:
 class _Ratio:
     """Tokens a byte, of one model: sums that forget, so that a short prompt weighs little."""
 
-    __slots__ = ("bytes", "tokens")
+    __slots__ = ("bytes", "tokens", "value")
 
     def __init__(self) -> None:
         self.bytes = float(PRIOR_BYTES)
         self.tokens = PRIOR_BYTES / BYTES_PER_TOKEN
+        self.value = 1 / BYTES_PER_TOKEN
 
 
 class _Outputs:
     """Past outputs of one kind of request."""
 
-    __slots__ = ("high", "ordered", "samples")
+    __slots__ = ("_ordered", "high", "samples")
 
     def __init__(self) -> None:
         self.samples: deque[int] = deque()
-        self.ordered: list[int] = []
+        self._ordered: list[int] = []
         """The same by their size."""
         self.high = 0
         """Their percentile."""
 
+    def learn(self, tokens: int) -> None:
+        tokens = min(tokens, MOST_OUTPUT)
+        samples, ordered = self.samples, self._ordered
+        samples.append(tokens)
+        insort(ordered, tokens)
+        if len(samples) > SAMPLES:
+            del ordered[bisect_left(ordered, samples.popleft())]
+        self.high = ordered[min(len(ordered) - 1, int(PERCENTILE * len(ordered)))]
+
 
 Kind = tuple[str, str, int]
+"""A model, a key and the magnitude of the limit on the output: limits of the same power of two are alike."""
+
+
+class Guess(msgspec.Struct, frozen=True):
+    """What a request will take."""
+
+    input: int
+    """At least 1."""
+    output: int
+    """Of all choices, at most what the limit allows."""
+    kind: Kind
 
 
 class Estimator:
@@ -113,64 +134,42 @@ class Estimator:
     def __init__(self) -> None:
         self._ratios: dict[str, _Ratio] = {}
         self._outputs: dict[Kind, _Outputs] = {}
+        """Whoever learned last is the last."""
 
-    def expect(self, model: str, key_id: str, cap: int | None) -> Expectation:
-        """What to expect of one key's requests to one model, which writes ``cap`` tokens at most."""
-        ratio = self._ratios.setdefault(model, _Ratio())
-        return Expectation(model, key_id, cap, ratio, self._outputs)
-
-
-class Expectation(msgspec.Struct, frozen=True):
-    """What is known of one key's requests to one model; it learns with each."""
-
-    model: str
-    key_id: str
-    cap: int | None
-    """Most tokens of a choice where the client sets no limit."""
-    ratio: _Ratio
-    outputs: dict[Kind, _Outputs]
-    """Of all models and keys, whoever learned last being the last."""
-
-    def tokens(self, size: Size) -> tuple[int, int]:
-        """The guess for the input, at least 1, and for the output of all choices, at most what the limit allows."""
-        ratio = self.ratio
-        share = ratio.tokens / ratio.bytes if ratio.bytes > 1 else 1 / BYTES_PER_TOKEN
+    def guess(self, model: str, key_id: str, size: Size, cap: int | None) -> Guess:
+        """What a key's request of that size to a model will take; ``cap``: most tokens of a choice, where the client
+        sets no limit.
+        """
+        ratio = self._ratios.get(model)
+        share = ratio.value if ratio is not None else 1 / BYTES_PER_TOKEN
         given = max(1, round(size.text_bytes * share) + size.overhead_tokens)
-        limit = most_output(size, self.cap)
+        limit = most_output(size, cap)
+        kind = (model, key_id, limit.bit_length() if limit else 0)
         if limit == 0:
-            return given, 0
-        past = self.outputs.get((self.model, self.key_id, limit.bit_length() if limit else 0))
-        guess = PRIOR_OUTPUT * size.choices
+            return Guess(given, 0, kind)
+        past = self._outputs.get(kind)
+        likely = PRIOR_OUTPUT * size.choices
         if past is not None and len(past.samples) >= LEAST_SAMPLES:
-            guess = past.high
-        return given, max(1, guess if limit is None else min(guess, limit))
+            likely = past.high
+        return Guess(given, max(1, likely if limit is None else min(likely, limit)), kind)
 
-    def learn_input(self, size: Size, tokens: int) -> None:
-        """A request of that size had ``tokens`` of input."""
-        ratio, text_bytes = self.ratio, size.text_bytes
-        tokens -= size.overhead_tokens
-        ratio.bytes = ratio.bytes * MEMORY + text_bytes
-        ratio.tokens = ratio.tokens * MEMORY + max(0, min(tokens, text_bytes))
-
-    def learn_output(self, size: Size, tokens: int) -> None:
-        """A request of that size had ``tokens`` of output, in all choices."""
-        limit, outputs = most_output(size, self.cap), self.outputs
-        kind = (
-            self.model,
-            self.key_id,
-            limit.bit_length() if limit else 0,
-        )  # like limits are alike
-        past = outputs.pop(kind, None) or _Outputs()
-        outputs[kind] = past
-        samples, ordered = past.samples, past.ordered
-        tokens = min(tokens, MOST_OUTPUT)
-        samples.append(tokens)
-        insort(ordered, tokens)
-        if len(samples) > SAMPLES:
-            del ordered[bisect_left(ordered, samples.popleft())]
-        past.high = ordered[min(len(ordered) - 1, int(PERCENTILE * len(ordered)))]
-        if len(outputs) > MOST_KINDS:
-            del outputs[next(iter(outputs))]
+    def learn(self, kind: Kind, size: Size, given: int | None, wrote: int | None) -> None:
+        """A request of that kind and size had so many tokens of input, and of output in all choices; None: unknown."""
+        if given is not None:
+            ratio = self._ratios.get(kind[0])
+            if ratio is None:
+                ratio = self._ratios[kind[0]] = _Ratio()
+            of_text = max(0, min(given - size.overhead_tokens, size.text_bytes))
+            ratio.bytes = ratio.bytes * MEMORY + size.text_bytes
+            ratio.tokens = ratio.tokens * MEMORY + of_text
+            ratio.value = ratio.tokens / ratio.bytes if ratio.bytes > 1 else 1 / BYTES_PER_TOKEN
+        if wrote is not None:
+            outputs = self._outputs
+            past = outputs.pop(kind, None) or _Outputs()
+            outputs[kind] = past
+            past.learn(wrote)
+            if len(outputs) > MOST_KINDS:
+                del outputs[next(iter(outputs))]
 
 
 def most_output(size: Size, cap: int | None) -> int | None:

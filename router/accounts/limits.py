@@ -93,10 +93,9 @@ class Windows:
         """The same for windows of those levels."""
         text = ""
         for place, gcra, to_remaining, to_reset in self._shown:
-            level, limit = levels[place], gcra.limit
-            used = -(-level // gcra.step)
-            remaining = limit - used if used < limit else 0
-            ms = -(-level // (_NS_PER_MS * limit))
+            level = levels[place]
+            remaining = (gcra.window - level) // gcra.step if level < gcra.window else 0
+            ms = -(-level // (_NS_PER_MS * gcra.limit))
             reset = f"{ms}ms" if 0 < ms < _SHORT_MS else go_ms(ms)
             text += f"{to_remaining}{remaining}{to_reset}{reset}\r\n"
         return text

@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from router.accounts.budgets import Budgets
-from router.accounts.estimate import Estimator, Expectation
+from router.accounts.estimate import Estimator
 from router.accounts.limits import Windows
 from router.accounts.terms import NO_RATES, Account, Tiers
 from router.config.schema import Model
@@ -40,7 +40,7 @@ class Pair(msgspec.Struct, frozen=True):
     """What the key may spend, in all; None where it has no budget."""
     budgets: Budgets
     """Where that is kept."""
-    expected: Expectation
+    estimator: Estimator
     admitted: Admitted | None
     """What is told when a request is admitted; None where nothing could have refused it."""
 
@@ -82,7 +82,7 @@ class Pairs:
             windows=windows,
             budget_nanos=terms.budget_nanos,
             budgets=self._budgets,
-            expected=self._estimator.expect(name, key_id, model.max_completion_tokens),
+            estimator=self._estimator,
             admitted=Admitted(key_id, name, SCOPE, resources) if resources else None,
         )
         return pair

@@ -19,7 +19,7 @@ _STEPS_PER_NANO = 1000
 """A step for a million tokens is a thousandth of a nano-dollar for each."""
 
 
-class Tokens(msgspec.Struct, frozen=True):
+class Tokens(msgspec.Struct, frozen=True, gc=False):
     """Tokens of a request; None is unknown. ``cached_input`` are part of ``input``."""
 
     input: int | None = None

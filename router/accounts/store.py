@@ -78,7 +78,7 @@ class KeyTakenError(StoreError):
     """A key has that id."""
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A request that is over, for the books."""
 
     at: float

@@ -169,13 +169,13 @@ def reserve_all(
     levels = []
     for gcra in counted:
         level = gcra.tat - ns * gcra.limit
-        level = gcra.step + max(0, level)
+        level = gcra.step if level <= 0 else level + gcra.step
         if level > gcra.window:
             return None
         levels.append(level)
     for gcra in weighed:
         level = gcra.tat - ns * gcra.limit
-        level = units * gcra.step + max(0, level)
+        level = units * gcra.step if level <= 0 else level + units * gcra.step
         if level > gcra.window:
             return None
         levels.append(level)

@@ -40,71 +40,66 @@ def test_an_images_bytes_are_no_text():
     assert size_of(messages=messages)[0] == Size(6 + 4, TOKENS_PER_PART)
 
 
-def expected(estimator=None, model="m", key_id="k", cap=None):
-    return (estimator or Estimator()).expect(model, key_id, cap)
+class One:
+    """What is known of one key's requests to one model."""
 
+    def __init__(self, estimator=None, model="m", key_id="k", cap=None):
+        self.estimator = estimator or Estimator()
+        self.guess = lambda size: self.estimator.guess(model, key_id, size, cap)
 
-def given(expectation, size):
-    return expectation.tokens(size)[0]
-
-
-def wrote(expectation, size):
-    return expectation.tokens(size)[1]
+    def learn(self, size, given=None, wrote=None):
+        self.estimator.learn(self.guess(size).kind, size, given, wrote)
 
 
 def test_four_bytes_a_token_until_the_model_says_otherwise():
-    estimator = Estimator()
-    size, ours = Size(4000, 4), expected(estimator)
-    assert given(ours, size) == 1004
+    size, ours = Size(4000, 4), One()
+    assert ours.guess(size).input == 1004
     for _ in range(200):
-        ours.learn_input(size, 2004)
-    assert given(ours, size) == pytest.approx(2004, rel=0.02)
-    assert given(expected(estimator, key_id="other"), size) == given(ours, size)
-    assert given(expected(estimator, model="n"), size) == 1004
+        ours.learn(size, 2004)
+    assert ours.guess(size).input == pytest.approx(2004, rel=0.02)
+    assert One(ours.estimator, key_id="other").guess(size).input == ours.guess(size).input
+    assert One(ours.estimator, model="n").guess(size).input == 1004
 
 
 def test_short_prompts_teach_little():
-    ours = expected()
+    ours = One()
     for _ in range(20):
-        ours.learn_input(Size(2, 4), 40)
-    assert given(ours, Size(4000, 4)) < 1100
+        ours.learn(Size(2, 4), 40)
+    assert ours.guess(Size(4000, 4)).input < 1100
 
 
 def test_outputs_are_the_80th_percentile_of_the_keys_own():
-    estimator, size = Estimator(), Size(10, 4, 4096)
-    ours = expected(estimator)
-    assert wrote(ours, size) == PRIOR_OUTPUT
+    ours, size = One(), Size(10, 4, 4096)
+    assert ours.guess(size).output == PRIOR_OUTPUT
     for tokens in range(10, 40):
-        ours.learn_output(size, tokens)
-    assert 30 <= wrote(ours, size) <= 36
-    assert wrote(expected(estimator, key_id="other"), size) == PRIOR_OUTPUT
-    assert wrote(ours, Size(10, 4, 64)) == 64, "another kind of request"
+        ours.learn(size, wrote=tokens)
+    assert 30 <= ours.guess(size).output <= 36
+    assert One(ours.estimator, key_id="other").guess(size).output == PRIOR_OUTPUT
+    assert ours.guess(Size(10, 4, 64)).output == 64, "another kind of request"
 
 
 def test_limits_bound_the_guess():
-    estimator = Estimator()
-    ours = expected(estimator)
-    assert wrote(ours, Size(10, 4, 5)) == 5
-    assert wrote(expected(estimator, cap=7), Size(10, 4)) == 7
-    assert wrote(ours, Size(10, 4, 5, choices=3)) == 15
-    assert wrote(ours, Size(10, 4, 0)) == 0
+    ours = One()
+    assert ours.guess(Size(10, 4, 5)).output == 5
+    assert One(cap=7).guess(Size(10, 4)).output == 7
+    assert ours.guess(Size(10, 4, 5, choices=3)).output == 15
+    assert ours.guess(Size(10, 4, 0)).output == 0
     for _ in range(LEAST_SAMPLES):
-        ours.learn_output(Size(10, 4, 100), 2**70)
-    assert wrote(ours, Size(10, 4, 100)) == 100
+        ours.learn(Size(10, 4, 100), wrote=2**70)
+    assert ours.guess(Size(10, 4, 100)).output == 100
 
 
 @pytest.mark.parametrize("nonsense", [-(2**70), -1, 0])
 def test_what_an_upstream_says_may_be_nonsense(nonsense):
-    ours, size = expected(), Size(0, 0)
+    ours, size = One(), Size(0, 0)
     for _ in range(LEAST_SAMPLES):
-        ours.learn_input(size, nonsense)
-        ours.learn_output(size, nonsense)
-    assert ours.tokens(size) == (1, 1)
+        ours.learn(size, nonsense, nonsense)
+    assert (ours.guess(size).input, ours.guess(size).output) == (1, 1)
 
 
 def test_what_is_remembered_is_bounded():
     estimator = Estimator()
     for number in range(MOST_KINDS + 100):
-        expected(estimator, key_id=f"k{number}").learn_output(Size(1), 5)
+        One(estimator, key_id=f"k{number}").learn(Size(1), wrote=5)
     assert len(estimator._outputs) == MOST_KINDS
     assert ("m", "k0", 0) not in estimator._outputs
