@@ -26,6 +26,7 @@ from aiohttp.web_protocol import ERROR, RequestPayloadError
 
 from router.errors import overloaded
 from router.server.exchange import ClientGone, Dates, Exchange, error_bytes
+from router.server.one_by_one import OneByOne
 from router.server.screening import malformed
 
 MAX_LINE_BYTES = 8192
@@ -72,6 +73,7 @@ class Gate(web.Server):
         self.limits = limits
         self.draining = False
         self.dates = Dates()
+        self.long_bodies = OneByOne()
         self.holding: list[Connection] = []
         """Those with an answer that goes out at the end of this turn of the loop."""
 
