@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections import deque
 from typing import Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -132,7 +131,8 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
-        self._unsent: deque[memoryview] = deque()
+        self._unsent: list[memoryview] = []
+        """Of the request, last piece first."""
         self._linger: asyncio.TimerHandle | None = None
         self._fields: list[tuple[bytes, bytes]] = []
         self._pieces: list[bytes] = []
@@ -195,7 +195,7 @@ class Connection(asyncio.Protocol):
         if sum(map(len, body), len(head)) <= WRITE_BYTES:
             transport.write(b"".join((head, *body)))
         else:
-            self._unsent.extend(map(memoryview, (head, *body)))
+            self._unsent = [memoryview(piece) for piece in (head, *body)][::-1]
             self._pump()
         return exchange
 
@@ -380,9 +380,9 @@ class Connection(asyncio.Protocol):
     def _pump(self) -> None:
         unsent = self._unsent
         while unsent and not self._write_paused:
-            piece = unsent.popleft()
+            piece = unsent.pop()
             if len(piece) > PIECE_BYTES:
-                unsent.appendleft(piece[PIECE_BYTES:])
+                unsent.append(piece[PIECE_BYTES:])
                 piece = piece[:PIECE_BYTES]
             self._wire().write(piece)
 
