@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 
 import pytest
@@ -290,6 +291,19 @@ async def test_a_large_request_arrives_whole() -> None:
     async with both() as (upstream, target):
         await ask(target, order(messages=[{"role": "user", "content": text}]))
         assert upstream.requests[0].json["messages"][0]["content"] == text
+
+
+@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])
+def test_nothing_that_is_sent_waits_for_more(loop) -> None:
+    async def run() -> None:
+        async with both() as (_, target):
+            answer = await target.open(order(stream=True))
+            transport = answer.exchange.connection._transport
+            sock = transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            await read_all(answer)
+
+    loop(run())
 
 
 @pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])
