@@ -28,6 +28,7 @@ from router.config.schema import Config, Key, Model, Price, Provider, Target, Ti
 from router.events import Admitted, RequestDone
 from router.log import RequestLog, install
 from router.metrics import Metrics
+from router.recent import Recent
 from router.tracing import Arrival, Sent, Tracing, is_installed, start
 from router.wire import rewrite
 from router.wire.chat import decode_chat
@@ -72,6 +73,8 @@ def _parts() -> Iterator[tuple[str, Callable[[], object]]]:
     metrics = Metrics(lambda: Stats(0, ()), models=["m"], targets={"up/m": "up"})
     yield "metrics: a request's end", lambda: metrics(DONE)
     yield "metrics: a request that limits admitted", lambda: metrics(ADMITTED)
+    recent = Recent(["m"], ["up/m"], SystemClock())
+    yield "page: a request's end", lambda: recent(DONE)
     for style in ("json", "human"):
         install("info", style, io.StringIO())
         log = RequestLog()

@@ -193,9 +193,8 @@ class _Bench:
             if gaps:
                 context = sum(prefill.tokens for prefill, _ in timed)
                 step = Steps(requests, context, max(min(gaps), MIN_COST_S))
-                self._told(
-                    f"a step of {requests} answers over {context} tokens takes {step.seconds:.5f} s"
-                )
+                answers = "one answer" if requests == 1 else f"{requests} answers"
+                self._told(f"a step of {answers} over {context} tokens takes {step.seconds:.5f} s")
                 return step
             if tokens == room:
                 break

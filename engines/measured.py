@@ -20,10 +20,11 @@ from msgspec.structs import replace
 from engines import starter
 from engines.base import Engine, EngineError, EngineInfo, WorkCosts
 from engines.calibration import Prefill, Steps, Told, Unmeasurable, measure
-from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec
+from engines.specs import EngineSpec, ExLlamaSpec, ExLlamaV2Spec, ExLlamaV3Spec, LlamaCppSpec
 
 _PACKAGES = {
     ExLlamaV2Spec: ("exllamav2", "torch", "flash-attn"),
+    ExLlamaV3Spec: ("exllamav3", "torch"),
     LlamaCppSpec: ("xllamacpp",),
 }
 """Whose versions change what work costs."""
@@ -49,10 +50,10 @@ def settings_of(spec: EngineSpec) -> str:
     """A name for all that costs depend on but for the device."""
     plain = replace(spec, costs=None)
     sizes: list[int] = []
-    if isinstance(plain, LlamaCppSpec | ExLlamaV2Spec):
+    if isinstance(plain, LlamaCppSpec | ExLlamaSpec):
         sizes.append(_weight_bytes(plain.model))
         plain = replace(plain, model=Path(plain.model).name)
-    if isinstance(plain, ExLlamaV2Spec) and plain.draft_model is not None:
+    if isinstance(plain, ExLlamaSpec) and plain.draft_model is not None:
         sizes.append(_weight_bytes(plain.draft_model))
         plain = replace(plain, draft_model=Path(plain.draft_model).name)
     versions = [_version(package) for package in _PACKAGES.get(type(spec), ())]

@@ -7,7 +7,7 @@ config.
 from __future__ import annotations
 
 from engines.base import Engine, EngineError
-from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec
+from engines.specs import EngineSpec, ExLlamaSpec, LlamaCppSpec
 
 
 def make(spec: EngineSpec) -> Engine:
@@ -16,13 +16,14 @@ def make(spec: EngineSpec) -> Engine:
         from engines.llamacpp import LlamaCppEngine  # noqa: PLC0415  # lazy: see above
 
         return LlamaCppEngine(spec)
-    if isinstance(spec, ExLlamaV2Spec):
+    if isinstance(spec, ExLlamaSpec):
         try:
             from engines.exl2.engine import ExLlamaV2Engine  # noqa: PLC0415  # lazy: see above
         except ImportError as error:
             raise EngineError(
                 "unsupported",
-                f"the exllamav2 engine needs more: pip install 'nenya[exllamav2]' ({error})",
+                f"the {spec.__struct_config__.tag} engine needs more: "
+                f"pip install 'nenya[exllamav2]' ({error})",
             ) from error
         return ExLlamaV2Engine(spec)
     from engines.simulated.engine import SimulatedEngine  # noqa: PLC0415  # lazy: see above

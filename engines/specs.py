@@ -32,19 +32,17 @@ class LlamaCppSpec(
 CacheFormat = Literal["fp16", "q8", "q6", "q4"]
 
 
-class ExLlamaV2Spec(
-    Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind", tag="exllamav2"
-):
-    """ExLlamaV2 on NVIDIA GPUs. Sizes of the cache are rounded up to pages of 256 tokens."""
+class ExLlamaSpec(Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """What both of ExLlama's libraries are told. Sizes of the cache are rounded up to pages of 256 tokens."""
 
     model: str
-    """A folder with an EXL2, GPTQ or half-precision model."""
+    """A folder of what the library reads."""
     gpus: Annotated[tuple[int, ...], Meta(min_length=1)] = (0,)
     """As nvidia-smi numbers them. Several are filled one after another, as far as the model needs them."""
     gpu_split_gib: tuple[NonNegative, ...] | None = None
     """GiB of the model for each of ``gpus``; None fills each in turn."""
     tensor_parallel: bool = False
-    """Every layer over all ``gpus``, instead of whole layers on each. Needs flash-attn."""
+    """Every layer over all ``gpus``, instead of whole layers on each."""
     cache_tokens: Positive = 16384
     """Tokens the paged cache holds for all requests together."""
     cache: CacheFormat = "fp16"
@@ -60,16 +58,25 @@ class ExLlamaV2Spec(
     makes answers stutter."""
     draft_model: str | None = None
     """A folder with a small model of the same vocabulary, which guesses ahead. For few requests at a time."""
-    ngram_draft: bool = False
-    """Guess ahead from what the text has repeated so far; instead of ``draft_model``."""
     draft_tokens: Annotated[int, Meta(ge=1, le=7)] = 4
     """How far ahead is guessed."""
-    loras: tuple[str, ...] = ()
-    """Folders of adapters, applied to every request."""
     template: str | None = None
     """A file with a chat template, instead of the model's own."""
     costs: WorkCosts | None = None
     """What work costs on it, for balancing; None measures it when the model is loaded, and remembers."""
+
+
+class ExLlamaV2Spec(ExLlamaSpec, frozen=True, forbid_unknown_fields=True, tag="exllamav2"):
+    """ExLlamaV2 on NVIDIA GPUs: EXL2, GPTQ and half-precision models. ``tensor_parallel`` needs flash-attn."""
+
+    ngram_draft: bool = False
+    """Guess ahead from what the text has repeated so far; instead of ``draft_model``."""
+    loras: tuple[str, ...] = ()
+    """Folders of adapters, applied to every request."""
+
+
+class ExLlamaV3Spec(ExLlamaSpec, frozen=True, forbid_unknown_fields=True, tag="exllamav3"):
+    """ExLlamaV3 on NVIDIA GPUs: EXL3 and half-precision models."""
 
 
 class SimulatedSpec(
@@ -97,4 +104,5 @@ class SimulatedSpec(
     """What work costs on it, for balancing; None takes the figures above."""
 
 
-EngineSpec = LlamaCppSpec | ExLlamaV2Spec | SimulatedSpec
+AnyExLlama = ExLlamaV2Spec | ExLlamaV3Spec
+EngineSpec = LlamaCppSpec | ExLlamaV2Spec | ExLlamaV3Spec | SimulatedSpec

@@ -154,7 +154,11 @@ class Router:
         """From the start on, where anybody traces."""
         self.pool = pools.build(config, self._rng)
         self._eligible = Eligible(config)
+        self.extra_fields = self._eligible.extra_fields
+        """Fields of requests that OpenAI doesn't know and somebody here takes."""
         self.accounts = Accounts(config, self._name_of, clock=self._clock, emit=self._emit)
+        self.authenticate = self.accounts.authenticate
+        """The id of the key in an Authorization header. Raises ApiError 401."""
         self._events.listen(self.accounts)
         self.authenticate = self.accounts.authenticate
         """The id of the key in an Authorization header. Raises ApiError 401."""
@@ -297,11 +301,6 @@ class Router:
 
     # Looking.
 
-    @property
-    def extra_fields(self) -> frozenset[str]:
-        """Fields of requests that OpenAI doesn't know and somebody here takes."""
-        return self._eligible.extra_fields
-
     def models(self, key_id: str = LIBRARY) -> list[ModelCard]:
         """Every model of the config that the key may ask for, in the config's order."""
         allows = self.accounts.allows
@@ -372,7 +371,7 @@ class Router:
         """The route of a name or alias, and the key's terms there (`Accounts.pair`). Raises ApiError 404, also where
         the key may not have it.
         """
-        route = self.pool.route(name)
+        route = self.pool.routes.get(name) or self.pool.route(name)
         if route is None:
             raise unknown_model(name)
         pair = self.accounts.pair(key_id, route.name)

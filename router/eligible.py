@@ -33,7 +33,11 @@ class Eligible:
 
     def narrow(self, route: Route, request: Request, body: bytes) -> Route:
         """``route`` with the members that may serve ``request``, decoded from ``body``. Raises ApiError: none may."""
-        _check_limit(request, route.model.max_completion_tokens)
+        cap = route.model.max_completion_tokens
+        if cap is not None:
+            _check_limit(request, cap)
+        if type(request) is ChatRequest:  # it was decoded without a field that OpenAI doesn't know
+            return route
         extra = unknown_fields(request, body)
         if isinstance(request, ChatRequest) and not extra:
             return route
@@ -50,10 +54,10 @@ class Eligible:
         return field in self._taken.get(member.target.backend, ())
 
 
-def _check_limit(request: Request, cap: int | None) -> None:
-    """A model's own cap on what it writes."""
+def _check_limit(request: Request, cap: int) -> None:
+    """A model's own cap on what it writes. Raises ApiError."""
     asked = request.output_limit
-    if cap is None or asked is None or asked <= cap:
+    if asked is None or asked <= cap:
         return
     param = request.output_limit_name
     message = (

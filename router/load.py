@@ -231,12 +231,10 @@ class Load:
         )
 
     def add(self, claim: Claim) -> None:
-        """A request is sent."""
-        self.inflight += 1
-        if claim is not NOTHING:
-            self.pending_tokens += claim.uncached_tokens
-            self.pending_us += claim.work_us
-            self.reserved_tokens += claim.reserved_tokens
+        """A request is sent; whoever sends it counts it in ``inflight``."""
+        self.pending_tokens += claim.uncached_tokens
+        self.pending_us += claim.work_us
+        self.reserved_tokens += claim.reserved_tokens
 
     def begin(self, claim: Claim) -> None:
         """Its first token is there: no prompt any more, but context."""
@@ -245,10 +243,7 @@ class Load:
         self.context_tokens += claim.context_tokens
 
     def remove(self, claim: Claim, *, begun: bool) -> None:
-        """It is over; ``begun``: it had its first token."""
-        self.inflight -= 1
-        if claim is NOTHING:
-            return
+        """It is over; ``begun``: it had its first token. Whoever sent it counts it out."""
         self.reserved_tokens -= claim.reserved_tokens
         if begun:
             self.context_tokens -= claim.context_tokens

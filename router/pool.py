@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import msgspec
 
 from engines.base import WorkCosts
-from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec
+from engines.specs import EngineSpec, ExLlamaSpec, LlamaCppSpec, SimulatedSpec
 from router.config.schema import Config, Health, Model, Price, Queue
 from router.config.schema import Policy as PolicyName
 from router.counting import Need, counts_of
@@ -35,7 +35,7 @@ from router.policy.round_robin import RoundRobin
 from router.policy.slow_start import SlowStart
 from router.policy.weighted import Weighted
 from router.prefix import PrefixIndex, by_slot
-from router.target import Lease, Target
+from router.target import ADMITTING, Lease, Target
 
 POLICIES: Mapping[PolicyName, Callable[[Model], Policy | Rotation]] = {
     "round_robin": lambda _: RoundRobin(),
@@ -61,6 +61,8 @@ NO_NEED = Need(0, 0)
 """Of a route without providers."""
 LEAST_EXPENSE = 1.0
 """Millionths of a dollar a request: what is free isn't infinitely cheaper than what is nearly free."""
+NOBODY: Sequence[tuple[int, int]] = ()
+"""Who holds something of a prompt that nothing can be said of."""
 RESTART_GUESS_S = 1.0
 """An engine that went down is usually back after one restart; a client that waits so long is well served."""
 
@@ -159,14 +161,17 @@ class Route:
 
     __slots__ = (
         "_by_slot",
+        "_chooser",
         "_index",
         "_quotas",
         "_rng",
+        "_rotation",
         "_samples",
         "_seats",
         "_shared",
         "_sized",
         "_slots",
+        "_slow_start",
         "fallbacks",
         "line",
         "members",
@@ -191,6 +196,8 @@ class Route:
         self._seats = members
         """All of the model's members, also where these are some of them."""
         self.policy = policy
+        self._rotation = policy if isinstance(policy, Rotation) else None
+        self._chooser = None if isinstance(policy, Rotation) else policy
         self.outputs = MeanOutput()
         self.fallbacks = NO_FALLBACKS
         queue = model.queue or shared.queue
@@ -205,6 +212,7 @@ class Route:
         self._shared = shared
         self._index = shared.index
         self._rng = shared.rng
+        self._slow_start = shared.slow_start
         self._by_slot = {member.load.slot: member for member in members}
         self._slots = sum(1 << slot for slot in self._by_slot)
 
@@ -220,12 +228,12 @@ class Route:
     @property
     def wants_size(self) -> bool:
         """Whether ``lease`` is of use with facts that say no more than a request's length."""
-        return self._sized or any(quota.counting for quota in self._quotas)
-
-    @property
-    def has_fallbacks(self) -> bool:
-        """Whether another model may answer in its stead."""
-        return self.fallbacks is not NO_FALLBACKS
+        if self._sized:
+            return True
+        for quota in self._quotas:  # noqa: SIM110 - asked of every request, and a generator costs more than the loop
+            if quota.counting:
+                return True
+        return False
 
     def providers(self) -> Route:
         """The same route with its providers alone."""
@@ -236,43 +244,75 @@ class Route:
         self, now: float, exclude: Collection[Target] = (), facts: Facts | None = None
     ) -> Lease | Refusal:
         """A lease on the member that should serve, or why there is none. ``exclude``: those tried already."""
-        if self._shared.slow_start:
-            self._shared.slow_start.update(now)
-        depths = self._index.depths(facts.blocks) if facts is not None else []
-        need = self._need(facts) if self._quotas else NO_NEED
-        if isinstance(self.policy, Rotation):
-            member = self._next(self.policy, need, now, exclude)
+        if self._slow_start.places:
+            self._slow_start.update(now)
+        blocks = facts.blocks if facts is not None else ()
+        depths = self._index.depths(blocks) if blocks else NOBODY
+        policy, rotation = self._chooser, self._rotation
+        if policy is None:
+            assert rotation is not None, "a policy is one or the other"
+            member = self._next(rotation, facts, now, exclude)
             if isinstance(member, Refusal):
                 return member
             demand = UNKNOWN if facts is None else self._demand(facts, depths, (member,))
         else:
-            ready = self._ready(depths, need, now, exclude)
+            ready = self._ready(depths, facts, now, exclude)
             if isinstance(ready, Refusal):
                 return ready
             demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
             alone = len(self.members) == 1
-            member = ready[0] if alone else self.policy.pick(ready, demand, now, self._rng)
-        target, claim = member.target, NOTHING
-        if facts is not None:
-            self._index.record(member.load.slot, facts.blocks)
-            claim = member.load.claim(demand)
+            member = ready[0] if alone else policy.pick(ready, demand, now, self._rng)
+        target = member.target
+        if blocks:
+            self._index.record(member.load.slot, blocks)
+        claim = NOTHING if facts is None else member.load.claim(demand)
         quota, hold = target.quota, None
         if quota is not None and quota.counting:
-            hold = quota.reserve(need, now)
-        return target.lease(now, claim, self.outputs, hold)
+            hold = quota.reserve(self._need(facts), now)
+        return Lease(target, now, claim, self.outputs, hold)
 
     def _ready(
-        self, depths: list[tuple[int, int]], need: Need, now: float, exclude: Collection[Target]
+        self,
+        depths: Sequence[tuple[int, int]],
+        facts: Facts | None,
+        now: float,
+        exclude: Collection[Target],
     ) -> list[Member] | Refusal:
         """Those whom the policy may choose among."""
         shown = self._sample(depths) if self._samples else self.members
-        ready = [m for m in shown if m.target.admits(now) and m.target not in exclude]
-        if not ready:
-            ready = self._whoever(now, exclude)
+        ready: list[Member] = []
+        limited = False
+        for one in shown:
+            target = one.target
+            if (  # Target.admits without its call, which takes longer than what it asks
+                target.available
+                and target.load.inflight < target.concurrency.limit
+                and now >= target.resting_until
+                and (target.breaker.state is ADMITTING or target.breaker.admits(now))
+                and target not in exclude
+            ):
+                ready.append(one)
+                quota = target.quota
+                limited = limited or (quota is not None and quota.knows)
+        if limited:
+            return self._fitting(ready, shown, facts, now, exclude)
+        if ready:
+            return ready
+        ready = self._whoever(now, exclude)
         if not ready:
             return self._refusal(now, exclude)
-        if not self._quotas:
-            return ready
+        return self._fitting(ready, self.members, facts, now, exclude)
+
+    def _fitting(
+        self,
+        ready: list[Member],
+        shown: Sequence[Member],
+        facts: Facts | None,
+        now: float,
+        exclude: Collection[Target],
+    ) -> list[Member] | Refusal:
+        """Those of ``ready`` whose providers' limits let the request through; of all where none that was shown does."""
+        need = self._need(facts)
         fitting = [m for m in ready if not m.target.wait_s(need, now)]
         if not fitting and len(shown) < len(self.members):
             ready = self._whoever(now, exclude)
@@ -303,9 +343,10 @@ class Route:
         )
 
     def _next(
-        self, rotation: Rotation, need: Need, now: float, exclude: Collection[Target]
+        self, rotation: Rotation, facts: Facts | None, now: float, exclude: Collection[Target]
     ) -> Member | Refusal:
         """Whose turn it is."""
+        need = self._need(facts) if self._quotas else NO_NEED
         narrow = None if self.members is self._seats else frozenset(self.members)
         quotas = bool(self._quotas)
 
@@ -339,11 +380,13 @@ class Route:
         return [member for member in left if member.target.breaker.badness == least]
 
     def _demand(
-        self, facts: Facts, depths: list[tuple[int, int]], ready: Sequence[Member]
+        self, facts: Facts, depths: Sequence[tuple[int, int]], ready: Sequence[Member]
     ) -> Demand:
         output = self.outputs.value
         if facts.output_limit is not None and facts.output_limit < output:
             output = float(facts.output_limit)
+        if not depths:
+            return Demand(facts.input_tokens, output)
         among = self._slots
         if len(self.members) > MANY:
             among = sum(1 << member.load.slot for member in ready)
@@ -352,7 +395,7 @@ class Route:
             cached = {slot: min(tokens, facts.input_tokens) for slot, tokens in cached.items()}
         return Demand(facts.input_tokens, output, cached)
 
-    def _sample(self, depths: list[tuple[int, int]]) -> list[Member]:
+    def _sample(self, depths: Sequence[tuple[int, int]]) -> list[Member]:
         """Some at random and the deepest holders, each once."""
         random_, members = self._rng.random, self.members
         count = len(members)
@@ -495,7 +538,7 @@ def cache_tokens(spec: EngineSpec | None) -> int | None:
     """Tokens that the engine's cache holds; None where nobody says."""
     if isinstance(spec, SimulatedSpec):
         return spec.kv_tokens
-    if isinstance(spec, ExLlamaV2Spec):
+    if isinstance(spec, ExLlamaSpec):
         return spec.cache_tokens
     if isinstance(spec, LlamaCppSpec):
         return spec.slots * spec.context_tokens

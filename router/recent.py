@@ -33,6 +33,8 @@ BUCKETS = 60
 WINDOW_BUCKETS = 12
 """A minute, over which rates are taken: requests take seconds, and are counted when they end."""
 MOST_ERRORS = 100
+MOST_CHARS = 200
+"""Of a code or a reason: both may be an upstream's own words."""
 SAME_S = 10.0
 """Errors of one kind, model and target within so long are one line with a count: an outage must not wash away what
 came before it."""
@@ -326,13 +328,14 @@ class Recent(Hearer):
 
     def _target(self, event: TargetState) -> None:
         if event.state == "ejected":
-            self._error("target", "ejected", target=event.target).detail = event.reason
+            self._error("target", "ejected", target=event.target).detail = event.reason[:MOST_CHARS]
 
     def _node(self, event: NodeState) -> None:
         if event.state == "starting":
             self.starts[event.engine] = self.starts.get(event.engine, 0) + 1
         elif event.state in {"backoff", "failed"}:
-            self._error("engine", event.state, target=event.engine).detail = event.detail
+            error = self._error("engine", event.state, target=event.engine)
+            error.detail = event.detail[:MOST_CHARS]
 
     def _limit(self, _: LimitDecision) -> None:
         self.totals.limited += 1
@@ -342,6 +345,7 @@ class Recent(Hearer):
 
     def _error(self, what: str, kind: str, model: str = "", target: str = "") -> Error:
         """The line of an error that happens now."""
+        kind = kind[:MOST_CHARS]
         at, group = self._clock.wall(), (what, kind, model, target)
         error = self._latest.get(group)
         if error is not None and 0 <= at - error.first_at < SAME_S:

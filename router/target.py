@@ -13,13 +13,16 @@ from typing import Literal
 from router.counting import Need
 from router.errors import IllegalMove
 from router.load import NOTHING, Claim, Load, MeanOutput
-from router.policy.breaker import Breaker, Permit, State, Verdict
+from router.policy.breaker import Breaker, State, Verdict
 from router.policy.concurrency import Concurrency
 from router.policy.quota import Hold, Quota
 from router.policy.slow_start import Place, SlowStart
 from router.ratelimits import Readings, Spent
 
-_ADMITTING = State.ADMITTING  # reading it through its class takes longer than the rest of `admits`
+ADMITTING, _GOOD = (
+    State.ADMITTING,
+    Verdict.GOOD,
+)  # reading them through their classes takes longer than a call
 
 
 class Target:
@@ -86,12 +89,12 @@ class Target:
         return self.load.inflight >= self.concurrency.limit
 
     def admits(self, now: float) -> bool:
-        """Whether a request should go there: it `serves` and isn't `full`, asked in one call."""
+        """Whether a request should go there: it `serves` and isn't `full`; see also `Route._ready`."""
         return (
             self.available
             and self.load.inflight < self.concurrency.limit
             and now >= self.resting_until
-            and (self.breaker.state is _ADMITTING or self.breaker.admits(now))
+            and (self.breaker.state is ADMITTING or self.breaker.admits(now))
         )
 
     def serves(self, now: float) -> bool:
@@ -138,10 +141,7 @@ class Target:
         """Send a request there: counted until the lease is settled. ``outputs`` hears how long the answer was; ``hold``
         is what the request takes of the quota.
         """
-        lease = Lease(self, self.breaker.enter(), now, claim, outputs, hold)
-        if self.concurrency.learned:
-            self.concurrency.entered(self.load.inflight, now)
-        return lease
+        return Lease(self, now, claim, outputs, hold)
 
     def __repr__(self) -> str:
         return f"Target({self.id}, {self.state}, inflight={self.inflight})"
@@ -153,11 +153,11 @@ class Lease:
     __slots__ = (
         "_begun",
         "_claim",
-        "_hold",
         "_outputs",
         "_permit",
         "_predicted_us",
         "_settled",
+        "hold",
         "since",
         "target",
     )
@@ -165,22 +165,28 @@ class Lease:
     def __init__(
         self,
         target: Target,
-        permit: Permit,
         since: float,
         claim: Claim,
         outputs: MeanOutput | None,
         hold: Hold | None,
     ) -> None:
+        """See `Target.lease`."""
+        breaker, load = target.breaker, target.load
         self.target = target
         self.since = since
-        self._permit = permit
+        self._permit = breaker.permit if breaker.state is ADMITTING else breaker.enter()
         self._claim = claim
         self._outputs = outputs
-        self._hold = hold
+        self.hold = hold
+        """What it takes of the target's quota; None where nobody counts."""
         self._begun = False
         self._settled = False
-        self._predicted_us = target.load.pending_us + claim.work_us
-        target.load.add(claim)
+        self._predicted_us = load.pending_us + claim.work_us
+        load.inflight += 1
+        if claim is not NOTHING:
+            load.add(claim)
+        if target.concurrency.learned:
+            target.concurrency.entered(load.inflight, since)
 
     def first_token(self, now: float) -> None:
         """The answer began: its prompt is computed. Only the first call counts, and none after ``settle``."""
@@ -195,7 +201,7 @@ class Lease:
     def hear(self, readings: Readings, now: float) -> None:
         """The response's head told of limits."""
         if readings and self.target.quota is not None:
-            self.target.quota.hear(readings, now, self._hold)
+            self.target.quota.hear(readings, now, self.hold)
 
     def refused(self, readings: Readings, now: float, retry_after_s: float | None) -> None:
         """The provider refused the request for one of its limits."""
@@ -220,22 +226,28 @@ class Lease:
         if self._settled:
             raise IllegalMove(f"lease of {self.target.id}", "settled", "settle")
         self._settled = True
-        target = self.target
+        target, good = self.target, verdict is _GOOD
+        load, quota = target.load, target.quota
         if overloaded:
-            target.concurrency.overloaded(self.since, target.load.inflight, now)
-        elif verdict is Verdict.GOOD and target.concurrency.learned:
-            target.concurrency.succeeded(self.since, target.load.inflight, now)
-        target.load.remove(self._claim, begun=self._begun)
-        if target.quota is not None:
-            if self._hold is not None:
-                target.quota.settle(self._hold, spent, now)
-            elif verdict is Verdict.GOOD:
-                target.quota.answered()
-        if output_tokens is not None and self._outputs is not None and verdict is Verdict.GOOD:
+            target.concurrency.overloaded(self.since, load.inflight, now)
+        elif good and target.concurrency.learned:
+            target.concurrency.succeeded(self.since, load.inflight, now)
+        load.inflight -= 1
+        if self._claim is not NOTHING:
+            load.remove(self._claim, begun=self._begun)
+        if quota is not None and self.hold is not None:
+            quota.settle(self.hold, spent, now)
+        elif quota is not None and quota.refusals and good:
+            quota.answered()
+        if output_tokens is not None and self._outputs is not None and good:
             self._outputs.saw(output_tokens)
         if retry_after_s is not None:
             target.resting_until = max(target.resting_until, now + retry_after_s)
-        moved = target.breaker.settle(self._permit, verdict, now)
-        if moved and target.breaker.state is _ADMITTING:
+        return target.breaker.settle(self._permit, verdict, now) and self._moved(now)
+
+    def _moved(self, now: float) -> bool:
+        """Its target's health has another state now: True."""
+        target = self.target
+        if target.breaker.state is ADMITTING:
             target.slow_start.begin(target.places, now)
-        return moved
+        return True

@@ -3,6 +3,7 @@
     scripts/gpu-check --pack                 where there is a network: fetch what is to travel into .gpu/wheels
     scripts/gpu-check                        where there is a GPU: build the kernels, test, measure, report
     scripts/gpu-check --stage build          one stage alone; later calls go on from what earlier ones left in .gpu
+    scripts/gpu-check --stage exllamav3      the contract of the exllamav3 engine; not part of the verdict
     scripts/gpu-check --cpu                  a rehearsal on the CPU harness: shows that the steps run, and nothing else
 
 The machine with the GPU needs a driver, nvcc, and a Python with torch for CUDA, transformers and ninja; no network.
@@ -39,7 +40,10 @@ STATE = Path(os.environ.get("NENYA_GPU_STATE", ROOT / ".gpu"))
 WHEELS, SITE, EXTENSIONS = STATE / "wheels", STATE / "site", STATE / "extensions"
 LOCK = ROOT / "scripts/lock/gpu.txt"
 STAGES = ("build", "test", "bench")
-SHARES = {"build": 0.6, "test": 0.6, "bench": 1.0}
+MORE = ("exllamav3",)
+"""Only where they are asked for."""
+
+SHARES = {"build": 0.6, "test": 0.6, "bench": 1.0, "exllamav3": 1.0}
 """Of the time that is left when a stage begins: none may take what the others need."""
 
 TESTS = (
@@ -67,7 +71,7 @@ try:
                   "capability": f"{one.major}.{one.minor}"}
 except Exception as error:
     found["error"] = f"{type(error).__name__}: {error}"
-for name in ("exllamav2", "llguidance", "tokenizers", "transformers", "flash_attn"):
+for name in ("exllamav2", "exllamav3", "llguidance", "tokenizers", "transformers", "flash_attn"):
     import importlib.metadata
     try:
         found[name] = importlib.metadata.version(name)
@@ -76,10 +80,10 @@ for name in ("exllamav2", "llguidance", "tokenizers", "transformers", "flash_att
 print(json.dumps(found))
 """
 COMPILE = """
-import json, time
+import importlib, json, sys, time
 begun = time.monotonic()
-import exllamav2.ext as ext
-print(json.dumps({"seconds": round(time.monotonic() - begun, 1), "file": ext.exllamav2_ext.__file__}))
+built = getattr(importlib.import_module(sys.argv[1] + ".ext"), sys.argv[1] + "_ext")
+print(json.dumps({"seconds": round(time.monotonic() - begun, 1), "file": built.__file__}))
 """
 
 
@@ -111,9 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     environment = surroundings(rehearsal=options.cpu)
     report["machine"] = machine(environment, out)
     absent = problem or without_gpu(report["machine"], rehearsal=options.cpu)
-    for stage in STAGES:
-        if stage not in options.stage:
-            continue
+    for stage in options.stage:
         left = options.limit - (time.monotonic() - begun)
         if absent:
             stages[stage] = {"status": "absent", "detail": absent, "seconds": 0.0}
@@ -138,13 +140,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--python", default="3.12", help="of the machine with the GPU (with --pack)"
     )
-    parser.add_argument("--stage", action="append", choices=STAGES, help="default: all, in turn")
+    parser.add_argument(
+        "--stage", action="append", choices=STAGES + MORE, help=f"default: {', '.join(STAGES)}"
+    )
     parser.add_argument("--limit", type=float, default=570.0, help="seconds for this call")
     parser.add_argument("--out", default=os.environ.get("OUT", "gpu-report"), help="of the report")
     parser.add_argument("--fresh", action="store_true", help="forget the results of earlier calls")
     parser.add_argument("--cpu", action="store_true", help="a rehearsal without a GPU")
     options = parser.parse_args(arguments)
-    options.stage = [stage for stage in STAGES if stage in (options.stage or STAGES)]
+    wanted = options.stage or STAGES
+    options.stage = [stage for stage in STAGES + MORE if stage in wanted]
     return options
 
 
@@ -204,6 +209,7 @@ def surroundings(*, rehearsal: bool) -> dict[str, str]:
     environment["TORCH_EXTENSIONS_DIR"] = str(EXTENSIONS)
     environment.setdefault("MAX_JOBS", str(len(os.sched_getaffinity(0))))
     environment["PYTHONUNBUFFERED"] = "1"
+    prepend(environment, "PATH", Path(sys.executable).parent)  # ninja, where it came with torch
     environment.setdefault("XDG_CACHE_HOME", str(STATE / "cache"))
     if rehearsal:
         environment["NENYA_GPU_REHEARSAL"] = "1"
@@ -213,7 +219,7 @@ def surroundings(*, rehearsal: bool) -> dict[str, str]:
     home = cuda_home(environment)
     if home is not None:
         environment["CUDA_HOME"] = str(home)
-        environment["PATH"] = f"{home / 'bin'}{os.pathsep}{environment.get('PATH', '')}"
+        prepend(environment, "PATH", home / "bin")
     for folder in beside_torch("include"):  # headers that CUDA_HOME may lack
         prepend(environment, "CPATH", folder)
     for folder in beside_torch("lib"):
@@ -282,33 +288,57 @@ def build(
         command = [sys.executable, "-c", "import tests.engines.exl2.harness"]
         done = run(command, environment, limit, out / "build.log")
         return result(done, "no kernels: the harness stands in for them" if not done.code else "")
+    return compiled("exllamav2", environment, out, limit)
+
+
+def compiled(library: str, environment: dict[str, str], out: Path, limit: float) -> dict[str, Any]:
+    """Compile a library's kernels."""
     for lock in EXTENSIONS.rglob("lock"):  # of a build that was killed: torch would wait for it
         lock.unlink()
-    done = run([sys.executable, "-c", COMPILE], environment, limit, out / "build.log")
-    detail = last_line(done.output) if done.code == 0 else ""
-    return result(done, detail)
+    command = [sys.executable, "-c", COMPILE, library]
+    done = run(command, environment, limit, out / f"build-{library}.log")
+    return result(done, last_line(done.output) if done.code == 0 else "")
 
 
 def test(
     environment: dict[str, str], out: Path, limit: float, *, rehearsal: bool
 ) -> dict[str, Any]:
     """Run the tests that are marked gpu."""
+    tests = TESTS[:1] if rehearsal else TESTS
+    return tested(tests, "not exllamav3", environment, out, limit)
+
+
+def third(
+    environment: dict[str, str], out: Path, limit: float, *, rehearsal: bool
+) -> dict[str, Any]:
+    """Compile ExLlamaV3's kernels and hold its engine to the contract."""
+    if rehearsal:
+        return {
+            "status": "failed",
+            "seconds": 0.0,
+            "detail": "nothing of it can be rehearsed: see the gate",
+        }
+    begun = time.monotonic()
+    ended = compiled("exllamav3", environment, out, limit)
+    if ended["status"] != "ok":
+        return ended
+    return tested(TESTS[1:], "exllamav3", environment, out, limit - (time.monotonic() - begun))
+
+
+def tested(
+    tests: Sequence[str], chosen: str, environment: dict[str, str], out: Path, limit: float
+) -> dict[str, Any]:
+    """Run tests marked gpu; ``chosen`` as pytest's -k has it."""
     listed = out / "tests.xml"
     listed.unlink(missing_ok=True)
-    tests = TESTS[:1] if rehearsal else TESTS
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        *tests,
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", *tests, "-k", chosen, "-ra"]
+    command += [
         "--junitxml",
         str(listed),
-        "-ra",
-    ]
+        "-W",
+        "default",
+    ]  # what torch warns of is not ours to mend
     command += ["-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"]
-    command += ["-W", "default"]  # what torch and its companions warn of is not ours to mend
     environment = {**environment, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = run(command, environment, limit, out / "test.log")
     found = cases(listed)
@@ -372,7 +402,7 @@ def bench(
     return ended
 
 
-RUN = {"build": build, "test": test, "bench": bench}
+RUN = {"build": build, "test": test, "bench": bench, "exllamav3": third}
 
 
 def result(done: Ended, detail: str) -> dict[str, Any]:
@@ -427,7 +457,8 @@ def kept() -> dict[str, Any]:
 def verdict(report: dict[str, Any], asked: Sequence[str]) -> tuple[int, str]:
     """Return the exit code and the sentence."""
     stages: dict[str, Any] = report["stages"]
-    statuses = {stage: stages.get(stage, {}).get("status", "missing") for stage in STAGES}
+    every = (*STAGES, *(stage for stage in asked if stage in MORE))
+    statuses = {stage: stages.get(stage, {}).get("status", "missing") for stage in every}
     wrong = [
         f"{stage} {status}" for stage, status in statuses.items() if status in {"failed", "cut"}
     ]
@@ -468,10 +499,10 @@ def markdown(report: dict[str, Any]) -> str:
     lines += ["| machine | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in report["machine"].items()]
     lines += ["", "| stage | status | seconds | |", "|---|---|---|---|"]
-    for name in STAGES:
+    for name in (*STAGES, *(more for more in MORE if more in report["stages"])):
         stage = report["stages"].get(name, {"status": "not run", "seconds": "", "detail": ""})
         lines.append(f"| {name} | {stage['status']} | {stage['seconds']} | {stage['detail']} |")
-    found = report["stages"].get("test", {}).get("cases", [])
+    found = [case for stage in report["stages"].values() for case in stage.get("cases", [])]
     for outcome in ("failed", "skipped"):
         listed = [case for case in found if case["outcome"] == outcome]
         if listed:

@@ -5,7 +5,6 @@ import pytest
 
 from router.errors import FaultKind
 from router.events import (
-    Admitted,
     AttemptDone,
     LimitDecision,
     NodeState,
@@ -14,7 +13,7 @@ from router.events import (
     TargetState,
     UsageLost,
 )
-from router.recent import BUCKET_S, BUCKETS, MOST_ERRORS, SAME_S, Recent
+from router.recent import BUCKET_S, BUCKETS, MOST_CHARS, MOST_ERRORS, SAME_S, Recent
 from tests.clocks import ManualClock
 
 DONE = RequestDone(
@@ -180,6 +179,12 @@ def test_errors_are_bounded(recent, clock):
     assert len(recent._latest) == 1
 
 
+def test_an_upstreams_long_words_are_cut(recent):
+    recent(done(outcome="x" * 100_000, status=400))
+    recent(NodeState("gpu0", "failed", "y" * 100_000))
+    assert {len(e.kind) + len(e.detail) for e in recent.errors} == {MOST_CHARS, 6 + MOST_CHARS}
+
+
 def test_names_that_no_config_has_take_no_memory(recent, clock):
     for number in range(1000):
         recent(done(model=f"m{number}", target=f"t{number}"))
@@ -192,7 +197,6 @@ def test_names_that_no_config_has_take_no_memory(recent, clock):
 
 
 def test_limits_and_starts_are_counted(recent):
-    recent(Admitted("me", "m", "key", ("requests", "tokens")))
     for outcome in ("refused", "too_large"):
         recent(LimitDecision("me", "m", "key", "tokens", outcome))
     for state in ("starting", "loading", "ready", "backoff", "starting"):

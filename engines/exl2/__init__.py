@@ -9,7 +9,9 @@ tool calls, grammars, penalties, log-probabilities and limits are made here, ali
     worker     the thread: starts, cancels, iterates
     steering   what happens to a token's logits between the model and the sampler
     call       tokens as events, back on the loop
+    samplers   those that the library has wrong, or too early
     loading    weights, caches, drafts and LoRAs onto GPUs
+    positions  rotary positions as they were trained
     paged_attention   the one function of flash-attn that is needed, without flash-attn
     folder, memory    what a model is and needs, without torch and without a GPU; folder reads by rope, stored, tensors
 

@@ -24,22 +24,23 @@ from engines.exl2.loading import Machine, Model, examine
 from engines.exl2.memory import PAGE_TOKENS, pages_of
 from engines.exl2.prompt import Prepared, Preparer
 from engines.exl2.worker import Choice, Refused, Step, Worker
-from engines.specs import ExLlamaV2Spec
+from engines.specs import AnyExLlama, ExLlamaV2Spec
 
 PREPARING_THREADS = 2
 """Tokenizers and grammars give the interpreter's lock away, templates don't; more threads would fight over it."""
 
 LOADER = "NENYA_EXLLAMAV2_LOADER"
-"""Names a module whose ``load`` is called instead of engines.exl2.loading's: for tests on a machine without a GPU."""
+"""Names a module whose ``load`` is called instead of a library's own: for tests on a machine without a GPU."""
 
 SEED_LIMIT = 1 << 63
 
 
 class ExLlamaV2Engine:
-    """See engines.base.Engine."""
+    """See engines.base.Engine. exllamav3's as well: only what loads it, and a job's form, is another."""
 
-    def __init__(self, spec: ExLlamaV2Spec) -> None:
+    def __init__(self, spec: AnyExLlama) -> None:
         self.loaded: float | None = None
+        self._kind = "exllamav2" if isinstance(spec, ExLlamaV2Spec) else "exllamav3"
         self._spec = spec
         self._worker: Worker | None = None
         self._preparer: Preparer | None = None
@@ -69,7 +70,7 @@ class ExLlamaV2Engine:
             raise
         self._threads = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="prompt")
         info = EngineInfo(
-            kind="exllamav2",
+            kind=self._kind,
             model=model.folder.name,
             context_tokens=model.context_tokens,
             slots=self._spec.slots,
@@ -83,7 +84,8 @@ class ExLlamaV2Engine:
 
     def _load(self, model: Model) -> Machine:
         """On the worker's thread."""
-        loader: Any = importlib.import_module(os.environ.get(LOADER, "engines.exl2.loading"))
+        own = "engines.exl2.loading" if self._kind == "exllamav2" else "engines.exl3.loading"
+        loader: Any = importlib.import_module(os.environ.get(LOADER, own))
         try:
             machine: Machine = loader.load(model, self._progress)
             self._preparer = Preparer(model)

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
@@ -23,6 +23,8 @@ from engines.exl2.rope import Rope, rope_of
 from engines.exl2.stored import Format, Shape
 from engines.exl2.tensors import Tensor, header
 from engines.grammar import CALL_END, CALL_START
+
+Library = Literal["exllamav2", "exllamav3"]
 
 ARCHITECTURES = frozenset(
     {
@@ -113,8 +115,13 @@ class ModelFolder(Struct, frozen=True, kw_only=True):
         return self.rope.theta
 
 
-def read_folder(path: Path, template: Path | None = None) -> ModelFolder:
-    """Read it; ``template`` replaces the model's own. Raises EngineError("invalid") where it is no model."""
+def read_folder(
+    path: Path, template: Path | None = None, library: Library = "exllamav2"
+) -> ModelFolder:
+    """Read it; ``template`` replaces the model's own. Raises EngineError("invalid") where it is no model.
+
+    ``library``: whose problems with it are told.
+    """
     if not path.is_dir():
         raise EngineError("invalid", f"there is no folder {path}")
     config = _json(path / "config.json")
@@ -123,7 +130,7 @@ def read_folder(path: Path, template: Path | None = None) -> ModelFolder:
             "invalid", f"{path} has no config.json: it is no model's folder{_hint(path)}"
         )
     try:
-        return _Reader(path, config, template).read()
+        return _Reader(path, config, template, library).read()
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise EngineError(
             "invalid", f"{path}/config.json can't be understood: {type(error).__name__} {error}"
@@ -141,8 +148,11 @@ def _hint(path: Path) -> str:
 
 
 class _Reader:
-    def __init__(self, path: Path, config: dict[str, Any], template: Path | None) -> None:
+    def __init__(
+        self, path: Path, config: dict[str, Any], template: Path | None, library: Library
+    ) -> None:
         self._path = path
+        self._library = library
         self._config = config
         self._text = config.get("text_config") or {}
         self._template_file = template
@@ -161,8 +171,9 @@ class _Reader:
         self._problems += stored.flaws(tensors, shape)
         bits = float(quantized.get("bits") or stored.quantized_bits(tensors) or 16)
         rope = rope_of(self._config, self._architecture)
-        self._problems += rope.problems
-        self._warnings += rope.warnings
+        if self._library == "exllamav2":
+            self._problems += rope.problems
+            self._warnings += rope.warnings
         tokenizer = _json(self._path / "tokenizer_config.json") or {}
         added = self._added()
         ends = self._ends(tokenizer, added, shape.vocabulary)
@@ -226,7 +237,9 @@ class _Reader:
         if not self._architecture:
             count = len(self._config.get("architectures") or [])
             self._problems.append(f"config.json names {count} architectures, not one")
-        elif self._architecture not in ARCHITECTURES:
+        if self._library == "exllamav3":  # it knows what it doesn't know
+            return
+        if self._architecture and self._architecture not in ARCHITECTURES:
             self._problems.append(
                 f"exllamav2 doesn't know {self._architecture}; it would take it for a Llama and answer nonsense"
             )
@@ -274,7 +287,10 @@ class _Reader:
 
     def _format(self, tensors: Mapping[str, Tensor], method: str | None) -> Format:
         kind = stored.format_of(tensors, method)
-        if kind == "exl3":
+        if self._library == "exllamav3":
+            if kind not in {"exl3", "fp16"}:
+                self._problems.append(f"it is an {kind.upper()} model; exllamav3 can't read it")
+        elif kind == "exl3":
             self._problems.append("it is an EXL3 model, for exllamav3; exllamav2 can't read it")
         elif kind == "other":
             self._problems.append(f"exllamav2 can't read weights quantised by {method}")

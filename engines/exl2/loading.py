@@ -8,6 +8,7 @@ The library is imported only in here and only by name: reading this file needs n
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -19,9 +20,9 @@ from msgspec import Struct
 
 from engines.base import EngineError
 from engines.exl2 import memory, positions
-from engines.exl2.folder import ModelFolder, read_folder
+from engines.exl2.folder import Library, ModelFolder, read_folder
 from engines.exl2.memory import PAGE_TOKENS, pages_of
-from engines.specs import ExLlamaV2Spec
+from engines.specs import AnyExLlama, ExLlamaV2Spec
 
 MAX_STEP_TOKENS = 8
 """Of one request in one step: what was sampled and what was guessed; the library's own ``max_q_size``."""
@@ -29,7 +30,7 @@ MAX_STEP_TOKENS = 8
 PARALLEL = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Glm4ForCausalLM"}
 )
-"""What 0.3.2 splits over GPUs and computes rightly."""
+"""What 0.3.2 splits over GPUs and computes rightly; Qwen3 it takes, too, and leaves its norms out."""
 
 LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -48,19 +49,23 @@ class Weights(Struct, frozen=True):
 
 
 class Machine(Struct, frozen=True):
-    """A generator that can be iterated."""
+    """A generator that can be iterated, and what differs from one library to the next."""
 
     generator: Any
     attention: str
     """By what it attends; see paged_attention.install."""
     gpu: str
     """The name of the first one."""
+    job: Callable[[Any], Any]
+    """Makes the generator's job of a worker.Choice."""
+    pages_used: Callable[[], int]
+    """Pages that running jobs hold."""
 
 
 class Model(Struct, frozen=True):
     """What is to be loaded."""
 
-    spec: ExLlamaV2Spec
+    spec: AnyExLlama
     folder: ModelFolder
     draft: ModelFolder | None = None
 
@@ -75,7 +80,8 @@ class Model(Struct, frozen=True):
     @property
     def guesses(self) -> int:
         """Tokens guessed ahead of each request."""
-        return self.spec.draft_tokens if self.draft is not None or self.spec.ngram_draft else 0
+        guessing = self.draft is not None or _from_text(self.spec)
+        return self.spec.draft_tokens if guessing else 0
 
     @property
     def chunk_tokens(self) -> int:
@@ -83,15 +89,22 @@ class Model(Struct, frozen=True):
         return pages_of(self.spec.prefill_chunk_tokens) * PAGE_TOKENS
 
 
-def examine(spec: ExLlamaV2Spec) -> Model:
+def _from_text(spec: AnyExLlama) -> bool:
+    """Whether it guesses from what was said."""
+    return isinstance(spec, ExLlamaV2Spec) and spec.ngram_draft
+
+
+def examine(spec: AnyExLlama) -> Model:
     """Read what is to be loaded. Raises EngineError for what can't be served."""
+    second = isinstance(spec, ExLlamaV2Spec)
+    library: Library = "exllamav2" if second else "exllamav3"
     template = None if spec.template is None else Path(spec.template).expanduser()
-    folder = read_folder(Path(spec.model).expanduser(), template)
+    folder = read_folder(Path(spec.model).expanduser(), template, library)
     draft = None
     if spec.draft_model is not None:
-        if spec.ngram_draft:
+        if _from_text(spec):
             raise EngineError("invalid", "draft_model and ngram_draft exclude each other")
-        draft = read_folder(Path(spec.draft_model).expanduser())
+        draft = read_folder(Path(spec.draft_model).expanduser(), library=library)
         if draft.vocabulary != folder.vocabulary:
             raise EngineError(
                 "invalid",
@@ -106,10 +119,11 @@ def examine(spec: ExLlamaV2Spec) -> Model:
             "invalid",
             f"gpu_split_gib has {len(spec.gpu_split_gib)} figures for {len(spec.gpus)} gpus",
         )
-    for lora in spec.loras:
-        _check_lora(Path(lora).expanduser())
-    if spec.tensor_parallel:
-        _check_tensor_parallel(spec, folder)
+    if isinstance(spec, ExLlamaV2Spec):
+        for lora in spec.loras:
+            _check_lora(Path(lora).expanduser())
+        if spec.tensor_parallel:
+            _check_tensor_parallel(spec, folder)
     return Model(spec, folder, draft)
 
 
@@ -125,9 +139,7 @@ def _check_tensor_parallel(spec: ExLlamaV2Spec, folder: ModelFolder) -> None:
     said = ""
     if folder.format != "exl2":
         said = f"EXL2 weights, these are {folder.format}"
-    elif (
-        folder.architecture not in PARALLEL
-    ):  # Qwen3 is accepted by the library and computed without its norms
+    elif folder.architecture not in PARALLEL:
         said = f"one of {', '.join(sorted(PARALLEL))}, this is {folder.architecture}"
     elif spec.loras:
         said = "a model without LoRAs"
@@ -150,7 +162,7 @@ def load(model: Model, on_progress: OnProgress) -> Machine:
             "unsupported",
             f"the exllamav2 engine can't be imported: {error}. See docs/exllamav2.md",
         ) from error
-    free = _free_bytes(torch, model.spec)
+    free = free_bytes(torch, model.spec)
     if warning := memory.demand_room(model.folder, model.spec, free, model.draft):
         log.warning("%s", warning)
     try:
@@ -165,14 +177,14 @@ def load(model: Model, on_progress: OnProgress) -> Machine:
         raise EngineError("invalid", f"exllamav2 could not load it: {error}") from error
 
 
-def prepare_environment(spec: ExLlamaV2Spec) -> None:
+def prepare_environment(spec: AnyExLlama) -> None:
     """Say which GPUs there are, and leave the wrong attention out; before torch is imported."""
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in spec.gpus)
     os.environ["EXLLAMA_NO_SDPA"] = "1"
 
 
-def _free_bytes(torch: Any, spec: ExLlamaV2Spec) -> int | None:
+def free_bytes(torch: Any, spec: AnyExLlama) -> int | None:
     """What is free on the GPUs before anything is loaded; as torch sees them where the driver's tool is missing."""
     free = memory.free_bytes(spec.gpus)
     if free is not None:
@@ -189,6 +201,11 @@ def out_of_memory(model: Model, free: int | None) -> EngineError:
     said = verdict.advice if free is not None else ""
     said = said or "the GPU is full: set a smaller `cache_tokens`"
     return EngineError("invalid", f"{model.folder.name} doesn't fit: {said}")
+
+
+def _second(model: Model) -> ExLlamaV2Spec:
+    assert isinstance(model.spec, ExLlamaV2Spec), "exllamav3 has its own loader"
+    return model.spec
 
 
 def configuration(model: Model, folder: ModelFolder) -> Any:
@@ -210,7 +227,7 @@ def configuration(model: Model, folder: ModelFolder) -> Any:
 
 def weights(model: Model, on_progress: OnProgress) -> Weights:
     """Load models and caches."""
-    spec = model.spec
+    spec = _second(model)
     share = 1.0 if model.draft is None else 0.9
     main, cache = _one(model, model.folder, lambda done: on_progress(done * share))
     draft_model = draft_cache = None
@@ -232,7 +249,7 @@ def _one(model: Model, folder: ModelFolder, on_progress: OnProgress) -> tuple[An
     """Load one model and make its cache. The order differs: filling GPUs in turn, the cache grows with the layers."""
     library: Any = importlib.import_module("exllamav2")
     positions.install()
-    spec = model.spec
+    spec = _second(model)
     names = {"fp16": "", "q8": "_Q8", "q6": "_Q6", "q4": "_Q4"}
     kind = getattr(library, f"ExLlamaV2Cache{names[spec.cache]}")
     tokens = pages_of(spec.cache_tokens) * PAGE_TOKENS
@@ -289,9 +306,29 @@ def machine(model: Model, loaded: Weights, gpu: str) -> Machine:
         draft_model=loaded.draft_model,
         draft_cache=loaded.draft_cache,
         num_draft_tokens=model.guesses or 4,
-        use_ngram_draft=model.spec.ngram_draft,
+        use_ngram_draft=_from_text(model.spec),
         paged=True,
     )
     if loaded.loras:
         generator.set_loras(list(loaded.loras))
-    return Machine(generator, by, gpu)
+    return Machine(
+        generator,
+        by,
+        gpu,
+        job=functools.partial(_job, generators, generator.num_draft_tokens),
+        pages_used=lambda: len(generator.referenced_pages),
+    )
+
+
+def _job(generators: Any, guesses: int, choice: Any) -> Any:
+    torch: Any = importlib.import_module("torch")
+    return generators.ExLlamaV2DynamicJob(
+        input_ids=torch.tensor([choice.ids], dtype=torch.long),
+        # The library stops so many tokens short of it, to have room for guesses.
+        max_new_tokens=choice.new_tokens + guesses,
+        seed=choice.seed,
+        gen_settings=generators.ExLlamaV2Sampler.Settings(**choice.settings),
+        stop_conditions=list(choice.ends),
+        filters=None if choice.steering is None else [choice.steering],
+        identifier=choice,
+    )

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from engines.base import EngineError
 from engines.exl2.folder import ModelFolder
 from engines.gpus import NoAnswer, gpus
-from engines.specs import CacheFormat, ExLlamaV2Spec
+from engines.specs import CacheFormat, ExLlamaSpec
 
 PAGE_TOKENS = 256
 """Of the generator's pages; a cache is a whole number of them."""
@@ -109,9 +109,7 @@ def pages_of(tokens: int) -> int:
     return -(-tokens // PAGE_TOKENS)
 
 
-def estimate(
-    folder: ModelFolder, spec: ExLlamaV2Spec, draft: ModelFolder | None = None
-) -> Estimate:
+def estimate(folder: ModelFolder, spec: ExLlamaSpec, draft: ModelFolder | None = None) -> Estimate:
     """What ``spec`` takes."""
     tokens = pages_of(spec.cache_tokens) * PAGE_TOKENS
     count = len(spec.gpus)
@@ -128,7 +126,7 @@ def estimate(
 
 
 def most_cache_tokens(
-    folder: ModelFolder, spec: ExLlamaV2Spec, free: int, draft: ModelFolder | None = None
+    folder: ModelFolder, spec: ExLlamaSpec, free: int, draft: ModelFolder | None = None
 ) -> int:
     """The largest ``cache_tokens`` that fits into ``free`` bytes beside the model; 0 for none."""
     one, two = (
@@ -141,7 +139,7 @@ def most_cache_tokens(
 
 
 def judge(
-    folder: ModelFolder, spec: ExLlamaV2Spec, free: int, draft: ModelFolder | None = None
+    folder: ModelFolder, spec: ExLlamaSpec, free: int, draft: ModelFolder | None = None
 ) -> Verdict:
     """Whether it fits into ``free`` bytes, those of all its GPUs together, and what to change where it doesn't."""
     needed = estimate(folder, spec, draft)
@@ -155,7 +153,7 @@ def judge(
 
 
 def _ways(
-    folder: ModelFolder, spec: ExLlamaV2Spec, free: int, draft: ModelFolder | None
+    folder: ModelFolder, spec: ExLlamaSpec, free: int, draft: ModelFolder | None
 ) -> Iterator[str]:
     """What to set, the least loss first."""
     smaller = get_args(CacheFormat)[get_args(CacheFormat).index(spec.cache) + 1 :]
@@ -173,7 +171,7 @@ def _ways(
 
 
 def demand_room(
-    folder: ModelFolder, spec: ExLlamaV2Spec, free: int | None, draft: ModelFolder | None = None
+    folder: ModelFolder, spec: ExLlamaSpec, free: int | None, draft: ModelFolder | None = None
 ) -> str:
     """A warning where it is tight, else nothing. Raises EngineError("invalid") where it can't fit.
 
@@ -189,7 +187,7 @@ def demand_room(
 
 def enough_gpus(
     folder: ModelFolder,
-    spec: ExLlamaV2Spec,
+    spec: ExLlamaSpec,
     free: Mapping[int, int],
     draft: ModelFolder | None = None,
 ) -> tuple[int, ...] | None:

@@ -97,6 +97,7 @@ class Steering:
         self._counts = torch.zeros(vocabulary) if penalised else None
         self._prompt = prompt
         self._seen: Any = None
+        """Tokens that the repetition penalty charges, each once."""
         self._repeats: Repeats | None = None
         self._random = random.Random(seed)  # noqa: S311 - draws tokens
         self._logprobs: Any = None
@@ -108,8 +109,8 @@ class Steering:
         """Start: read the prompt where it matters, which takes too long for whoever made the object."""
         del prefix
         if self._steer.repetition_penalty != 1:
-            self._seen = torch.zeros(self._vocabulary, dtype=torch.bool)
-            self._seen[[id_ for id_ in self._prompt if id_ < self._vocabulary]] = True
+            known = {id_ for id_ in self._prompt if id_ < self._vocabulary}
+            self._seen = torch.tensor(sorted(known), dtype=torch.long)
         if self._steer.dry is not None:
             self._repeats = Repeats(self._steer.dry, self._prompt)
 
@@ -223,7 +224,7 @@ class Steering:
         if self._counts is not None and id_ < self._vocabulary:
             self._counts[id_] += 1
         if self._seen is not None and id_ < self._vocabulary:
-            self._seen[id_] = True
+            self._seen = torch.cat((self._seen, torch.tensor([id_]))).unique()
         if self._repeats is not None:
             self._repeats.append(id_)
         matcher = self._matcher

@@ -9,7 +9,6 @@ context in no known state. So the worker ends with it: all requests hear of it, 
 
 from __future__ import annotations
 
-import importlib
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -88,11 +87,9 @@ class Worker:
         self._deliver = deliver
         self._lost = lost
         self._orders: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._guesses = 0
         self._cached_tokens = 0
         self._generator: Any = None
-        self._library: Any = None
-        self._inference: Any = None
+        self._machine: Any = None
         self._thread = threading.Thread(target=self._run, name="exllamav2", daemon=True)
 
     def start(self) -> None:
@@ -121,16 +118,14 @@ class Worker:
     def _run(self) -> None:
         reason = "the engine was closed"
         try:
-            machine = self._load()
-            self._library = importlib.import_module("exllamav2.generator")
+            machine = self._machine = self._load()
             self._generator = machine.generator
-            self._guesses = machine.generator.num_draft_tokens
             self._ready(machine)
             while self._obey():
                 self._iterate()
         except BaseException as error:  # noqa: BLE001 - a thread's last words
             reason = self.error = _said(error)
-        self._generator = None
+        self._generator = self._machine = None
         self._lost(reason)
 
     def _obey(self) -> bool:
@@ -153,24 +148,11 @@ class Worker:
     def _start(self, choices: Sequence[Choice]) -> None:
         for choice in choices:
             try:
-                choice.job = self._job(choice)
+                choice.job = self._machine.job(choice)
                 self._generator.enqueue(choice.job)
             except Exception as error:  # noqa: BLE001 - the library asserts; its queue is unharmed
                 choice.job, choice.over = None, True
                 self._deliver([Refused(choice, _said(error))])
-
-    def _job(self, choice: Choice) -> Any:
-        torch: Any = importlib.import_module("torch")
-        return self._library.ExLlamaV2DynamicJob(
-            input_ids=torch.tensor([choice.ids], dtype=torch.long),
-            # The library stops so many tokens short of it, to have room for guesses.
-            max_new_tokens=choice.new_tokens + self._guesses,
-            seed=choice.seed,
-            gen_settings=self._library.ExLlamaV2Sampler.Settings(**choice.settings),
-            stop_conditions=list(choice.ends),
-            filters=None if choice.steering is None else [choice.steering],
-            identifier=choice,
-        )
 
     def _cancel(self, choice: Choice) -> None:
         if choice.over:
@@ -185,6 +167,8 @@ class Worker:
             return
         steps: list[Step | Refused] = []
         for result in self._generator.iterate():
+            if result["stage"] == "error":  # exllamav3 catches what fails in a prompt
+                raise result["error"]
             if result["stage"] == "streaming":
                 step = self._step(result)
                 if step is not None:
@@ -231,7 +215,7 @@ class Worker:
         self.figures = Figures(
             iterations=self.figures.iterations + iterations,
             running=len(owners),
-            pages_used=len(generator.referenced_pages),
+            pages_used=self._machine.pages_used(),
             prompt_tokens_left=left,
             cached_tokens=self._cached_tokens,
         )

@@ -146,13 +146,25 @@ if TYPE_CHECKING:
     _Parsers = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help whose subcommands stand on one line each: argparse forgets that they are indented once more."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Make room for ``action``."""
+        super().add_argument(action)
+        if action.nargs == argparse.PARSER and action.choices:
+            longest = max(len(str(name)) for name in action.choices)
+            room = self._current_indent + self._indent_increment + longest
+            self._action_max_length = max(self._action_max_length, room)
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line; each command names the module whose ``run`` it is."""
     whole = argparse.ArgumentParser(
         prog="nenya",
         description="One OpenAI-shaped endpoint in front of your GPUs and the providers you rent.",
         epilog=_MAIN,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     whole.add_argument("--version", action="version", version=f"nenya {__version__}")
     commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -167,7 +179,7 @@ def _command(commands: _Parsers, name: str, summary: str, epilog: str) -> argpar
         help=summary,
         description=f"{summary[0].upper()}{summary[1:]}.",
         epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     one.set_defaults(module=f"router.cli.{name}")
     return one

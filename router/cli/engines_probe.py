@@ -17,7 +17,7 @@ from engines.probe import Probed, Report, probe
 from engines.sizing import Plan, Wish
 from router.cli import FAILED, OK, USAGE
 from router.cli.machine import found_gpus, free_memory
-from router.cli.table import aligned, sized
+from router.cli.table import aligned, parameters, sized
 from router.cli.terminal import clean
 from router.cli.yaml_text import flow, scalar
 
@@ -148,11 +148,8 @@ def _said(model: Report) -> Iterator[tuple[str, str]]:
 def _what(model: Report) -> str:
     kind = _MADE_FOR.get(model.kind, model.kind.upper())
     bits = f", {model.bits:g} bits a weight" if model.kind not in _MADE_FOR and model.bits else ""
-    count = model.parameters
-    size = (
-        f", {count / 1e9:.3g} B parameters" if count >= 1e9 else f", {count / 1e6:.3g} M parameters"
-    )
-    return f"{kind}{bits}{size if count else ''}, {model.architecture or 'no architecture named'}"
+    size = f", {parameters(model.parameters)} parameters" if model.parameters else ""
+    return f"{kind}{bits}{size}, {model.architecture or 'no architecture named'}"
 
 
 def _shape(model: Report) -> Iterator[str]:

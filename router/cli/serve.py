@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from engines.base import EngineError
-from engines.specs import EngineSpec, ExLlamaV2Spec, LlamaCppSpec
+from engines.specs import EngineSpec, ExLlamaV2Spec, ExLlamaV3Spec, LlamaCppSpec
 from router import __version__, tracing
 from router.cli import FAILED, INTERRUPTED, USAGE
 from router.cli.banner import banner
@@ -73,7 +73,9 @@ def _lacking(spec: EngineSpec) -> str | None:
     if isinstance(spec, LlamaCppSpec) and find_spec("xllamacpp") is None:
         return "pip install 'nenya[llamacpp]'"
     if isinstance(spec, ExLlamaV2Spec) and find_spec("exllamav2") is None:
-        return "pip install exllamav2"
+        return "docs/exllamav2.md says how to install it, `nenya doctor` what is missing"
+    if isinstance(spec, ExLlamaV3Spec) and find_spec("exllamav3") is None:
+        return "pip install exllamav3"
     return None
 
 

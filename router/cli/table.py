@@ -42,3 +42,8 @@ def sized(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 1024:.1f} KiB"
+
+
+def parameters(count: int) -> str:
+    """How many parameters a model has, as people say it."""
+    return f"{count / 1e9:.3g} B" if count >= 1e9 else f"{count / 1e6:.3g} M"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path as File
 from urllib.parse import urlsplit
 
-from engines.specs import ExLlamaV2Spec, LlamaCppSpec
+from engines.specs import ExLlamaSpec, LlamaCppSpec
 from router.config import accounts_rules, address
 from router.config.report import Path, Report, nearest, quoted
 from router.config.schema import Config, Target
@@ -41,10 +41,10 @@ def missing_files(config: Config, report: Report) -> None:
     """Models and certificates that the config names and this machine doesn't have."""
     for name, spec in config.engines.items():
         path: Path = ("engines", name, "model")
-        if isinstance(spec, LlamaCppSpec | ExLlamaV2Spec) and spec.model not in {"", STARTER}:
+        if isinstance(spec, LlamaCppSpec | ExLlamaSpec) and spec.model not in {"", STARTER}:
             if isinstance(spec, LlamaCppSpec) and not File(spec.model).is_file():
                 report.problem(path, "there is no such file")
-            elif isinstance(spec, ExLlamaV2Spec) and not File(spec.model).is_dir():
+            elif isinstance(spec, ExLlamaSpec) and not File(spec.model).is_dir():
                 report.problem(path, "there is no such folder")
     for name, provider in config.providers.items():
         if provider.ca_file is not None and not File(provider.ca_file).is_file():

@@ -56,16 +56,14 @@ class Admission:
     def lease(
         self, walk: Walk, route: Route, tried: set[Target], facts: Facts | None
     ) -> Lease | Refusal:
-        """A lease on a member of ``route`` now, or why there is none; behind those who wait for it already."""
-        now = self._clock.now()
-        if route.line.waiting:
-            if now >= self._turns.due_at:
-                self._give(self._turns.due(now))
-            call = walk.call
-            ahead = self._turns.ahead(route, tried, call.priority, call.received_at)
-            if ahead is not None:
-                return ahead
-        return route.lease(now, tried, facts)
+        """A lease on a member of ``route`` now, or why there is none; behind those who wait for it already. Where
+        nobody waits, `Route.lease` says the same.
+        """
+        now, call = self._clock.now(), walk.call
+        if now >= self._turns.due_at:
+            self._give(self._turns.due(now))
+        ahead = self._turns.ahead(route, tried, call.priority, call.received_at)
+        return route.lease(now, tried, facts) if ahead is None else ahead
 
     async def wait(
         self,

@@ -40,8 +40,8 @@ class Call(msgspec.Struct, frozen=True):
         return len(self.body) >> 2
 
 
-SHORT_PROMPT_TOKENS = 1000
-"""Below that a prompt's length changes nothing that a limit of seconds would notice."""
+LONG_BODY_BYTES = 4000
+"""A thousand tokens. Below that a prompt's length changes nothing that a limit of seconds would notice."""
 
 
 def _as_it_is(route: Route, _request: Request, _body: bytes) -> Route:
@@ -62,8 +62,6 @@ class Terms(msgspec.Struct, frozen=True):
     """A fallback's route with the members that may serve the request. Raises ApiError: none may."""
 
     def scaled(self, limits: Limits, prompt_tokens: int) -> Limits:
-        """``limits`` with the time that a prompt of that length may take besides."""
-        if prompt_tokens < SHORT_PROMPT_TOKENS or not self.prompt_s_per_1k:
-            return limits
+        """``limits`` with the time that a long prompt may take besides."""
         longer = limits.first_token_s + self.prompt_s_per_1k * prompt_tokens / 1000
         return replace(limits, first_token_s=longer)

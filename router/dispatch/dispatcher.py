@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-from router.backends.base import Answer, Backend, Order
+from router.backends.base import Backend, Order
 from router.clock import Clock
 from router.dispatch.admission import Admission
-from router.dispatch.call import Call, Terms
+from router.dispatch.call import LONG_BODY_BYTES, Call, Terms
 from router.dispatch.hedge import Sending, sooner
 from router.dispatch.reply import Reply, answer_headers
 from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
@@ -19,7 +19,7 @@ from router.facts import facts_of, size_of
 from router.policy.breaker import Verdict
 from router.policy.hedge_budget import HedgeBudget
 from router.policy.retry_budget import RetryBudget
-from router.pool import Refusal, Route
+from router.pool import NO_FALLBACKS, Refusal, Route
 from router.target import Lease, Target
 
 HEDGE_QUANTILE = 0.95
@@ -49,8 +49,12 @@ class Dispatcher:
     async def open(self, call: Call) -> Reply:
         """The answer's first piece, in hand. Raises ApiError when no attempt gave one."""
         walk = Walk(call, self._terms, self._clock, self._emit)
+        route = call.route
         try:
-            attempt = await self._first_answer(walk)
+            if route.fallbacks is NO_FALLBACKS:
+                attempt = await self._of(walk, route)
+            else:
+                attempt = await self._of_any(walk, route)
         except ApiError as error:
             walk.end(error.error.code or error.error.type, error.status)
             error.headers = answer_headers(error.headers, call.charge)
@@ -66,13 +70,10 @@ class Dispatcher:
 
     # Who answers: the model, or a fallback
 
-    async def _first_answer(self, walk: Walk) -> Attempt:
+    async def _of_any(self, walk: Walk, route: Route) -> Attempt:
         """From the model that was asked for, or else from one of its fallbacks. Raises ApiError: the model's own,
         unless a fallback found the request itself wrong.
         """
-        route = walk.call.route
-        if not route.has_fallbacks:
-            return await self._of(walk, route)
         left = {one.name: one for one in route.fallbacks.all}
         first: ApiError | None = None
         while True:
@@ -111,20 +112,25 @@ class Dispatcher:
     async def _of(self, walk: Walk, route: Route, *, may_turn: bool = False) -> Attempt:
         """From one model. ``may_turn``: a fallback could answer, so nobody waits for long. Raises ApiError."""
         tried: set[Target] = set()
-        budget = self._budget(route.name)
+        budget = self._budgets.get(route.name) or self._budget(route.name)
         budget.request()
         call = walk.sent
         facts = facts_of(call.request) if route.wants_facts else None
         if facts is None and route.wants_size:
             facts = size_of(call.request, len(call.body))
         while True:
-            lease = self._admission.lease(walk, route, tried, facts)
+            if route.line.waiting:
+                lease = self._admission.lease(walk, route, tried, facts)
+            else:
+                lease = route.lease(self._clock.now(), tried, facts)
             if isinstance(lease, Refusal):
                 lease = await self._admission.wait(
                     walk, route, tried, facts, lease, may_turn=may_turn
                 )
             try:
-                return await self._attempt(walk, route, lease, tried)
+                if self._hedges.on and lease.target.kind == "provider" and call.request.stream:
+                    return await self._hedged(walk, route, lease, tried)
+                return await self._send(walk, lease, call)
             except Fault as fault:
                 self._retry_or_raise(walk, fault, lease.target, budget)
                 tried.add(lease.target)
@@ -142,23 +148,16 @@ class Dispatcher:
             raise api_error(fault) from fault
 
     def _budget(self, model: str) -> RetryBudget:
-        """A model's own: what fails on one must not cost another its retries."""
-        budget = self._budgets.get(model)
-        if budget is None:
-            retry = self._terms.retry
-            budget = RetryBudget(retry.budget_share, retry.budget_per_s, self._clock.now())
-            self._budgets[model] = budget
+        """A model's own, made now: what fails on one must not cost another its retries."""
+        retry = self._terms.retry
+        budget = RetryBudget(retry.budget_share, retry.budget_per_s, self._clock.now())
+        self._budgets[model] = budget
         return budget
 
     # One attempt
 
-    async def _attempt(self, walk: Walk, route: Route, lease: Lease, tried: set[Target]) -> Attempt:
-        """One attempt up to its first piece, or the sooner of two. Raises Fault; then all leases are settled."""
-        if self._hedges.on and lease.target.kind == "provider" and walk.call.request.stream:
-            return await self._hedged(walk, route, lease, tried)
-        return await self._send(walk, lease, walk.sent)
-
     async def _hedged(self, walk: Walk, route: Route, lease: Lease, tried: set[Target]) -> Attempt:
+        """The sooner of two attempts, or one. Raises Fault; then all leases are settled."""
         tokens = walk.call.prompt_tokens + route.outputs.value
         self._hedges.earn(tokens)
         patience = lease.target.load.first_tokens.quantile(walk.call.prompt_tokens, HEDGE_QUANTILE)
@@ -204,46 +203,44 @@ class Dispatcher:
 
         ``call``: what the target is asked, which may be the rest of an answer.
         """
-        attempt = walk.begin(lease, hedge=hedge)
+        attempt, target = Attempt(lease, walk, hedge=hedge), lease.target
         try:
-            backend = self._backends[lease.target.backend]
-            answer = await backend.open(self._order(call, attempt))
-            attempt.answer = answer
+            answer = await self._backends[target.backend].open(self._order(call, attempt))
+            attempt.answer, attempt.facts = answer, answer.facts
             if answer.facts.readings:
                 lease.hear(answer.facts.readings, self._clock.now())
             if answer.facts.first_token_at is not None:
                 lease.first_token(answer.facts.first_token_at)
-            attempt.first = await _first_piece(answer)
+            attempt.first = await answer.read() or _unsaid()
         except BaseException as error:
             attempt.end(error if isinstance(error, Fault) else None, Verdict.VOID)
             raise
         now = self._clock.now()
         if call.request.stream:
             lease.first_token(now)
-            lease.target.load.first_tokens.saw(call.prompt_tokens, now - lease.since)
+            target.load.first_tokens.saw(call.prompt_tokens, now - lease.since)
         if walk.first_at is None:
             walk.first_at = now
         return attempt
 
     def _order(self, call: Call, attempt: Attempt) -> Order:
-        target, trace = attempt.lease.target, attempt.trace
+        terms, target, trace = self._terms, attempt.lease.target, attempt.trace
         shows_progress = call.request.stream or target.kind == "engine"
-        limits = self._terms.limits if shows_progress else self._terms.whole_limits
+        limits = terms.limits if shows_progress else terms.whole_limits
+        if len(call.body) >= LONG_BODY_BYTES and terms.prompt_s_per_1k:
+            limits = terms.scaled(limits, call.prompt_tokens)
         return Order(
-            request=call.request,
-            body=call.body,
-            model=target.model,
-            request_id=call.request_id,
-            deadline=call.deadline,
-            limits=self._terms.scaled(limits, call.prompt_tokens),
-            created=int(self._clock.wall()),
-            said=call.said,
-            headers=trace.headers if trace is not None else b"",
+            call.request,
+            call.body,
+            target.model,
+            call.request_id,
+            call.deadline,
+            limits,
+            int(self._clock.wall()),
+            call.said,
+            trace.headers if trace is not None else b"",
         )
 
 
-async def _first_piece(answer: Answer) -> bytes:
-    first = await answer.read()
-    if not first:
-        raise Fault(FaultKind.CUT, "The answer ended before it began.")
-    return first
+def _unsaid() -> bytes:
+    raise Fault(FaultKind.CUT, "The answer ended before it began.")

@@ -279,7 +279,7 @@ class Recovery:
             self._note(fault, target)
             return None
         rest = Rest(walk, attempt, parts)
-        attempt.answer = rest
+        attempt.answer, attempt.facts = rest, rest.facts
         try:
             await rest.begin()
         except Diverges:

@@ -50,12 +50,13 @@ class Reply:
         self._answer = answer
         self._first = attempt.first
         self._over = False
-        self._charge = walk.call.charge
-        self._room = room(walk)
+        call = walk.call
+        self._charge = call.charge
+        self.streaming = bool(call.request.stream)
+        self._room = room(walk) if self.streaming else 0
         self._kept: list[bytes] | None = [] if self._room else None
         """What the client got, to go on from; None where that is not possible, or not any more."""
         attempt.used = True
-        self.streaming = bool(walk.call.request.stream)
         self.attempts = walk.attempts
         self.overhead_s = walk.overhead_s
         self.upstream_headers = answer.headers
@@ -67,6 +68,14 @@ class Reply:
     def headers(self) -> Mapping[str, str]:
         """The answer's, with the client's own limits."""
         return answer_headers(self.upstream_headers, self._charge)
+
+    def whole(self) -> bytes:
+        """All of an answer that isn't a stream: it is one piece, and over with it. Instead of `read`."""
+        assert not self.streaming, "a stream is read"
+        if self._charge is not None:
+            self._charge.saw(self._first)
+        self._finish(None, "ok", 200)
+        return self._first
 
     async def read(self) -> bytes:
         """The next bytes; the first call returns at once, ``b""`` comes after the last.

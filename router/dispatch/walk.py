@@ -20,6 +20,9 @@ from router.tracing import AttemptTrace, Sent
 CLIENT_GONE = "client_gone"
 CLIENT_GONE_STATUS = 499
 """nginx's number for a client that closed before its answer; seen in logs and metrics only."""
+NOTHING_BURNT: tuple[int | None, int | None] = (None, None)
+UNHEARD = Facts()
+"""What is known of an answer that hasn't begun; nobody writes to it."""
 
 
 class Walk:
@@ -28,14 +31,15 @@ class Walk:
     __slots__ = (
         "_burnt",
         "_emit",
-        "_first_sent_at",
         "attempts",
         "call",
         "clock",
         "first_at",
         "last_fault",
         "latest",
+        "overhead_s",
         "route",
+        "say",
         "sent",
         "terms",
         "tries",
@@ -44,11 +48,12 @@ class Walk:
 
     def __init__(self, call: Call, terms: Terms, clock: Clock, emit: Listener) -> None:
         self._emit = emit
-        self._first_sent_at: float | None = None
+        self.say = emit if call.trace is None else self._say
+        """Tell the listeners, and the request's trace."""
         self.call = call
         self.terms = terms
         self.clock = clock
-        self._burnt: tuple[int | None, int | None] = (None, None)
+        self._burnt = NOTHING_BURNT
         self.attempts = 0
         self.route = call.route
         """The model that is asked at present: the call's, or a fallback."""
@@ -63,12 +68,8 @@ class Walk:
         """When the client's answer began."""
         self.waited_s = 0.0
         """In line, before the first attempt."""
-
-    @property
-    def overhead_s(self) -> float | None:
+        self.overhead_s: float | None = None
         """What the router itself took before the first attempt; None while there was none."""
-        sent = self._first_sent_at
-        return None if sent is None else sent - self.call.received_at - self.waited_s
 
     @property
     def is_final(self) -> bool:
@@ -83,19 +84,8 @@ class Walk:
         self.tries = 0
         self.last_fault = None
 
-    def begin(self, lease: Lease, *, hedge: bool = False) -> Attempt:
-        """An attempt is about to be sent. ``hedge``: beside one that is late."""
-        self.attempts += 1
-        self.tries += 1
-        if self._first_sent_at is None:
-            self._first_sent_at = lease.since
-        attempt = self.latest = Attempt(lease, self)
-        if self.call.trace is not None:
-            attempt.trace = self.call.trace.attempt(self._sent(lease, hedge=hedge))
-        return attempt
-
-    def _sent(self, lease: Lease, *, hedge: bool) -> Sent:
-        """The attempt as it is told of."""
+    def sending(self, lease: Lease, *, hedge: bool) -> Sent:
+        """The latest attempt as a trace is told of it."""
         target, reason = lease.target, "first"
         if hedge:
             reason = "hedge"
@@ -107,10 +97,9 @@ class Walk:
             reason = "fallback"
         return Sent(target.id, target.backend, target.model, self.attempts, reason, lease.since)
 
-    def say(self, event: Event) -> None:
-        """Tell the listeners."""
-        if self.call.trace is not None:
-            self.call.trace.note(event)
+    def _say(self, event: Event) -> None:
+        assert self.call.trace is not None, "else the listeners are told without a step between"
+        self.call.trace.note(event)
         self._emit(event)
 
     def burn(self, input_tokens: int | None, output_tokens: int | None) -> None:
@@ -125,7 +114,7 @@ class Walk:
     def end(self, outcome: str, status: int) -> None:
         """The request is over, with the latest attempt's answer if there is one."""
         call, latest = self.call, self.latest
-        facts = latest.facts if latest is not None else Facts()
+        facts = latest.facts if latest is not None else UNHEARD
         target = latest.lease.target if latest is not None else None
         told = Tokens(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
         now = self.clock.now()
@@ -162,9 +151,15 @@ class Walk:
 class Attempt:
     """One lease on one target, and the answer that came of it."""
 
-    __slots__ = ("_walk", "answer", "first", "lease", "trace", "used")
+    __slots__ = ("_walk", "answer", "facts", "first", "lease", "trace", "used")
 
-    def __init__(self, lease: Lease, walk: Walk) -> None:
+    def __init__(self, lease: Lease, walk: Walk, *, hedge: bool = False) -> None:
+        """It is about to be sent: the walk's latest. ``hedge``: beside one that is late."""
+        walk.attempts += 1
+        walk.tries += 1
+        walk.latest = self
+        if walk.overhead_s is None:
+            walk.overhead_s = lease.since - walk.call.received_at - walk.waited_s
         self.lease = lease
         self.used = False
         """The client gets of its answer; else what it took is burnt."""
@@ -172,13 +167,12 @@ class Attempt:
         """None until its head is there."""
         self.first = b""
         """The answer's first piece."""
-        self.trace: AttemptTrace | None = None
-        self._walk = walk
-
-    @property
-    def facts(self) -> Facts:
+        self.facts = UNHEARD
         """What is known of its answer; empty while there is none."""
-        return self.answer.facts if self.answer is not None else Facts()
+        self.trace: AttemptTrace | None = None
+        if walk.call.trace is not None:
+            self.trace = walk.call.trace.attempt(walk.sending(lease, hedge=hedge))
+        self._walk = walk
 
     def end(self, fault: Fault | None, verdict: Verdict) -> None:
         """It is over, by ``fault`` or else with ``verdict``: let the backend go and settle the lease.
@@ -187,21 +181,21 @@ class Attempt:
         """
         if self.answer is not None:
             self.answer.close()
-        lease, target = self.lease, self.lease.target
-        walk = self._walk
+        lease, walk, facts = self.lease, self._walk, self.facts
+        target = lease.target
         now = walk.clock.now()
         if not self.used:
-            walk.burn(self.facts.input_tokens, self.facts.output_tokens)
+            walk.burn(facts.input_tokens, facts.output_tokens)
         retry_after_s = None
+        overloads = False
         if fault is not None:
+            overloads = fault.overloads
             verdict = _verdict(fault)
             if fault.kind is FaultKind.RATE_LIMITED:
                 retry_after_s = fault.retry_after_s
                 if fault.readings or retry_after_s is not None:
                     lease.refused(fault.readings, now, retry_after_s)
-        facts = self.facts
-        overloads = fault is not None and fault.overloads
-        spent = _spent(facts, fault)
+        spent = _spent(facts, fault) if lease.hold is not None else None
         moved = lease.settle(verdict, now, retry_after_s, facts.output_tokens, spent, overloads)
         walk.say(
             AttemptDone(
@@ -218,7 +212,8 @@ class Attempt:
         if moved:
             reason = fault.kind.value if fault is not None else verdict.value
             walk.say(TargetState(target.id, target.state, reason))
-        target.freed(now)
+        if target.on_free is not None:
+            target.on_free(target, now)
 
 
 def _verdict(fault: Fault) -> Verdict:

@@ -58,6 +58,7 @@ class Verdict(enum.Enum):
 
 # Reading a member through its class costs more than the rest of `admits` in Python 3.11.
 _ADMITTING, _EJECTED, _PROBING = State.ADMITTING, State.EJECTED, State.PROBING
+_GOOD, _VOID = Verdict.GOOD, Verdict.VOID
 
 
 TRANSITIONS: dict[tuple[State, Move], State] = {
@@ -150,6 +151,7 @@ class Breaker:
         "_rate",
         "_term",
         "ejections",
+        "permit",
         "state",
         "until",
     )
@@ -165,6 +167,8 @@ class Breaker:
         self.ejections = 0
         """In a row."""
         self.state = _ADMITTING
+        self.permit = Permit(0, probe=False)
+        """What `enter` gives while it admits: the same to all of a term."""
         self.until = 0.0
         """When an ejected target may be probed."""
 
@@ -192,7 +196,7 @@ class Breaker:
         if self.state is _EJECTED:
             self._move(Move.PROBE_SENT)
             return Permit(self._term, probe=True)
-        return Permit(self._term if self.state is _ADMITTING else -1, probe=False)
+        return self.permit
 
     def settle(self, permit: Permit, verdict: Verdict, now: float) -> bool:
         """Hear how a request ended; true where that changed the state."""
@@ -201,9 +205,9 @@ class Breaker:
         if permit.probe:
             self._settle_probe(verdict, now)
             return True
-        if verdict is Verdict.VOID:
+        if verdict is _VOID:
             return False
-        good = verdict is Verdict.GOOD
+        good = verdict is _GOOD
         self._rate.saw(now, good=good)
         if good:
             self._bad_in_a_row = 0
@@ -246,3 +250,4 @@ class Breaker:
         except KeyError:
             raise IllegalMove("breaker", self.state, move) from None
         self._term += 1
+        self.permit = Permit(self._term if self.state is _ADMITTING else -1, probe=False)

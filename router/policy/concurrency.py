@@ -31,12 +31,16 @@ FORGET_S = 60.0
 class Concurrency:
     """The limit of one target. ``now`` is monotonic seconds."""
 
-    __slots__ = ("_cut_at", "_most", "_peak", "_refused", "_round", "_step", "_used_at", "limit")
+    __slots__ = (
+        "_cut_at", "_most", "_peak", "_refused", "_round", "_step", "_used_at", "learned", "limit",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._most = UNLIMITED
         self.limit = self._most
         """Requests in flight that are too many: one more may come while there are fewer."""
+        self.learned = False
+        """The target has refused lately, so it has a limit below its config's."""
         self._cut_at = 0.0
         self._used_at = 0.0
         self._peak = 0
@@ -51,21 +55,16 @@ class Concurrency:
         """Never allow more than ``most``, whatever is learned; of several caps the smallest counts."""
         if most is not None:
             self._most = min(self._most, float(most))
-            self.limit = min(self.limit, self._most)
-
-    @property
-    def learned(self) -> bool:
-        """The target has refused lately, so it has a limit below its config's."""
-        return self.limit < self._most
+            self._let(min(self.limit, self._most))
 
     def overloaded(self, since: float, inflight: int, now: float) -> None:
         """It refused a request sent at ``since``, with ``inflight`` requests under way, this one included."""
         if self.learned and since <= self._cut_at:
             self._refused += 1
-            self.limit = max(1.0, min(self.limit, self._peak - self._refused))
+            self._let(max(1.0, min(self.limit, self._peak - self._refused)))
         else:
             self._peak, self._refused, self._cut_at = inflight, 1, now
-            self.limit = max(1.0, min(self._most, inflight * BACKOFF))
+            self._let(max(1.0, min(self._most, inflight * BACKOFF)))
         self._used_at = now
         self._step = 1.0
         self._round = self.limit
@@ -81,7 +80,7 @@ class Concurrency:
         self._used_at = now
         if since <= self._cut_at:
             return
-        self.limit = min(self._most, self.limit + self._step / self.limit)
+        self._let(min(self._most, self.limit + self._step / self.limit))
         self._round -= 1
         if self._round <= 0:
             self._step *= 2
@@ -94,7 +93,11 @@ class Concurrency:
 
     def forget(self) -> None:
         """Whatever was learned is of the past: another process stands there."""
-        self.limit = self._most
+        self._let(self._most)
+
+    def _let(self, limit: float) -> None:
+        self.limit = limit
+        self.learned = limit < self._most
 
     def _perhaps_forget(self, now: float) -> None:
         if now - self._used_at >= FORGET_S:

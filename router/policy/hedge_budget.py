@@ -15,17 +15,14 @@ MOST_TOKENS = 50_000
 class HedgeBudget:
     """Tokens that may be spent on hedges."""
 
-    __slots__ = ("_share", "_tokens")
+    __slots__ = ("_share", "_tokens", "on")
 
     def __init__(self, share: float) -> None:
         """``share``: of the tokens asked for; 0 never hedges."""
         self._share = share
         self._tokens = 0.0
-
-    @property
-    def on(self) -> bool:
+        self.on = share > 0
         """Whether anybody hedges at all."""
-        return self._share > 0
 
     def earn(self, tokens: float) -> None:
         """A request of about so many tokens is sent."""

@@ -181,8 +181,8 @@ class Quota:
     """The limits of one target. ``now`` is monotonic seconds everywhere."""
 
     __slots__ = (
-        "_ended", "_forgotten", "_heard_at", "_heard_of", "_later", "_meters", "_open", "_order", "_refusals",
-        "_silent", "_slack", "_unknown", "closed_until", "counting", "counts", "knows",
+        "_ended", "_forgotten", "_heard_at", "_heard_of", "_later", "_meters", "_open", "_order", "_silent",
+        "_slack", "_unknown", "closed_until", "counting", "counts", "knows", "refusals",
     )  # fmt: skip
 
     def __init__(self, counts: Counts = "usage") -> None:
@@ -209,7 +209,8 @@ class Quota:
         self._forgotten = 0
         """Requests up to that one were reserved before the provider was found silent, and are no longer counted."""
         self._silent = 0
-        self._refusals = 0
+        self.refusals = 0
+        """Since the last answer."""
         self._slack = SLACK
 
     # Asking
@@ -283,7 +284,7 @@ class Quota:
             del self._open[hold]
             self._count(self._unknown, was.at_once, -1)
         if spent is not None and took.at_once[0]:
-            self._refusals = 0
+            self.refusals = 0
             self._note_silence(hold)
 
     def _took(self, hold: Hold, spent: Spent) -> Charge:
@@ -334,8 +335,8 @@ class Quota:
         if (
             retry_after_s is None and now >= self.closed_until
         ):  # What was under way is the same refusal.
-            self._refusals += 1
-            pause = PAUSE_S * 2 ** min(self._refusals - 1, 10)
+            self.refusals += 1
+            pause = PAUSE_S * 2 ** min(self.refusals - 1, 10)
             self.closed_until = now + min(MOST_PAUSE_S, pause)
             self.knows = True
         if self._meters and not told:
@@ -347,7 +348,7 @@ class Quota:
 
     def answered(self) -> None:
         """A request that wasn't counted was answered: refusals from now on are no more in a row with earlier ones."""
-        self._refusals = 0
+        self.refusals = 0
 
     # Keeping count
 

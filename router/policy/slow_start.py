@@ -28,32 +28,29 @@ class Place(Protocol):
 class SlowStart:
     """Who came back lately."""
 
-    __slots__ = ("_aggression", "_places", "_ramp_s")
+    __slots__ = ("_aggression", "_ramp_s", "places")
 
     def __init__(self, ramp_s: float = 0.0, aggression: float = 1.0) -> None:
         """The whole share after ``ramp_s``, 0 is at once; an ``aggression`` above 1 gives more of it early."""
         self._ramp_s = ramp_s
         self._aggression = aggression
-        self._places: list[tuple[float, Sequence[Place]]] = []
-
-    def __bool__(self) -> bool:
-        """Whether anybody is in slow start, so that ``update`` is of use."""
-        return bool(self._places)
+        self.places: list[tuple[float, Sequence[Place]]] = []
+        """Who is in slow start, and since when; while nobody is, ``update`` is of no use."""
 
     def begin(self, places: Sequence[Place], now: float) -> None:
         """A target that stands at these ``places`` was readmitted."""
         if self._ramp_s > 0:
-            self._places = [(since, those) for since, those in self._places if those is not places]
-            self._places.append((now, places))
+            self.places = [(since, those) for since, those in self.places if those is not places]
+            self.places.append((now, places))
             self.update(now)
 
     def update(self, now: float) -> None:
         """Give each the part that is its due now, and forget those who have all."""
-        for since, places in self._places:
+        for since, places in self.places:
             part = self.part(now - since)
             for place in places:
                 place.warm(part)
-        self._places = [one for one in self._places if now - one[0] < self._ramp_s]
+        self.places = [one for one in self.places if now - one[0] < self._ramp_s]
 
     def part(self, seconds: float) -> float:
         """The part of its share so long after the readmission."""

@@ -45,7 +45,9 @@ class Ask:
         """Answer one request. Raises ApiError before the first byte; after it, the error is in the stream."""
         exchange = call.exchange
         try:
-            body = await exchange.body()
+            body = exchange.body_in_hand()
+            if body is None:
+                body = await exchange.body()
             request = self._decode(body, self._router.extra_fields)
         except ApiError as error:
             self._trace_refusal(call, error)
@@ -64,12 +66,14 @@ class Ask:
             if heart is not None:
                 heart.stop()
         try:
-            exchange.served_by(reply.target, reply.attempts, reply.overhead_s or 0.0)
-            exchange.note(reply.upstream_headers, reply.limits)
+            overhead_s = reply.overhead_s or 0.0
+            exchange.served_by(reply.target, reply.attempts, overhead_s, reply.limits)
+            if reply.upstream_headers:
+                exchange.note(reply.upstream_headers)
             if reply.streaming:
                 await _stream(exchange, reply)
             else:
-                exchange.answer(200, await _whole(reply))
+                exchange.answer(200, reply.whole())
         finally:
             reply.close()
 
@@ -100,13 +104,6 @@ class Heart:
         except ClientGone:  # Whoever waits for the answer hears it from the connection.
             return
         self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._beat)
-
-
-async def _whole(reply: Reply) -> bytes:
-    pieces = [await reply.read()]
-    while piece := await reply.read():
-        pieces.append(piece)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 async def _stream(exchange: Exchange, reply: Reply) -> None:

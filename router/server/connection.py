@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import msgspec
 from aiohttp import StreamReader, web
-from aiohttp.http import RawRequestMessage
-from aiohttp.web_protocol import RequestPayloadError
+from aiohttp.http import HttpProcessingError, RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import ERROR, RequestPayloadError
 
 from router.errors import overloaded
 from router.server.exchange import ClientGone, Dates, Exchange, error_bytes
@@ -38,6 +40,8 @@ LINGER_S = 5.0
 MALFORMED_LINGER_S = 1.0
 """The same where nothing can be read any more, and the client is more likely an attacker."""
 
+NONE_CAME = [(ERROR, EMPTY_PAYLOAD)]
+"""What stands in the queue of requests for something that is no HTTP."""
 TORN_S = 0.1
 """Between a stream's error event and the cut: browsers drop what a page hasn't read when the connection breaks, so
 the event would be lost. At once Chromium lost 26 of 40, after 0.1 s none of 40 (`tests/e2e/test_page.py`)."""
@@ -68,6 +72,8 @@ class Gate(web.Server):
         self.limits = limits
         self.draining = False
         self.dates = Dates()
+        self.holding: list[Connection] = []
+        """Those with an answer that goes out at the end of this turn of the loop."""
 
     def __call__(self) -> Connection:
         """A protocol for a connection just accepted."""
@@ -100,6 +106,12 @@ class Gate(web.Server):
         for transport in list(self._connections.values()):
             transport.abort()
 
+    def release(self) -> None:
+        """Write what is held."""
+        holding, self.holding = self.holding, []
+        for one in holding:
+            one.release()
+
     def _all(self) -> list[Connection]:
         return cast("list[Connection]", self.connections)
 
@@ -112,7 +124,7 @@ async def _unused(_request: web.BaseRequest) -> web.StreamResponse:
 class Connection(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ("_head_timer", "_stall_timer", "broken", "exchange", "gate")
+    __slots__ = ("_head_timer", "_stall_timer", "broken", "exchange", "gate", "held")
 
     def __init__(self, gate: Gate) -> None:
         super().__init__(
@@ -132,6 +144,8 @@ class Connection(web.RequestHandler):
         """The request under way."""
         self.broken = False
         """What came is no HTTP; nothing after it can be read."""
+        self.held = b""
+        """An answer, or several of pipelined requests, that is yet to be written."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
@@ -167,17 +181,28 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Parse; watch heads that come in parts, and tell a body's reader that the rest is broken."""
-        before = self._request_count
-        super().data_received(data)
-        if self._request_count != before:
-            if self._head_timer is not None:
-                self._stop_head_timer()
-            if self._messages and not isinstance(self._messages[-1][0], RawRequestMessage):
-                self._break()
-        elif self._head_timer is None and self._idle:
-            self._head_timer = self._loop.call_later(
-                self.gate.limits.header_timeout_s, self._head_late
-            )
+        if self._force_close or self._close or self._upgraded or self._parser is None:
+            return
+        try:
+            messages, self._upgraded, _ = self._parser.feed_data(data)
+        except HttpProcessingError:
+            messages = NONE_CAME
+        waiter = self._waiter
+        if not messages:
+            if self._head_timer is None and waiter is not None:
+                self._head_timer = self._loop.call_later(
+                    self.gate.limits.header_timeout_s, self._head_late
+                )
+            return
+        if self._head_timer is not None:
+            self._stop_head_timer()
+        if messages is NONE_CAME:
+            self._break()
+        self._messages.extend(messages)
+        if len(self._messages) >= self._max_msg_queue_size and not self._buffer_paused:
+            self._pause_reading_for_buffer()
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
         """Go on parsing, unless nothing was held back: aiohttp asks after every body that was read.
@@ -203,8 +228,33 @@ class Connection(web.RequestHandler):
 
     async def start(self) -> None:
         """Answer requests until one of them is the last."""
+        loop, serve = self._loop, self.gate.serve
+        messages = cast("deque[tuple[RawRequestMessage, StreamReader]]", self._messages)
         try:
-            while await self._answer_one():
+            while True:
+                if not messages:
+                    self._waiter = loop.create_future()
+                    try:
+                        await self._waiter
+                    finally:
+                        self._waiter = None
+                message, payload = messages.popleft()
+                if self._parser is not None:
+                    self._parser.message_consumed()
+                if self._buffer_paused and len(messages) <= self._msg_queue_resume_size:
+                    self._resume_reading_if_drained()
+                if message is ERROR:
+                    await self._refuse_malformed()
+                    break
+                self.exchange = exchange = Exchange(message, payload, self)
+                try:
+                    await serve(exchange)
+                finally:
+                    self.exchange = None
+                if self._paused or exchange.torn or not exchange.body_read:
+                    await self._wind_up(exchange)
+                if not exchange.keep_alive or self._close or self._force_close:
+                    break
                 self._expect_next()
         except ClientGone:
             pass
@@ -212,37 +262,14 @@ class Connection(web.RequestHandler):
             self._task_handler = None
             self.force_close()
 
-    async def _answer_one(self) -> bool:
-        """Wait for a request and answer it; whether another may follow."""
-        if not self._messages:
-            self._waiter = self._loop.create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        message, payload = self._messages.popleft()
-        self._freed()
-        if not isinstance(message, RawRequestMessage):
-            await self._refuse_malformed()
-            return False
-        self.exchange = exchange = Exchange(message, payload, self)
-        try:
-            await self.gate.serve(exchange)
-        finally:
-            self.exchange = None
-        await self.drain()
+    async def _wind_up(self, exchange: Exchange) -> None:
+        """Let the client take its answer, and read what is left of its request."""
+        if self.writing_paused:
+            await self.drain()
         if exchange.torn:
             await asyncio.sleep(TORN_S)
-        if not payload.is_eof():
-            await self._linger(payload)
-        return exchange.keep_alive and not self._close and not self._force_close
-
-    def _freed(self) -> None:
-        """A place in the queue of pipelined requests is free."""
-        if self._parser is not None:
-            self._parser.message_consumed()
-        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-            self._resume_reading_if_drained()
+        if not exchange.payload.is_eof():
+            await self._linger(exchange.payload)
 
     def _expect_next(self) -> None:
         """Set the clock of an idle connection; an old timer that comes early sets itself again."""
@@ -255,7 +282,7 @@ class Connection(web.RequestHandler):
         """A constant answer, and no line in the log: what was sent may hold a key."""
         self.close()  # nothing is parsed from now on
         if self.transport is not None:
-            self.transport.write(error_bytes(malformed(), self.gate.dates))
+            self.write(error_bytes(malformed(), self.gate.dates))
             self.transport.write_eof()
             await asyncio.sleep(MALFORMED_LINGER_S)  # less when the client closes: that cancels
 
@@ -270,6 +297,36 @@ class Connection(web.RequestHandler):
 
     # What the exchange asks
 
+    def hold(self, answer: bytes) -> None:
+        """Write ``answer`` at the end of the loop's turn, behind those of other connections. Raises ClientGone.
+
+        Each write to a client that sleeps wakes it, which costs more than the write; one of many in a row finds the
+        machine that it wakes awake.
+        """
+        if self.transport is None or self.transport.is_closing():
+            raise ClientGone
+        if not self.held:
+            holding = self.gate.holding
+            if not holding:
+                self._loop.call_soon(self.gate.release)
+            holding.append(self)
+        self.held += answer
+
+    def write(self, data: bytes) -> None:
+        """Write now, behind what is held. Raises ClientGone."""
+        if self.held:
+            self.release()
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            raise ClientGone
+        transport.write(data)
+
+    def release(self) -> None:
+        """Write what is held."""
+        held, self.held = self.held, b""
+        if self.transport is not None and held:
+            self.transport.write(held)
+
     async def drain(self) -> None:
         """Wait until the client has taken its buffer. Raises ClientGone."""
         if self.writing_paused:
@@ -280,6 +337,8 @@ class Connection(web.RequestHandler):
 
     def force_close(self) -> None:
         """Close after what is written; a client that doesn't take it is cut off."""
+        if self.held:
+            self.release()
         transport = self.transport
         super().force_close()
         if transport is not None and transport.get_write_buffer_size():

@@ -11,6 +11,7 @@ stream's end, so that no client takes it for a whole one.
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
 from collections.abc import Mapping
@@ -18,7 +19,9 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+import msgspec
 from aiohttp import HttpVersion11, StreamReader, hdrs
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestPayloadError
 
 from router.errors import ApiError
@@ -34,7 +37,6 @@ if TYPE_CHECKING:
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _UNSAFE = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
 """What may not stand in a header's value (RFC 9110, section 5.5), CR and LF before all."""
 _OURS = frozenset({
@@ -45,6 +47,9 @@ _OURS = frozenset({
 _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
 }
+_OK_LINE = _STATUS_LINES[200]
+MAX_HELD_BYTES = 16 * 1024
+"""An answer up to here is written with the others of its turn of the loop; see `Connection.hold`."""
 _LAST_CHUNK = b"0\r\n\r\n"
 _OPENAI_VERSION = "2020-10-01"
 """The only version OpenAI's API ever named."""
@@ -57,19 +62,19 @@ class ClientGone(ConnectionError):  # noqa: N818 - names the event
 class Dates:
     """The Date header's value, made once a second."""
 
-    __slots__ = ("_second", "_text")
+    __slots__ = ("text", "until")
 
     def __init__(self) -> None:
-        self._second = 0
-        self._text = ""
-
-    def now(self) -> str:
+        self.until = 0.0
+        """When it is to be made anew; monotonic seconds."""
+        self.text = ""
         """As RFC 9110 wants it."""
-        second = int(time.time())
-        if second != self._second:
-            self._second = second
-            self._text = formatdate(second, usegmt=True)
-        return self._text
+
+    def make(self, now: float) -> None:
+        """Make it."""
+        wall = time.time()
+        self.until = now + 1 - wall % 1
+        self.text = formatdate(wall, usegmt=True)
 
 
 def _status_line(status: int) -> str:
@@ -77,71 +82,82 @@ def _status_line(status: int) -> str:
     return _STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n"
 
 
+@functools.lru_cache(maxsize=1024)
+def _served_by(target: str) -> str:
+    """The head's line that names it."""
+    return f"x-nenya-target: {_UNSAFE.sub('?', target)}\r\n"  # a config's names are in any script
+
+
 def error_bytes(error: ApiError, dates: Dates) -> bytes:
     """A whole answer that closes the connection, for where there is no request to answer."""
+    dates.make(time.monotonic())
     extra = "".join(f"{name}: {value}\r\n" for name, value in error.headers.items())
     return (
         f"{_status_line(error.status)}content-type: {JSON}\r\ncontent-length: {len(error.body)}\r\n"
-        f"date: {dates.now()}\r\n{extra}connection: close\r\n\r\n"
+        f"date: {dates.text}\r\n{extra}connection: close\r\n\r\n"
     ).encode("latin-1") + error.body
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One request and its answer."""
 
-    __slots__ = (
-        "_chunked", "_extra", "connection", "keep_alive", "last", "message", "payload", "received_at", "request_id",
-        "started", "stopped", "streaming", "torn",
-    )  # fmt: skip
+    message: RawRequestMessage
+    payload: StreamReader
+    connection: Connection
+    received_at: float = msgspec.field(default_factory=time.monotonic)
+    request_id: str = ""
+    body_read: bool = False
+    """Nothing of the request is left to be read."""
+    keep_alive: bool = False
+    """Whether another request may follow on this connection; right once the answer's head is written."""
+    last: bool = False
+    """The connection must not be used again, whatever the answer."""
+    started: bool = False
+    """The answer's head is written."""
+    streaming: bool = False
+    """The answer is a stream that has begun and not ended."""
+    stopped: bool = False
+    """The server is going down and doesn't wait for this answer."""
+    torn: bool = False
+    """The answer is a stream that ended with an error, so the connection must end without the stream's end."""
+    chunked: bool = False
+    """The stream is framed in chunks."""
+    extra: str = ""
+    """Lines of the answer's head."""
 
-    def __init__(
-        self, message: RawRequestMessage, payload: StreamReader, connection: Connection
-    ) -> None:
-        self.received_at = time.monotonic()
-        self.message = message
-        self.payload = payload
-        self.connection = connection
-        self.request_id = ""
-        self.keep_alive = False
-        """Whether another request may follow on this connection; right once the answer's head is written."""
-        self.last = False
-        """The connection must not be used again, whatever the answer."""
-        self.started = False
-        """The answer's head is written."""
-        self.streaming = False
-        """The answer is a stream that has begun and not ended."""
-        self.stopped = False
-        """The server is going down and doesn't wait for this answer."""
-        self.torn = False
-        """The answer is a stream that ended with an error, so the connection must end without the stream's end."""
-        self._chunked = False
-        self._extra = ""
+    def __repr__(self) -> str:
+        return f"<Exchange {self.request_id}>"
 
     # The request
 
-    @property
-    def path(self) -> str:
-        """The target's path as it was sent, escapes and all."""
-        return self.message.path.partition("?")[0]
+    def body_in_hand(self) -> bytes | None:
+        """The body where all of it is here, as it mostly is with its head; None where `body` must wait for it.
 
-    def name_request(self, made: str) -> None:
-        """Take the client's id for this request if it is sane, else ``made``."""
-        asked = self.message.headers.get("X-Request-Id")
-        self.request_id = asked if asked and _REQUEST_ID.fullmatch(asked) else made
+        Raises ApiError 413.
+        """
+        payload = self.payload
+        if payload is EMPTY_PAYLOAD or not payload.is_eof():
+            return None
+        self.body_read = True
+        pieces = payload._buffer  # noqa: SLF001 - its own way takes six calls
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if len(body) > self.connection.gate.limits.max_body_bytes:
+            self.last = True
+            raise too_large(self.connection.gate.limits.max_body_bytes)
+        return body
 
     async def body(self) -> bytes:
         """The body. Raises ApiError: 413 above the limit, 408 when it doesn't arrive in time, 400 when it is broken."""
         limits = self.connection.gate.limits
-        payload = self.payload
         length = self.message.headers.get(hdrs.CONTENT_LENGTH)
         if length is not None and int(length) > limits.max_body_bytes:
             self.last = True
             raise too_large(limits.max_body_bytes)
-        if payload.is_eof():
-            body = payload.read_nowait()
-            if len(body) > limits.max_body_bytes:
-                raise too_large(limits.max_body_bytes)
-            return body
+        if (
+            self.payload is EMPTY_PAYLOAD
+        ):  # also where the length is the largest number that there is
+            return b""
         self._say_continue()
         try:
             async with asyncio.timeout(limits.body_timeout_s):
@@ -167,35 +183,33 @@ class Exchange:
     def _say_continue(self) -> None:
         expected = self.message.headers.get(hdrs.EXPECT, "")
         if expected.lower() == "100-continue" and self.message.version == HttpVersion11:
-            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # The answer
 
-    def served_by(self, target: str, attempts: int, overhead_s: float) -> None:
-        """Who gave the answer, for its head."""
-        if not (target.isascii() and target.isprintable()):
-            target = _UNSAFE.sub("?", target)  # a config's names are in any script
-        self._extra = (
-            f"x-nenya-target: {target}\r\nx-nenya-attempts: {attempts}\r\n"
-            f"x-nenya-overhead-ms: {overhead_s * 1000:.3f}\r\n"
+    def served_by(self, target: str, attempts: int, overhead_s: float, lines: str = "") -> None:
+        """Who gave the answer, for its head, and ``lines`` that stand there as they are."""
+        self.extra = (
+            f"{_served_by(target)}x-nenya-attempts: {attempts}\r\n"
+            f"x-nenya-overhead-ms: {overhead_s * 1000:.3f}\r\n{lines}"
         )
 
-    def note(self, headers: Mapping[str, str], lines: str = "") -> None:
-        """Headers for the answer, besides those that every answer has; what can't stand in a head is left out.
-
-        ``lines`` stand there as they are.
-        """
+    def note(self, headers: Mapping[str, str]) -> None:
+        """Headers for the answer, besides those that every answer has; what can't stand in a head is left out."""
         for name, value in headers.items():
-            plain = value.isascii() and value.isprintable()
-            if name not in _OURS and (plain or _UNSAFE.search(value) is None):
-                self._extra += f"{name}: {value}\r\n"
-        self._extra += lines
+            if name in _OURS:
+                continue
+            if (value.isascii() and value.isprintable()) or _UNSAFE.search(value) is None:
+                self.extra += f"{name}: {value}\r\n"
 
     def answer(self, status: int, body: bytes, content_type: str = JSON) -> None:
         """A whole answer in one write."""
-        self.keep_alive = self._may_stay()
-        head = self._head(status, content_type, f"content-length: {len(body)}\r\n")
-        self._write(head if self.message.method == hdrs.METH_HEAD else head + body)
+        head = self._head(status, content_type, f"content-length: {len(body)}\r\n", bounded=True)
+        data = head if self.message.method == hdrs.METH_HEAD else head + body
+        if self.keep_alive and len(data) <= MAX_HELD_BYTES:
+            self.connection.hold(data)
+        else:
+            self.connection.write(data)
 
     def stream(self, blob: bytes) -> None:
         """A blob of a stream that has perhaps not begun."""
@@ -207,16 +221,15 @@ class Exchange:
     def begin(self, blob: bytes) -> None:
         """A stream's head and its first blob."""
         self.streaming = True
-        self._chunked = self.message.version == HttpVersion11
-        self.keep_alive = self._chunked and self._may_stay()
-        framing = "transfer-encoding: chunked\r\n" if self._chunked else ""
-        head = self._head(200, EVENTS, f"cache-control: no-cache\r\n{framing}")
-        self._write(head + self._framed(blob))
+        self.chunked = chunked = self.message.version == HttpVersion11
+        framing = "transfer-encoding: chunked\r\n" if chunked else ""
+        head = self._head(200, EVENTS, f"cache-control: no-cache\r\n{framing}", bounded=chunked)
+        self.connection.write(head + self._framed(blob))
 
     def piece(self, blob: bytes) -> None:
         """The stream's next blob; nothing where it is empty or the stream is over."""
         if blob and self.streaming:
-            self._write(self._framed(blob))
+            self.connection.write(self._framed(blob))
 
     def offer(self, blob: bytes) -> bool:
         """`piece` for who can't wait: whether another may come now. That nobody is there says the next `piece`."""
@@ -224,7 +237,7 @@ class Exchange:
         transport = connection.transport
         if transport is None or transport.is_closing() or not self.streaming:
             return False
-        if self._chunked and not blob.endswith(DONE):
+        if self.chunked and not blob.endswith(DONE):
             transport.write(b"%x\r\n%b\r\n" % (len(blob), blob))
         else:
             transport.write(self._framed(blob))
@@ -234,15 +247,15 @@ class Exchange:
         """The stream is whole, if its [DONE] didn't say so already."""
         if self.streaming:
             self.streaming = False
-            if self._chunked:
-                self._write(_LAST_CHUNK)
+            if self.chunked:
+                self.connection.write(_LAST_CHUNK)
 
     def _framed(self, blob: bytes) -> bytes:
         """A chunk; the end goes out with [DONE], which saves a system call."""
         last = blob.endswith(DONE)
         if last:
             self.streaming = False
-        if not self._chunked:
+        if not self.chunked:
             return blob
         return b"%x\r\n%b\r\n%b" % (len(blob), blob, _LAST_CHUNK if last else b"")
 
@@ -258,30 +271,26 @@ class Exchange:
         else:
             self.connection.force_close()
 
-    def _may_stay(self) -> bool:
-        message = self.message
-        return not (
+    def _head(self, status: int, content_type: str, framing: str, *, bounded: bool) -> bytes:
+        """The answer's head; ``bounded``: its end can be told without closing the connection."""
+        self.started = True
+        message, connection = self.message, self.connection
+        self.keep_alive = bounded and not (
             message.should_close
             or message.upgrade
             or message.version != HttpVersion11
             or self.last
-            or self.connection.closing
-            or not self.payload.is_eof()
+            or connection.closing
+            or not (self.body_read or self.payload.is_eof())
         )
-
-    def _head(self, status: int, content_type: str, framing: str) -> bytes:
-        self.started = True
-        spent_ms = int((time.monotonic() - self.received_at) * 1000)
+        now, dates = time.monotonic(), connection.gate.dates
+        if now >= dates.until:
+            dates.make(now)
+        spent_ms = int((now - self.received_at) * 1000)
         close = "" if self.keep_alive else "connection: close\r\n"
-        date = self.connection.gate.dates.now()
+        line = _OK_LINE if status == 200 else _status_line(status)
         return (
-            f"{_status_line(status)}content-type: {content_type}\r\n{framing}date: {date}\r\n"
+            f"{line}content-type: {content_type}\r\n{framing}date: {dates.text}\r\n"
             f"x-request-id: {self.request_id}\r\nopenai-processing-ms: {spent_ms}\r\n"
-            f"openai-version: {_OPENAI_VERSION}\r\n{self._extra}{close}\r\n"
+            f"openai-version: {_OPENAI_VERSION}\r\n{self.extra}{close}\r\n"
         ).encode("latin-1")
-
-    def _write(self, data: bytes) -> None:
-        transport = self.connection.transport
-        if transport is None or transport.is_closing():
-            raise ClientGone
-        transport.write(data)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import re
 import secrets
 import traceback
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from router.server.screening import screen, screen_type
 _log = logging.getLogger(__name__)
 
 Authenticate = Callable[[str | None], str]
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+"""What a client may call its request: safe in headers and logs."""
 
 
 class Front:
@@ -40,7 +43,12 @@ class Front:
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer. Raises only CancelledError and ClientGone."""
-        exchange.name_request(f"req_{self._prefix}{next(self._count):08x}")
+        asked = exchange.message.headers.get("X-Request-Id")
+        exchange.request_id = (
+            asked
+            if asked is not None and _REQUEST_ID.fullmatch(asked)
+            else f"req_{self._prefix}{next(self._count):08x}"
+        )
         try:
             route, call = self._admit(exchange)
             await route.serve(call)
@@ -63,19 +71,25 @@ class Front:
         exchange.last = True  # what is refused here and what is read after it may not fit
         screen(message)
         exchange.last = False
-        route, rest = self.routes.match(message.method, exchange.path)
-        key_id = self._key_id(exchange) if route.needs_key else ""
-        if message.method == hdrs.METH_POST:
-            screen_type(message.headers)
+        method, headers, path = message.method, message.headers, message.path.partition("?")[0]
+        rest, key_id = "", ""
+        route = self.routes.exact.get((method, path))
+        if route is None:
+            route, rest = self.routes.match(method, path)
+        if route.needs_key:
+            try:
+                key_id = self._authenticate(headers.get(hdrs.AUTHORIZATION))
+            except ApiError:
+                self._note_bad_key(exchange)
+                raise
+        if hdrs.ORIGIN in headers and method == hdrs.METH_POST:
+            screen_type(headers)
         return route, Call(exchange, key_id, rest)
 
-    def _key_id(self, exchange: Exchange) -> str:
-        try:
-            return self._authenticate(exchange.message.headers.get(hdrs.AUTHORIZATION))
-        except ApiError:
-            flood = self._floods.note(exchange.connection.address, exchange.received_at)
-            if flood is None:
-                raise
+    def _note_bad_key(self, exchange: Exchange) -> None:
+        """Raises ApiError 429 where its address sends too many."""
+        flood = self._floods.note(exchange.connection.address, exchange.received_at)
+        if flood is not None:
             exchange.last = True
             raise flood from None
 

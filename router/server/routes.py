@@ -46,23 +46,21 @@ class Routes:
 
     def __init__(self, table: Iterable[Route]) -> None:
         self.table = tuple(table)
-        self._exact = {(r.method, r.path): r for r in self.table if not r.prefix}
-        self._exact |= {
-            ("HEAD", path): r for (method, path), r in self._exact.items() if method == "GET"
+        self.exact = {(r.method, r.path): r for r in self.table if not r.prefix}
+        """Those whose path is all of it, by method and path."""
+        self.exact |= {
+            ("HEAD", path): r for (method, path), r in self.exact.items() if method == "GET"
         }
         self._prefixes = tuple(r for r in self.table if r.prefix)
 
     def match(self, method: str, path: str) -> tuple[Route, str]:
-        """The route and the rest of the path. Raises ApiError: 404, or 405 with ``allow``."""
-        route = self._exact.get((method, path))
-        if route is not None:
-            return route, ""
+        """The route of what isn't `exact`, and the rest of the path. Raises ApiError: 404, or 405 with ``allow``."""
         for route in self._prefixes:
             if path.startswith(route.path) and len(path) > len(route.path):
                 if method == route.method or (method, route.method) == ("HEAD", "GET"):
                     return route, unquote(path[len(route.path) :], errors="replace")
                 raise _not_allowed(method, path, [route.method])
-        allowed = [known for known, at in self._exact if at == path]
+        allowed = [known for known, at in self.exact if at == path]
         if allowed:
             raise _not_allowed(method, path, allowed)
         raise invalid_request(f"Invalid URL ({method} {_echo(path)})", status=404)

@@ -54,7 +54,7 @@ def test_help_teaches() -> None:
     assert max(map(len, done.stdout.splitlines())) <= 100
 
 
-@pytest.mark.parametrize("command", ["serve", "check", "chat", "schema"])
+@pytest.mark.parametrize("command", ["serve", "check", "chat", "schema", "engines", "doctor"])
 def test_every_command_has_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out

@@ -2,15 +2,20 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import yaml
+from msgspec.structs import replace
 
+from engines import sizing
 from engines.exl2.memory import GIB
 from engines.gpus import Gpu
+from engines.probe import probe
+from engines.sizing import Wish
 from router.cli import engines_probe, machine, main
 from router.cli.yaml_text import flow
-from router.config.reader import read
+from router.config.reader import parse, read
 from tests.engines.folders import CONFIG, TOKENIZER_CONFIG, exl2, folder
 
 NESTED = {"rope_type": "default", "rope_theta": 500_000.0}
@@ -191,6 +196,17 @@ def test_control_characters_of_a_model_stay_out_of_the_terminal(tmp_path, printe
     code, out, _ = printed(folder(tmp_path / "m", tokenizer=odd))
     assert code == 0
     assert "\x1b" not in out
+
+
+def test_the_documents_example_is_what_is_printed():
+    page = (Path(__file__).parents[2] / "docs/exllamav2.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (name,) = parse(block).engines
+    spec = parse(block).engines[name]
+    report = probe("starter").report
+    report = replace(report, name=name, engine="exllamav2", path=spec.model)
+    plan = sizing.in_memory(report, Wish(), None)
+    assert engines_probe.config_of(report, replace(plan, spec=spec)) == block
 
 
 # Values as YAML.

@@ -121,13 +121,13 @@ def test_shapes(text: str, problem: str) -> None:
 
 
 ENGINE = [
-    ("{}", "line 1: engines.x: `kind` is missing: one of `exllamav2`, `llamacpp`, `simulated`"),
+    ("{}", "line 1: engines.x: `kind` is missing: one of `exllamav2`, `exllamav3`, `llamacpp`, `simulated`"),
     ("llamacpp", "line 1: engines.x: must be a mapping, not text"),
-    ("{kind: vllm}", ("line 1: engines.x.kind: must be one of `exllamav2`, `llamacpp`, `simulated`, "
+    ("{kind: vllm}", ("line 1: engines.x.kind: must be one of `exllamav2`, `exllamav3`, `llamacpp`, `simulated`, "
      "not `vllm`")),
-    ("{kind: lamacpp}", ("line 1: engines.x.kind: must be one of `exllamav2`, `llamacpp`, "
+    ("{kind: lamacpp}", ("line 1: engines.x.kind: must be one of `exllamav2`, `exllamav3`, `llamacpp`, "
      "`simulated`, not `lamacpp`; did you mean `llamacpp`?")),
-    ("{kind: []}", ("line 1: engines.x.kind: must be one of `exllamav2`, `llamacpp`, `simulated`, "
+    ("{kind: []}", ("line 1: engines.x.kind: must be one of `exllamav2`, `exllamav3`, `llamacpp`, `simulated`, "
      "not a list")),
     ("{kind: llamacpp}", "line 1: engines.x: `model` is missing"),
     ("{kind: llamacpp, model: }", "line 1: engines.x.model: is empty"),
@@ -366,7 +366,7 @@ providers: {p: {base_url: 'http://h', api_key: '${K}'}}
         "line 1: server: unknown key `lisen`; did you mean `listen`?",
         "line 2: keys[0]: `secret` is missing",
         (
-            "line 4: engines.e.kind: must be one of `exllamav2`, `llamacpp`, `simulated`, "
+            "line 4: engines.e.kind: must be one of `exllamav2`, `exllamav3`, `llamacpp`, `simulated`, "
             "not `simulatd`; did you mean `simulated`?"
         ),
         "line 7: models.m: unknown key `polcy`; did you mean `policy`?",

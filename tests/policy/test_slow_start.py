@@ -28,9 +28,9 @@ def test_the_share_grows_in_a_line_from_a_tenth():
     start.begin([place], 100.0)
     assert place.part == FLOOR
     assert parts(start, place, [101, 103, 115, 129.7]) == pytest.approx([0.1, 0.1, 0.5, 0.99])
-    assert start
+    assert start.places
     assert parts(start, place, [130]) == [1.0]
-    assert not start, "nobody is left to be updated"
+    assert not start.places, "nobody is left to be updated"
 
 
 def test_aggression_gives_more_early():
@@ -53,4 +53,4 @@ def test_no_ramp_is_no_slow_start():
     start, place = SlowStart(0), Place()
     start.begin([place], 0.0)
     assert place.part == 1.0
-    assert not start
+    assert not start.places

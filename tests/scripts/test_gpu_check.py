@@ -79,6 +79,24 @@ def stage(status, **more):
         ({"build": stage("ok"), "test": stage("failed")}, ("test",), 1, "FAILED: test failed"),
         ({"build": stage("cut")}, ("build",), 1, "FAILED: build cut"),
         ({"build": stage("failed"), "test": stage("ok")}, ("test",), 0, "FAILED: build failed"),
+        (
+            {
+                **dict.fromkeys(("build", "test", "bench"), stage("ok")),
+                "exllamav3": stage("failed"),
+            },
+            ("exllamav3",),
+            1,
+            "FAILED: exllamav3 failed",
+        ),
+        (
+            {
+                **dict.fromkeys(("build", "test", "bench"), stage("ok")),
+                "exllamav3": stage("failed"),
+            },
+            None,
+            0,
+            "PASSED",
+        ),
         ({"test": stage("absent")}, ("test",), 3, "NO GPU: nothing was checked. x"),
     ],
     ids=str,
@@ -99,6 +117,24 @@ def test_stages_of_several_calls_make_one_report(state, tmp_path, monkeypatch):
         assert report_of(tmp_path / name)["verdict"].startswith(verdict)
     assert gpu_check.main(["--cpu", "--stage", "build", "--out", str(tmp_path / "x")]) == 0
     assert list(report_of(tmp_path / "x")["stages"]) == ["build"]  # a rehearsal is no result
+
+
+def test_exllamav3_is_compiled_before_it_is_tested(tmp_path, monkeypatch):
+    ran = []
+
+    def run(command, environment, limit, log):
+        ran.append((command[-1] if "-c" in command else command[command.index("-k") + 1], limit))
+        return gpu_check.Ended(0 if len(ran) == 1 else 1, 1.0, "done", cut=False)
+
+    monkeypatch.setattr(gpu_check, "run", run)
+    monkeypatch.setattr(gpu_check, "EXTENSIONS", tmp_path / "ext")
+    (tmp_path / "ext/exllamav3_ext").mkdir(parents=True)
+    (tmp_path / "ext/exllamav3_ext/lock").touch()  # of a build that was killed
+    ended = gpu_check.RUN["exllamav3"]({}, tmp_path, 100.0, rehearsal=False)
+    assert ended["status"] == "failed"
+    assert [name for name, _ in ran] == ["exllamav3", "exllamav3"]
+    assert ran[1][1] <= 100.0
+    assert not (tmp_path / "ext/exllamav3_ext/lock").exists()
 
 
 def test_a_stage_that_takes_too_long_is_cut_and_says_what_it_knows(tmp_path):

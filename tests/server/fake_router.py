@@ -38,6 +38,15 @@ class FakeReply:
         self.closed = asyncio.Event()
         self.reads = 0
         self._script = list(script)
+        self._whole = b""
+
+    async def begin(self) -> None:
+        """What an open reply has in hand: all of an answer that isn't a stream."""
+        while not self.streaming and (piece := await self.read()):
+            self._whole += piece
+
+    def whole(self) -> bytes:
+        return self._whole
 
     async def read(self) -> bytes:
         self.reads += 1
@@ -97,10 +106,15 @@ class FakeRouter:
                 reply = await self._open(request, body)
             else:
                 reply = FakeReply(self.script, streaming=bool(request.stream))
+            self.replies.append(reply)
+            try:
+                await reply.begin()
+            except BaseException:
+                reply.close()
+                raise
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
-        self.replies.append(reply)
         return reply
 
     def models(self, key_id: str) -> list[ModelCard]:

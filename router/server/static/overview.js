@@ -63,10 +63,12 @@ function tiles(status) {
   say(byId("since"), `Up ${span(status.uptime_s)}: ${parts.filter((part) => part !== null).join(", ")}. Rates are of the last minute.`);
 }
 
+/** Every bucket since the start that is over, at most those that are shown: the present one would look like a drop. */
 function filled(points, of) {
-  const values = new Array(BUCKETS).fill(0);
-  for (const p of points) values[BUCKETS - 1 - p.back] = of(p);
-  return points.length === 0 ? [] : values.map((value, i) => ({ ago: BUCKETS - 1 - i, value }));
+  const length = Math.min(BUCKETS, Math.ceil(shown.uptime_s / shown.bucket_s) + 1);
+  const values = new Array(length).fill(0);
+  for (const p of points) if (p.back < length) values[length - 1 - p.back] = of(p);
+  return points.length === 0 ? [] : values.slice(0, -1).map((value, i) => ({ ago: length - 1 - i, value }));
 }
 
 function makeTile([name, , of]) {

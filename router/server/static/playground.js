@@ -5,7 +5,7 @@ import { byId, count, h, keyed, rate, say, seconds } from "./dom.js";
 const STORE = "nenya.playground";
 const MOST_STORED = 2_000_000; // Characters; tabs may keep about five million.
 
-/** The conversation: {role, content, thinking?, note?, error?}. Kept in the tab, and gone with it. */
+/** The conversation: {role, content, thinking?, note?, error?, unheard?}. Kept in the tab, and gone with it. */
 let turns = [];
 let stopping = null; // Ends the answer under way; null where there is none.
 
@@ -64,7 +64,8 @@ async function send() {
   const text = message.value.trim();
   if (text === "" || stopping !== null || settings.model.value === "") return;
   message.value = "";
-  turns.push({ role: "user", content: text });
+  const question = { role: "user", content: text };
+  turns.push(question);
   const answer = { role: "assistant", content: "", note: "Waiting for the first token" };
   const asked = request();
   turns.push(answer);
@@ -84,6 +85,7 @@ async function send() {
       answer.error = error instanceof Refused ? error.told : { message: `The connection to the router broke: ${error.message}` };
       announce(`Error: ${answer.error.message}`);
     }
+    if (answer.content === "") giveBack(question);
   }
   answer.note = meter.words(answer.stopped === true);
   stopping = null;
@@ -93,9 +95,15 @@ async function send() {
   save();
 }
 
+/** Nobody answered it: it is no part of what is asked next, and can be sent again as it is. */
+function giveBack(question) {
+  question.unheard = true;
+  message.value ||= question.content;
+}
+
 /** The body that a client would send. */
 function request() {
-  const messages = turns.filter((turn) => turn.content !== "").map(({ role, content }) => ({ role, content }));
+  const messages = turns.filter((turn) => turn.content !== "" && !turn.unheard).map(({ role, content }) => ({ role, content }));
   const system = settings.system.value.trim();
   if (system !== "") messages.unshift({ role: "system", content: system });
   const body = { model: settings.model.value, messages, stream: true, stream_options: { include_usage: true } };
@@ -160,8 +168,8 @@ async function stream(body, answer, meter, signal) {
   const headers = { "content-type": "application/json", ...(key === "" ? {} : { authorization: `Bearer ${key}` }) };
   const response = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
   if (!response.ok) {
-    const told = await response.json().catch(() => ({ error: { message: `The router answered with status ${response.status}.` } }));
-    throw new Refused(told.error, response.status, response.headers);
+    const told = await response.json().catch(() => null); // A proxy in between may say anything.
+    throw new Refused(told?.error ?? { message: `Status ${response.status}, without a reason.` }, response.status, response.headers);
   }
   meter.target = response.headers.get("x-nenya-target") ?? "";
   meter.attempts = Number(response.headers.get("x-nenya-attempts") ?? 1);

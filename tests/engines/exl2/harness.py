@@ -94,8 +94,7 @@ class Llama:
             tensor.view(-1, 256, config.num_key_value_heads, config.head_dim)
             for tensor in (cache.key_states[layer], cache.value_states[layer])
         )
-        attend = attention()
-        y = attend(
+        y = self.attention()(
             q=_turned(q, *angles), k_cache=keys, v_cache=values, k=_turned(k, *angles), v=v,
             cache_seqlens=pages[1], block_table=pages[0], causal=True,
             softmax_scale=config.head_dim**-0.5,
@@ -105,6 +104,11 @@ class Llama:
         gate = functional.silu(y @ self.w[f"{name}mlp.gate_proj.weight"].T)
         up = y @ self.w[f"{name}mlp.up_proj.weight"].T
         return x + (gate * up) @ self.w[f"{name}mlp.down_proj.weight"].T
+
+    def attention(self):
+        from exllamav2 import attn
+
+        return attn.flash_attn_with_kvcache
 
     def _norm(self, x, name):
         return functional.rms_norm(x, (x.shape[-1],), self.w[name], self.config.norm_eps)
@@ -117,12 +121,6 @@ class Llama:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
         elif self.fault == "hang" and self.steps == self.fault_at:
             time.sleep(3600)
-
-
-def attention():
-    from exllamav2 import attn
-
-    return attn.flash_attn_with_kvcache
 
 
 def _turned(x, cos, sin):

@@ -12,7 +12,7 @@ import pytest
 from engines import starter
 from engines.base import EngineError, GenerateRequest
 from engines.exl2.engine import ExLlamaV2Engine
-from engines.specs import ExLlamaV2Spec, WorkCosts
+from engines.specs import ExLlamaV2Spec, ExLlamaV3Spec, WorkCosts
 from router.backends.lifecycle import Settings, State
 from router.backends.supervisor import LocalNode
 from router.clock import SystemClock
@@ -22,6 +22,7 @@ from tests.engines.until import until
 
 COSTS = WorkCosts(prefill_token_s=1e-4, step_s=1e-3)
 SPEC = ExLlamaV2Spec(model=str(starter.hf_path()), slots=4, cache_tokens=8192, costs=COSTS)
+THIRD = ExLlamaV3Spec(model=str(starter.hf_path()), slots=4, cache_tokens=8192, costs=COSTS)
 CONFIG = f"""
 engines:
   gpu: {{kind: exllamav2, model: {starter.hf_path()}, slots: 4, cache_tokens: 8192,
@@ -33,9 +34,14 @@ models:
 """
 
 
-async def test_an_iteration_that_fails_is_the_end(exl2_harness, monkeypatch):
-    monkeypatch.setenv("HARNESS_FAULT", "oom:4")
-    engine = ExLlamaV2Engine(SPEC)
+@pytest.mark.parametrize(
+    "step", [1, 4]
+)  # in a prompt, which exllamav3 would go on after, and later
+@pytest.mark.parametrize("library", ["exllamav2", "exllamav3"])
+async def test_an_iteration_that_fails_is_the_end(request, monkeypatch, library, step):
+    request.getfixturevalue("exl2_harness" if library == "exllamav2" else "exl3_harness")
+    monkeypatch.setenv("HARNESS_FAULT", f"oom:{step}")
+    engine = ExLlamaV2Engine(SPEC if library == "exllamav2" else THIRD)
     await engine.start()
     answers = await asyncio.gather(*(ask(engine) for _ in range(3)), return_exceptions=True)
     for error in answers:

@@ -127,7 +127,7 @@ def test_a_long_prompt_is_read_from_its_end_alone():
 
 def test_repetition_scales_what_was_seen():
     logits = torch.tensor([2.0, -2.0, 2.0, -2.0])
-    repetition(logits, torch.tensor([True, True, False, False]), 2.0)
+    repetition(logits, torch.tensor([0, 1]), 2.0)
     assert logits.tolist() == [1.0, -4.0, 2.0, -2.0]
 
 
