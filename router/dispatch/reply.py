@@ -73,7 +73,7 @@ class Reply:
         """All of an answer that isn't a stream: it is one piece, and over with it. Instead of `read`."""
         assert not self.streaming, "a stream is read"
         if self._charge is not None:
-            self._charge.saw(self._first)
+            self._charge.unread = (self._first,)
         self._finish(None, "ok", 200)
         return self._first
 
