@@ -22,7 +22,8 @@ def make(spec: EngineSpec) -> Engine:
         except ImportError as error:
             raise EngineError(
                 "unsupported",
-                f"this engine needs more: pip install 'nenya[exllamav2]' ({error})",
+                f"the {spec.__struct_config__.tag} engine needs more: "
+                f"pip install 'nenya[exllamav2]' ({error})",
             ) from error
         return ExLlamaV2Engine(spec)
     from engines.simulated.engine import SimulatedEngine  # noqa: PLC0415  # lazy: see above

@@ -22,6 +22,7 @@ from msgspec import field
 
 from router.backends.http.head import MAX_HEAD_BYTES, Refused, read_head
 from router.backends.mailbox import Alarm, Mailbox
+from router.ending import Ending
 from router.errors import Fault, FaultKind, IllegalMove
 
 WRITE_BYTES = 64 * 1024
@@ -74,6 +75,9 @@ _HOLDING, _LINGERING, _CLOSED = State.HOLDING, State.LINGERING, State.CLOSED
 class Owner(Protocol):
     """Whose connection it is: hears what becomes of it."""
 
+    ending: Ending
+    """Sends what its connections have to send."""
+
     def released(self, connection: Connection) -> None:
         """It answered and may serve again."""
 
@@ -118,9 +122,9 @@ class Connection(asyncio.Protocol):
     """One connection; its owner decides which request it serves."""
 
     __slots__ = (
-        "_alarm", "_awaited", "_barren", "_exchange", "_fields", "_framed", "_linger", "_loop", "_owner", "_parser",
-        "_pieces", "_read_paused", "_reusable", "_transport", "_unended", "_unsent", "_write_paused", "idle_since",
-        "on_body", "on_message_begin", "on_message_complete", "served", "state", "time",
+        "_alarm", "_awaited", "_barren", "_exchange", "_fields", "_framed", "_held", "_linger", "_loop", "_owner",
+        "_parser", "_pieces", "_read_paused", "_reusable", "_transport", "_unended", "_unsent", "_write_paused",
+        "idle_since", "on_body", "on_message_begin", "on_message_complete", "served", "state", "time",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
@@ -128,6 +132,8 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
+        self._held = b""
+        """A request that goes out at the end of this turn of the loop."""
         self._unsent: memoryview | None = None
         self._linger: asyncio.TimerHandle | None = None
         self._fields: list[tuple[bytes, bytes]] = []
@@ -189,7 +195,8 @@ class Connection(asyncio.Protocol):
         self._awaited[:] = self._unended[:] = _ONE
         self._fields.clear()
         if len(head) + len(body) <= WRITE_BYTES:
-            transport.write(head + body)
+            self._held = head + body
+            self._owner.ending.write(self._release)
         else:
             transport.write(head)
             self._unsent = memoryview(body)
@@ -236,7 +243,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse a segment; what body it holds goes into the mailbox as one piece."""
         exchange = self._exchange
-        if exchange is None:
+        if exchange is None or self._held:
             self.abort()  # Nobody has asked: no later request may get this for an answer.
             return
         exchange.heard = True
@@ -371,6 +378,12 @@ class Connection(asyncio.Protocol):
         if self._read_paused:
             self._read_paused = False
             self._wire().resume_reading()
+
+    def _release(self) -> None:
+        """Send the request that is held, unless it was given up in the same turn."""
+        held, self._held = self._held, b""
+        if self.state is _AWAITING_HEAD and self._transport is not None:
+            self._transport.write(held)
 
     def _pump(self) -> None:
         while self._unsent is not None and not self._write_paused:
