@@ -180,7 +180,14 @@ class JsonFormatter(LineFormatter):
                 self._second = second
                 self._begin = b'{"time":"%b.' % _second(second).encode()
             head = _head(line.level, line.logger, line.message)
-            rest = msgspec.json.encode(_rounded(fields))
+            rounded = {}
+            for name in _fractions(type(fields)):
+                value = getattr(fields, name)
+                if value is not None:
+                    rounded[name] = (
+                        (value * _ROUND + 0.5) // 1 / _ROUND
+                    )  # a third of what round takes
+            rest = msgspec.json.encode(msgspec.structs.replace(fields, **rounded))
             return b'%b%03dZ",%b,%b' % (self._begin, ms % 1000, head, rest[1:])
         except UnicodeEncodeError:  # a lone surrogate
             return b"\\"
@@ -320,17 +327,8 @@ def _head(level: int, logger: str, message: str) -> bytes:
     return msgspec.json.encode(alike)[1:-1]
 
 
-def _rounded(event: Event) -> Event:
-    changes = {}
-    for name in _seconds_of(type(event)):
-        value = getattr(event, name)
-        if value is not None:
-            changes[name] = (value * _ROUND + 0.5) // 1 / _ROUND  # a third of what round takes
-    return msgspec.structs.replace(event, **changes) if changes else event
-
-
 @cache
-def _seconds_of(kind: type[Event]) -> tuple[str, ...]:
+def _fractions(kind: type[Event]) -> tuple[str, ...]:
     """The fields of an event that hold a fraction."""
     return tuple(
         f.name for f in msgspec.structs.fields(kind) if float in (f.type, *get_args(f.type))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from types import MappingProxyType
 from urllib.parse import urlsplit
@@ -65,6 +65,9 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FIXED_HEADERS = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "x-request-id"}
 )
+
+
+Pieces = Sequence[bytes | memoryview]
 
 
 class _Heads(Struct, frozen=True):
@@ -139,11 +142,11 @@ class OpenAIBackend:
         request = order.request
         streams = bool(request.stream)
         hide_usage = streams and not request.wants_usage
-        body = rewrite.for_upstream(order.body, order.model, ask_usage=hide_usage)
+        body = rewrite.pieces_for_upstream(request, order.body, order.model, ask_usage=hide_usage)
         if order.said:
-            body = continuation.with_beginning(body, order.said, self._form)
+            body = (continuation.with_beginning(b"".join(body), order.said, self._form),)
         heads = self._heads[request.operation]
-        head = _head(heads.stream if streams else heads.whole, order, len(body))
+        head = _head(heads.stream if streams else heads.whole, order, sum(map(len, body)))
         exchange = await self._send(head, body, order)
         if exchange.status >= 300:
             raise await self._refused(exchange, order)
@@ -164,13 +167,13 @@ class OpenAIBackend:
         if self._pool is not None:
             await self._pool.close()
 
-    async def _send(self, head: bytes, body: bytes, order: Order) -> Exchange:
+    async def _send(self, head: bytes, body: Pieces, order: Order) -> Exchange:
         pool = self._pool or self._start()
         connection = pool.take()
         for fresh in (False, True):
             if connection is None or fresh:
                 connection = await self._acquire(pool, order, fresh=fresh)
-            exchange = connection.send(head, body)
+            exchange = connection.send(head, *body)
             try:
                 until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
                 while not exchange.status:

@@ -75,7 +75,7 @@ class Reply:
         assert not self.streaming, "a stream is read"
         self._given = True
         if self._charge is not None:
-            self._charge.saw(self._first)
+            self._charge.unread = (self._first,)
         return self._first
 
     async def read(self) -> bytes:

@@ -27,6 +27,7 @@ from aiohttp.web_protocol import ERROR, RequestPayloadError
 from router.ending import Ending
 from router.errors import overloaded
 from router.server.exchange import ClientGone, Dates, Exchange, error_bytes
+from router.server.one_by_one import OneByOne
 from router.server.screening import malformed
 from router.wire.sse import KEEP_ALIVE
 
@@ -82,6 +83,7 @@ class Gate(web.Server):
         self.draining = False
         self.dates = Dates()
         self.ending = Ending()
+        self.long_bodies = OneByOne()
 
     def __call__(self) -> Connection:
         """A protocol for a connection just accepted."""

@@ -14,9 +14,10 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import force_setattr
 
 from router.errors import ApiError, invalid_request
-from router.wire import jsontext, rules, violations
+from router.wire import jsontext, outline, rules, violations
 from router.wire.messages import JsonObject, Message
 from router.wire.operation import Operation
 from router.wire.options import (
@@ -113,7 +114,22 @@ class LooseChatRequest(ChatRequest, frozen=True, forbid_unknown_fields=False):
     """A request with fields of other dialects, which some provider takes. They are in its bytes alone."""
 
 
+class LongChatRequest(ChatRequest, frozen=True):
+    """A request of which it is known where in its body the messages are."""
+
+    messages: list[Message]
+    messages_at: tuple[int, int] | msgspec.UnsetType = msgspec.UNSET
+    """From where to where; unset where the body isn't the client's any more."""
+
+
+LONG_BYTES = 16 * 1024
+"""From here on it pays to decode the messages by themselves: looking twice at the rest costs as much as 4 KiB."""
+
 Request = TypeVar("Request", bound=Struct)
+_outlines: msgspec.json.Decoder[LongChatRequest] = msgspec.json.Decoder(LongChatRequest)
+_messages: msgspec.json.Decoder[list[Message]] = msgspec.json.Decoder(
+    Annotated[list[Message], Meta(min_length=1)]
+)
 _strict: msgspec.json.Decoder[ChatRequest] = msgspec.json.Decoder(ChatRequest)
 _loose: msgspec.json.Decoder[ChatRequest] = msgspec.json.Decoder(LooseChatRequest)
 
@@ -123,7 +139,31 @@ def decode_chat(body: bytes, extra_fields: Collection[str] = ()) -> ChatRequest:
 
     A field that OpenAI doesn't know is refused unless it is one of ``extra_fields``.
     """
+    if len(body) >= LONG_BYTES:
+        request = _decode_long(body)
+        if request is not None:
+            return request
     return decode(body, _strict, _loose if extra_fields else None, rules.check, extra_fields)
+
+
+def _decode_long(body: bytes) -> LongChatRequest | None:
+    """The request, if its messages are where they usually are and nothing is wrong with types. Raises ApiError."""
+    at = outline.messages_at(body)
+    if at is None:
+        return None
+    around = outline.around(body, at)
+    start, end = at
+    try:
+        request = _outlines.decode(around)
+        if request.messages or request.messages_at is not msgspec.UNSET:
+            return None
+        messages = _messages.decode(memoryview(body)[start:end])
+        force_setattr(request, "messages", messages)
+        force_setattr(request, "messages_at", at)
+        rules.check_long(request, body, around)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None  # The usual way says what is wrong with it.
+    return request
 
 
 def decode(

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Raw
 from msgspec.structs import replace
 
-from router.wire.chat import ChatRequest
+from router.wire.chat import ChatRequest, LongChatRequest
 from router.wire.embeddings import EmbeddingRequest
 from router.wire.legacy import CompletionRequest
 from router.wire.request import Request
@@ -89,6 +89,8 @@ def rest(request: Request, body: bytes, text: str, written: int) -> tuple[Reques
         fields["prompt"] = Raw(_encode(request.prompt))
         fields["max_tokens"] = Raw(_encode(left))
     elif isinstance(request, ChatRequest):
+        if isinstance(request, LongChatRequest):
+            request = replace(request, messages_at=msgspec.UNSET)
         for name in ("max_tokens", "max_completion_tokens"):
             if getattr(request, name) is not None:
                 request = replace(request, **{name: left})

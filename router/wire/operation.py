@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import enum
 
+_GENAI = {
+    "chat/completions": "chat",
+    "completions": "text_completion",
+    "embeddings": "embeddings",
+}
+
 
 class Operation(enum.Enum):
     """A call. The value is its path under ``/v1/``, here and at providers."""
@@ -13,3 +19,7 @@ class Operation(enum.Enum):
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+
+    def __init__(self, path: str) -> None:
+        self.genai = _GENAI[path]
+        """OpenTelemetry's word for it."""

@@ -10,13 +10,30 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 
 import msgspec
 from msgspec import Raw
 
+from router.wire import outline
+from router.wire.chat import LongChatRequest
+from router.wire.request import Request
+
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]*)"')
 _decoder = msgspec.json.Decoder(dict[str, Raw])
 _USAGE = b'"stream_options":{"include_usage":true},'
+
+
+def pieces_for_upstream(
+    request: Request, body: bytes, model: str, *, ask_usage: bool
+) -> Sequence[bytes | memoryview]:
+    """As `for_upstream`; of a long chat what is around the messages is all that is looked at and copied."""
+    at = request.messages_at if isinstance(request, LongChatRequest) else msgspec.UNSET
+    if at is msgspec.UNSET:
+        return (for_upstream(body, model, ask_usage=ask_usage),)
+    around = for_upstream(outline.around(body, at), model, ask_usage=ask_usage)
+    before, behind = outline.halves(around)
+    return before, memoryview(body)[at[0] : at[1]], behind
 
 
 def for_upstream(body: bytes, model: str, *, ask_usage: bool) -> bytes:

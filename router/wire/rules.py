@@ -65,6 +65,23 @@ def check(request: ChatRequest, body: bytes) -> None:
         _check_thoroughly(request, body)
 
 
+def check_long(request: ChatRequest, body: bytes, around: bytes) -> None:
+    """All rules, for a request whose messages are left out of ``around``. Raises ApiError, and UnicodeDecodeError for
+    what is no UTF-8.
+    """
+    if not request.model:
+        raise invalid_request("you must provide a model parameter")
+    messages = request.messages
+    for message in messages:
+        if message.content is None or message.tool_calls is not None or message.role in _ANSWERING:
+            _check_conversation(messages)
+            break
+    decoded = QUOTES_PER_MESSAGE * len(messages)
+    if not body.isascii() and body.count(b'"') - around.count(b'"') != decoded:
+        body.decode()  # Something is in the messages that wasn't decoded.
+    _check_thoroughly(request, around)
+
+
 def _check_thoroughly(request: ChatRequest, body: bytes) -> None:
     check_body(body)
     _check_companions(request)

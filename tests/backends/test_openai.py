@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 
 import pytest
@@ -40,6 +41,20 @@ async def test_a_whole_answer_passes_untouched() -> None:
         assert facts.finished
         assert (facts.input_tokens, facts.output_tokens, facts.cached_input_tokens) == (10, 3, 4)
         assert facts.first_token_at is not None
+
+
+@pytest.mark.parametrize("details", [{"reasoning_tokens": 7}, {}, None])
+async def test_thoughts_are_told(details) -> None:
+    usage = {**up.USAGE, "completion_tokens_details": details}
+    body = json.dumps({**json.loads(up.completion()), "usage": usage}).encode()
+    last = up.event(up.chunk(None, usage=usage))
+    stream = up.stream_of([*up.events(done=False), last, up.DONE])
+    async with both(up.json_answer(body), stream) as (upstream, target):
+        for fields in ({}, {"stream": True}):
+            answer = await target.open(order(**fields))
+            await read_all(answer)
+            assert answer.facts.reasoning_tokens == (details or {}).get("reasoning_tokens")
+            assert answer.facts.output_tokens == 3
 
 
 async def test_what_goes_out() -> None:
@@ -276,6 +291,19 @@ async def test_a_large_request_arrives_whole() -> None:
     async with both() as (upstream, target):
         await ask(target, order(messages=[{"role": "user", "content": text}]))
         assert upstream.requests[0].json["messages"][0]["content"] == text
+
+
+@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])
+def test_nothing_that_is_sent_waits_for_more(loop) -> None:
+    async def run() -> None:
+        async with both() as (_, target):
+            answer = await target.open(order(stream=True))
+            transport = answer.exchange.connection._transport
+            sock = transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            await read_all(answer)
+
+    loop(run())
 
 
 @pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])

@@ -3,16 +3,20 @@
 import asyncio
 import contextlib
 import gzip
+import json
 import logging
+import socket
 import time
 
 import msgspec
 import pytest
+import uvloop
 
 from tests.server.fake_router import (
     ANSWER,
     BODY,
     SECRET,
+    FakeReply,
     ask,
     connect,
     read_answer,
@@ -263,6 +267,45 @@ async def test_a_stalled_body_is_408_and_the_end(framing):
         assert answer.error["code"] == "request_timeout"
         assert answer.closed
         writer.close()
+
+
+async def test_long_bodies_that_come_at_once_are_whole_though_clients_leave():
+    texts: dict[str, str] = {}
+
+    async def keep(chat, _body):
+        texts[chat.user] = chat.messages[0].content
+        return FakeReply([ANSWER], streaming=False)
+
+    def long(number: int) -> tuple[str, bytes]:
+        text = f"{number} " * 300_000
+        body = {"model": "m", "messages": [{"role": "user", "content": text}], "user": str(number)}
+        return text, request(json.dumps(body).encode())
+
+    async with running(keep) as server:
+        for _ in range(3):
+            _, writer = await connect(server.url)
+            writer.write(long(9)[1][:-1])
+            await writer.drain()
+            writer.transport.abort()
+        answers = await asyncio.gather(*(ask(server.url, long(n)[1]) for n in range(8)))
+        assert [answer.status for answer in answers] == [200] * 8
+        assert texts == {str(n): long(n)[0] for n in range(8)}
+        assert (await ask(server.url, request(BODY))).status == 200
+
+
+@pytest.mark.parametrize("loop", [asyncio.run, uvloop.run])
+def test_nothing_that_is_written_waits_for_more(loop):
+    async def run():
+        async with running() as server:
+            reader, writer = await connect(server.url)
+            writer.write(request(BODY))
+            await read_answer(reader)
+            (connection,) = server.serving._gates[0].connections
+            sock = connection.transport.get_extra_info("socket")
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            writer.close()
+
+    loop(run())
 
 
 async def test_a_long_body_is_413_before_it_is_read():

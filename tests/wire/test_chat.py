@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.errors import ApiError
+from router.wire import chat
 from router.wire.chat import ChatRequest, decode_chat, unknown_fields, unknown_model
 from router.wire.violations import SUPPORTED
 from tests.wire.refusals import (
@@ -24,6 +25,14 @@ from tests.wire.refusals import (
     closed,
     schema,
 )
+
+
+@pytest.fixture(autouse=True, scope="module", params=["short", "long"])
+def way(request):
+    """Every body is decoded in one go, or its messages by themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat, "LONG_BYTES", 0 if request.param == "long" else chat.LONG_BYTES)
+        yield request.param
 
 
 def body(**changes):
@@ -145,7 +154,9 @@ def test_unusual_writing_of_a_good_request_is_taken(raw):
 
 def test_null_is_unset():
     names = set(ChatRequest.__struct_fields__) - {"messages", "model", "parallel_tool_calls"}
-    assert decode_chat(body(**dict.fromkeys(names))) == decode_chat(body())
+    nulls = decode_chat(body(**dict.fromkeys(names)))
+    unset = decode_chat(body())
+    assert all(getattr(nulls, name) == getattr(unset, name) for name in names)
 
 
 def test_every_kind_of_message_is_taken():

@@ -26,8 +26,11 @@ from router.ending import Ending
 from router.errors import Fault, FaultKind, IllegalMove
 
 WRITE_BYTES = 64 * 1024
-"""Up to here head and body are one write. More goes out in pieces of this size as the network takes them, so that
-a long prompt is neither copied into the transport's buffer nor encrypted in one go."""
+"""Up to here head and body are one write."""
+
+PIECE_BYTES = 256 * 1024
+"""More goes out in pieces of this size as the network takes them, so that a long prompt is neither copied into the
+transport's buffer nor encrypted in one go; a piece takes below 0.2 ms to encrypt."""
 
 HIGH_WATER_BYTES = 256 * 1024
 """What may wait for a slow reader before the network is told to stop: about 1,300 stream chunks, or one read."""
@@ -134,7 +137,8 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._held = b""
         """A request that goes out at the end of this turn of the loop."""
-        self._unsent: memoryview | None = None
+        self._unsent: list[memoryview] = []
+        """Of the request, last piece first."""
         self._linger: asyncio.TimerHandle | None = None
         self._fields: list[tuple[bytes, bytes]] = []
         self._pieces: list[bytes] = []
@@ -176,8 +180,8 @@ class Connection(asyncio.Protocol):
             self.state is _IDLE and self._transport is not None and not self._transport.is_closing()
         )
 
-    def send(self, head: bytes, body: bytes) -> Exchange:
-        """Send a request whose ``head`` is complete and names the body's length."""
+    def send(self, head: bytes, *body: bytes | memoryview) -> Exchange:
+        """Send a request whose ``head`` is complete and names the length of its body, which may come in pieces."""
         transport = self._transport
         if self.state is not _IDLE or transport is None:
             raise IllegalMove("Connection", self.state.name, _AWAITING_HEAD.name)
@@ -194,12 +198,11 @@ class Connection(asyncio.Protocol):
         self._barren = 0
         self._awaited[:] = self._unended[:] = _ONE
         self._fields.clear()
-        if len(head) + len(body) <= WRITE_BYTES:
-            self._held = head + body
+        if sum(map(len, body), len(head)) <= WRITE_BYTES:
+            self._held = b"".join((head, *body))
             self._owner.ending.write(self._release)
         else:
-            transport.write(head)
-            self._unsent = memoryview(body)
+            self._unsent = [memoryview(piece) for piece in (head, *body)][::-1]
             self._pump()
         return exchange
 
@@ -221,7 +224,8 @@ class Connection(asyncio.Protocol):
         if before is _CLOSED:
             return
         self._move(_CLOSED)
-        exchange, self._exchange, self._unsent = self._exchange, None, None
+        exchange, self._exchange = self._exchange, None
+        self._unsent.clear()
         if exchange is not None:
             exchange.end(Fault(FaultKind.CUT, "the connection was closed by the router"))
         self._stop_timers()
@@ -279,7 +283,8 @@ class Connection(asyncio.Protocol):
         before = self.state
         if before is _CLOSED:
             return
-        exchange, self._exchange, self._unsent = self._exchange, None, None
+        exchange, self._exchange = self._exchange, None
+        self._unsent.clear()
         self._move(_CLOSED)
         self._stop_timers()
         if exchange is not None:
@@ -325,7 +330,7 @@ class Connection(asyncio.Protocol):
     def _finish(self, exchange: Exchange, *, sure: bool) -> None:
         """The response is whole. ``sure``: nothing came behind it."""
         exchange.end()
-        kept = sure and self._reusable and self._unsent is None
+        kept = sure and self._reusable and not self._unsent
         assert self._transport is not None
         if not kept or self._transport.get_write_buffer_size():
             self.abort()  # A server that answers before it has read everything won't read the rest.
@@ -386,9 +391,12 @@ class Connection(asyncio.Protocol):
             self._transport.write(held)
 
     def _pump(self) -> None:
-        while self._unsent is not None and not self._write_paused:
-            piece, rest = self._unsent[:WRITE_BYTES], self._unsent[WRITE_BYTES:]
-            self._unsent = rest if len(rest) else None
+        unsent = self._unsent
+        while unsent and not self._write_paused:
+            piece = unsent.pop()
+            if len(piece) > PIECE_BYTES:
+                unsent.append(piece[PIECE_BYTES:])
+                piece = piece[:PIECE_BYTES]
             self._wire().write(piece)
 
     def _stop_timers(self) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import re
 import secrets as randomness
-from collections import deque
 from typing import Literal
 
 import msgspec
@@ -46,12 +45,19 @@ class Details(Struct, frozen=True):
     cached_tokens: int | None = None
 
 
+class Thoughts(Struct, frozen=True):
+    """OpenAI's place for tokens that a model thought with."""
+
+    reasoning_tokens: int | None = None
+
+
 class Usage(Struct, frozen=True):
     """Tokens as providers count them; DeepSeek has its own name for the cached ones."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: Details | None = None
+    completion_tokens_details: Thoughts | None = None
     prompt_cache_hit_tokens: int | None = None
 
     def note(self, facts: Facts) -> None:
@@ -62,6 +68,8 @@ class Usage(Struct, frozen=True):
         facts.cached_input_tokens = details.cached_tokens if details is not None else None
         if facts.cached_input_tokens is None:
             facts.cached_input_tokens = self.prompt_cache_hit_tokens
+        thoughts = self.completion_tokens_details
+        facts.reasoning_tokens = thoughts.reasoning_tokens if thoughts is not None else None
 
 
 class _Groq(Struct, frozen=True):
@@ -136,7 +144,8 @@ class Relay:
         self._choices = choices
         self._secrets = secrets
         self._finished: frozenset[int] = frozenset()
-        self._tail: deque[bytes] = deque(maxlen=TAIL_BLOBS)
+        self._tail: list[bytes] = []
+        """The last `TAIL_BLOBS` blobs with data, or some more."""
         self.heard = False
         """The last call saw a data event; comments are none."""
         self.started = False
@@ -227,12 +236,21 @@ class Relay:
 
     def _note_data(self, events: bytes) -> bytes:
         self.heard = self.started = True
-        self._tail.append(events)
         if self._choices > 1:
             self._note_finish(events)
         if self._hide_usage and b'"usage"' in events:
-            return _without_usage(events)
+            shown = _without_nulls(events)
+            if b'"usage"' in shown:
+                self._keep(events)
+                return _without_usage(shown)
+            events = shown
+        self._keep(events)  # mostly the very bytes that are kept elsewhere, to go on from
         return events
+
+    def _keep(self, events: bytes) -> None:
+        self._tail.append(events)
+        if len(self._tail) > 2 * TAIL_BLOBS:
+            del self._tail[:-TAIL_BLOBS]
 
     def _note_finish(self, events: bytes) -> None:
         for event in sse.split(events):
@@ -378,13 +396,17 @@ def _last_usage(blob: bytes) -> Usage | None:
     return None
 
 
-def _without_usage(events: bytes) -> bytes:
-    """``events`` as if usage had not been asked for: no null in the chunks, no chunk of its own."""
+def _without_nulls(events: bytes) -> bytes:
+    """``events`` without the null that chunks have for usage where it was asked for."""
     events = b"".join(events.split(b',"usage":null'))  # which reads it once, replace() twice
-    at = events.rfind(b'"usage"')
-    if at >= 0 and b', "usage": null' in events:
+    if b', "usage": null' in events:
         events = events.replace(b', "usage": null', b"")
-        at = events.rfind(b'"usage"')
+    return events
+
+
+def _without_usage(events: bytes) -> bytes:
+    """``events`` without the chunk that is there for usage alone."""
+    at = events.rfind(b'"usage"')
     while at >= 0:
         start, stop = _around(events, at)
         event = events[start : stop - 2]

@@ -292,7 +292,7 @@ async def test_a_large_body_waits_for_the_network() -> None:
         wire.connection.resume_writing()
         assert len(wire.transport.written) <= before + 2
     assert b"".join(wire.transport.written).endswith(body)
-    assert max(map(len, wire.transport.written)) <= module.WRITE_BYTES
+    assert max(map(len, wire.transport.written)) <= module.PIECE_BYTES
 
 
 async def test_an_answer_before_the_request_is_out_costs_the_connection() -> None:
