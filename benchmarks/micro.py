@@ -21,10 +21,11 @@ from benchmarks.upstream import events
 from router.accounts.accounts import Accounts
 from router.accounts.estimate import request_size
 from router.accounts.prices import Tokens
-from router.app import Stats
+from router.app import RouteStats, Stats, TargetStats
 from router.backends.http.relay import Relay
 from router.clock import SystemClock
 from router.config.schema import Config, Key, Model, Price, Provider, Target, Tier
+from router.counters import OPEN, Histogram, Spread, page
 from router.events import Admitted, RequestDone
 from router.log import RequestLog, install
 from router.metrics import Metrics
@@ -41,6 +42,9 @@ DONE = RequestDone(
     request_id="req_0123456789ab00000001", key_id="me", model="m", target="up/m", provider="up", streaming=True,
     outcome="ok", status=200, attempts=1, duration_s=1.2345678, first_token_s=0.1234567, input_tokens=200,
     cached_input_tokens=None, output_tokens=64, overhead_s=0.0001234, cost_usd=0.000033,
+)  # fmt: skip
+STATS = Stats(
+    0, (TargetStats("up/m", ("m",), "up", "admitting", 0),), routes=(RouteStats("m", "headroom", {}, Spread(())),)
 )  # fmt: skip
 ADMITTED = Admitted("me", "m", "key", ("requests", "tokens"))
 SMALL = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
@@ -70,9 +74,7 @@ def _parts() -> Iterator[tuple[str, Callable[[], object]]]:
     yield "relay a chunk, cutting its usage out", lambda: relay.feed(chunks[0])
     stream = b"".join(events())
     yield "relay 64 chunks that came at once", lambda: Relay(hide_usage=False).feed(stream)
-    metrics = Metrics(lambda: Stats(0, ()), models=["m"], targets={"up/m": "up"})
-    yield "metrics: a request's end", lambda: metrics(DONE)
-    yield "metrics: a request that limits admitted", lambda: metrics(ADMITTED)
+    yield from _metrics()
     recent = Recent(["m"], ["up/m"], SystemClock())
     yield "page: a request's end", lambda: recent(DONE)
     for style in ("json", "human"):
@@ -84,6 +86,18 @@ def _parts() -> Iterator[tuple[str, Callable[[], object]]]:
     if is_installed():
         yield "trace a request and its attempt", _traced
         yield "the same, not sampled", partial(_traced, "00")
+
+
+def _metrics() -> Iterator[tuple[str, Callable[[], object]]]:
+    metrics = Metrics(lambda: STATS)
+    yield "metrics: a request's end", lambda: metrics(DONE)
+    yield "metrics: a request that limits admitted", lambda: metrics(ADMITTED)
+    many = Histogram("seconds", "Time", ("model", "target", "error"), buckets=range(18))
+    for number in range(200):
+        many.labels(f"m{number}", f"up/m{number}", "").observe(number)
+    yield "metrics: copy 200 histograms", many.take
+    taken = [many.take()]
+    yield "metrics: write 200 histograms", lambda: page(taken, OPEN)
 
 
 def _accounts() -> Iterator[tuple[str, Callable[[], object]]]:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from engines import starter
 from engines.base import EngineError
-from engines.exl2.folder import ModelFolder, read_folder
+from engines.exl2.folder import Library, ModelFolder, read_folder
 from engines.exl2.memory import CACHE_BYTES, token_bytes
 from engines.gguf import GgufError, GgufFile, read_gguf
 from engines.thoughts import START as THOUGHT_START
@@ -40,7 +41,7 @@ class Report(Struct, frozen=True, kw_only=True):
     name: str
     kind: str
     """``exl2``, ``gptq``, ``fp16``, ``bf16``, ``fp32``, ``exl3``, ``gguf``, or another way to quantise by its name."""
-    engine: Literal["exllamav2", "llamacpp"] | None
+    engine: Literal["exllamav2", "exllamav3", "llamacpp"] | None
     """Who serves it; None for nobody here."""
     architecture: str
     parameters: int
@@ -65,7 +66,7 @@ class Report(Struct, frozen=True, kw_only=True):
     ends: tuple[End, ...]
     file_bytes: int
     weight_bytes: int
-    """Where the engine computes: on GPUs for exllamav2."""
+    """Where the engine computes: on GPUs, or in memory for llamacpp."""
     token_bytes: dict[str, int]
     """Of a token's keys and values, by the form of the cache."""
     problems: tuple[str, ...] = ()
@@ -93,7 +94,21 @@ def probe(given: str) -> Probed:
         if files:
             names = ", ".join(file.name for file in files)
             raise EngineError("invalid", f"{path} has several models, name one of them: {names}")
-    return _folder(read_folder(path))
+    return _folder(*_read(path))
+
+
+def _read(path: Path) -> tuple[ModelFolder, Library]:
+    """A folder as the library reads it that serves it: exllamav2, unless only the later one can."""
+    second = read_folder(path)
+    if second.format != "exl3" and (second.format != "fp16" or not second.problems):
+        return second, "exllamav2"
+    third = read_folder(path, library="exllamav3")
+    if second.format == "exl3":
+        return third, "exllamav3"
+    if third.problems:
+        return second, "exllamav2"
+    why = f"exllamav2 can't serve it: {second.problems[0]}"
+    return replace(third, warnings=(*third.warnings, why)), "exllamav3"
 
 
 def _models(path: Path) -> list[Path]:
@@ -106,14 +121,14 @@ def _models(path: Path) -> list[Path]:
     ]
 
 
-def _folder(folder: ModelFolder) -> Probed:
+def _folder(folder: ModelFolder, library: Library) -> Probed:
     plain = _KINDS.get(folder.dtype, "fp16")
     kind = {"fp16": plain, "other": folder.method or "unknown"}.get(folder.format, folder.format)
     report = Report(
         path=str(folder.path.resolve()),
         name=folder.name,
         kind=kind,
-        engine="exllamav2" if folder.format in {"exl2", "gptq", "fp16"} else None,
+        engine=None if folder.format == "other" else library,
         architecture=folder.architecture,
         parameters=folder.parameters,
         bits=32 if kind == "fp32" else round(folder.bits, 2),

@@ -20,9 +20,10 @@ def make(spec: EngineSpec) -> Engine:
         try:
             from engines.exl2.engine import ExLlamaV2Engine  # noqa: PLC0415  # lazy: see above
         except ImportError as error:
+            kind = spec.__struct_config__.tag
             raise EngineError(
                 "unsupported",
-                f"this engine needs more: pip install 'nenya[exllamav2]' ({error})",
+                f"the {kind} engine needs more: pip install 'nenya[exllamav2]' ({error})",
             ) from error
         return ExLlamaV2Engine(spec)
     from engines.simulated.engine import SimulatedEngine  # noqa: PLC0415  # lazy: see above

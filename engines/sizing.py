@@ -18,7 +18,7 @@ from engines.exl2.folder import ModelFolder
 from engines.exl2.memory import LEAST_TOKENS, PAGE_TOKENS, estimate, pages_of
 from engines.gpus import Gpu
 from engines.probe import STARTER, Report
-from engines.specs import CacheFormat, ExLlamaV2Spec, LlamaCppSpec
+from engines.specs import AnyExLlama, CacheFormat, ExLlamaV2Spec, LlamaCppSpec
 
 CONTEXT_TOKENS = 8192
 """Of a request, where nobody wishes another; no more than the model has."""
@@ -54,7 +54,7 @@ class Need(Struct, frozen=True):
 class Plan(Struct, frozen=True, kw_only=True):
     """Settings, and what they take."""
 
-    spec: ExLlamaV2Spec | LlamaCppSpec
+    spec: AnyExLlama | LlamaCppSpec
     wished_tokens: int
     """Of context, as far as the model has them."""
     context_tokens: int
@@ -70,10 +70,15 @@ class Plan(Struct, frozen=True, kw_only=True):
     """How ``spec`` differs from the wish."""
 
 
-def on_gpus(folder: ModelFolder, wish: Wish, gpus: Sequence[Gpu]) -> Plan:
-    """Plan for exllamav2; ``gpus`` empty: nobody knows what there is."""
+def on_gpus(
+    folder: ModelFolder,
+    wish: Wish,
+    gpus: Sequence[Gpu],
+    kind: type[AnyExLlama] = ExLlamaV2Spec,
+) -> Plan:
+    """Plan for one of ExLlama's libraries; ``gpus`` empty: nobody knows what there is."""
     context = wish.context_of(folder.context_tokens)
-    spec = ExLlamaV2Spec(
+    spec: AnyExLlama = kind(
         model=str(folder.path.resolve()),
         cache_tokens=pages_of(context * wish.parallel) * PAGE_TOKENS,
         cache=wish.cache,
@@ -97,15 +102,13 @@ def on_gpus(folder: ModelFolder, wish: Wish, gpus: Sequence[Gpu]) -> Plan:
     )
 
 
-def _needs(folder: ModelFolder, spec: ExLlamaV2Spec) -> Iterator[Need]:
+def _needs(folder: ModelFolder, spec: AnyExLlama) -> Iterator[Need]:
     for form in get_args(CacheFormat):
         found = estimate(folder, replace(spec, cache=form))
         yield Need(form, found.weights, found.cache, found.beside, found.total)
 
 
-def _fitting(
-    folder: ModelFolder, spec: ExLlamaV2Spec, free: dict[int, int]
-) -> Iterator[ExLlamaV2Spec]:
+def _fitting(folder: ModelFolder, spec: AnyExLlama, free: dict[int, int]) -> Iterator[AnyExLlama]:
     """Settings that fit, the best first."""
     forms = get_args(CacheFormat)[get_args(CacheFormat).index(spec.cache) :]
     good = [form for form in forms if form != "q4"] or ["q4"]
@@ -124,7 +127,7 @@ def _fitting(
         yield replace(every, cache_tokens=most, context_tokens=context)
 
 
-def _changes(wished: ExLlamaV2Spec, spec: ExLlamaV2Spec) -> Iterator[str]:
+def _changes(wished: AnyExLlama, spec: AnyExLlama) -> Iterator[str]:
     if spec.cache != wished.cache:
         yield f"cache {spec.cache} instead of {wished.cache}"
     if len(spec.gpus) > 1:

@@ -45,6 +45,7 @@ HEIGHT = 8
 LABELS = {
     "model": "nenya_requests_total",
     "target": "nenya_target_state",
+    "engine": "nenya_engine_state",
     "instance": "nenya_build_info",
 }
 """Where a variable's values are read."""

@@ -36,6 +36,8 @@ from router.backends.openai import OpenAIBackend
 from router.backends.supervisor import LocalNode
 from router.clock import Clock, SystemClock
 from router.config.schema import Config, Price
+from router.counters import Spread
+from router.decisions import Reason
 from router.dispatch import Call, Dispatcher, Reply, Terms
 from router.eligible import Eligible
 from router.errors import ApiError, invalid_request
@@ -90,6 +92,12 @@ class TargetStats(msgspec.Struct, frozen=True):
     inflight: int
     quota: tuple[Gauge, ...] = ()
     """Its provider's limits, as far as they are known."""
+    pending_tokens: int = 0
+    """Of prompts that have no first token yet, without those that it is thought to hold already."""
+    speed_ratio: float = 1.0
+    """How fast its first tokens come, against what its costs say."""
+    deferrals: Mapping[str, int] = {}
+    """Choices that passed it over for its provider's limits, since the start, by limit."""
 
 
 class EngineStats(msgspec.Struct, frozen=True):
@@ -117,6 +125,15 @@ class LineStats(msgspec.Struct, frozen=True):
     waiting: int
 
 
+class RouteStats(msgspec.Struct, frozen=True):
+    """How a model's requests were given their targets, since the start; see `router.decisions`."""
+
+    model: str
+    policy: str
+    decisions: Mapping[Reason, int]
+    matches: Spread
+
+
 class Stats(msgspec.Struct, frozen=True):
     """The router's state, now."""
 
@@ -124,6 +141,8 @@ class Stats(msgspec.Struct, frozen=True):
     targets: tuple[TargetStats, ...]
     lines: tuple[LineStats, ...] = ()
     """Of priorities that somebody ever waited with."""
+    routes: tuple[RouteStats, ...] = ()
+    engines: tuple[EngineStats, ...] = ()
 
 
 class Router:
@@ -344,6 +363,9 @@ class Router:
                 t.state,
                 t.inflight,
                 t.quota.gauges(now) if t.quota is not None else (),
+                t.load.pending_tokens,
+                t.load.rate.value,
+                dict(t.quota.deferrals) if t.quota is not None else {},
             )
             for t in self.pool.targets.values()
         )
@@ -352,7 +374,20 @@ class Router:
             for name in self.config.models
             for priority, waiting in self.pool.routes[name].line.counts.items()
         )
-        return Stats(sum(t.inflight for t in targets), targets, lines)
+        inflight = sum(t.inflight for t in targets)
+        return Stats(inflight, targets, lines, self._route_stats(), tuple(self.engines()))
+
+    def _route_stats(self) -> tuple[RouteStats, ...]:
+        routes = [(name, self.pool.routes[name]) for name in self.config.models]
+        return tuple(
+            RouteStats(
+                name,
+                pools.policy_of(route.model),
+                route.decisions.counts.copy(),
+                route.decisions.matches.copy(),
+            )
+            for name, route in routes
+        )
 
     def engines(self) -> list[EngineStats]:
         """Every engine of the config: its process, and its last word."""
@@ -401,7 +436,7 @@ class Router:
                 self._nodes[name] = node
                 self._set_available(name, available=False, reason="starting")
                 engine = node.engine
-            backends[name] = EngineBackend(name, engine)
+            backends[name] = EngineBackend(name, engine, emit=self._emit)
         return backends
 
     def _engine(self, name: str) -> EngineStats:

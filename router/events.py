@@ -25,6 +25,10 @@ class AttemptDone(msgspec.Struct, frozen=True, gc=False):
     provider: str
     duration_s: float
     fault: FaultKind | None
+    operation: str = "chat"
+    """OpenTelemetry's word: ``chat``, ``text_completion`` or ``embeddings``."""
+    resource: str | None = None
+    """Of a refusal for the provider's limits: the one that was used up, as far as it was told."""
     request_id: str = ""
 
 
@@ -56,6 +60,10 @@ class RequestDone(msgspec.Struct, frozen=True, gc=False):
     """Tokens that targets took besides, as far as they told: by attempts that failed, and by reading the prompt again
     to go on with an answer. None is none."""
     burnt_output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    """Of the output."""
+    operation: str = "chat"
+    """OpenTelemetry's word, as in AttemptDone."""
     trace_id: str | None = None
     """The trace that its span is in, where somebody traces."""
 
@@ -134,6 +142,17 @@ class NodeState(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class Generated(msgspec.Struct, frozen=True):
+    """A local engine wrote an answer, whole. Times in seconds from the moment in which it was asked."""
+
+    engine: str
+    first_token_s: float
+    duration_s: float
+    input_tokens: int
+    cached_input_tokens: int
+    output_tokens: int
+
+
 class Admitted(msgspec.Struct, frozen=True):
     """A limited key asked, and all its limits admitted the request. The same object for every such request."""
 
@@ -175,6 +194,7 @@ Event = (
     | Queued
     | TargetState
     | NodeState
+    | Generated
     | Admitted
     | LimitDecision
     | UsageLost

@@ -6,15 +6,13 @@ for these facts; a request under round robin pays nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import msgspec
 
 from router.load import Facts
 from router.prefix import blocks_of
 from router.wire.chat import ChatRequest
 from router.wire.legacy import CompletionRequest
-from router.wire.messages import FunctionCall, Message, Part, RefusalPart, TextPart
+from router.wire.messages import FunctionCall, Part, RefusalPart, TextPart
 from router.wire.request import Request
 
 CHARS_PER_TOKEN = 4
@@ -28,8 +26,8 @@ ATTACHMENT_TOKENS = 765
 def facts_of(request: Request) -> Facts:
     """The facts of ``request``."""
     if isinstance(request, ChatRequest):
-        attachments = sum(map(_attachments, request.messages))
-        return _facts("".join(_pieces(request)), attachments * ATTACHMENT_TOKENS, request)
+        pieces, attachments = _pieces(request)
+        return _facts("".join(pieces), attachments * ATTACHMENT_TOKENS, request)
     given = request.prompt if isinstance(request, CompletionRequest) else request.input
     if given is None or isinstance(given, str):
         return _facts(given or "", 0, request)
@@ -41,10 +39,14 @@ def facts_of(request: Request) -> Facts:
 def size_of(request: Request, body_bytes: int) -> Facts:
     """About how long it is, told at a glance: a body is mostly text, but for what is attached."""
     tokens = body_bytes // CHARS_PER_TOKEN
-    if isinstance(request, ChatRequest) and any(map(_attachments, request.messages)):
-        attachments = sum(map(_attachments, request.messages))
-        tokens = sum(map(len, _pieces(request))) // CHARS_PER_TOKEN
-        tokens += attachments * ATTACHMENT_TOKENS
+    if isinstance(request, ChatRequest):
+        for message in request.messages:
+            if type(message.content) is list:  # perhaps with attachments, whose bytes say nothing
+                pieces, attachments = _pieces(request)
+                if attachments:
+                    tokens = sum(map(len, pieces)) // CHARS_PER_TOKEN
+                    tokens += attachments * ATTACHMENT_TOKENS
+                break
     return Facts(max(1, tokens), (), request.output_limit)
 
 
@@ -53,20 +55,26 @@ def _facts(text: str, tokens_beside: int, request: Request) -> Facts:
     return Facts(max(1, tokens), blocks_of(text), request.output_limit)
 
 
-def _pieces(request: ChatRequest) -> Iterator[str]:
-    """What the model reads, about in its order: tools come first in most templates, and many requests share them."""
-    for tool in request.tools or ():
-        yield msgspec.json.encode(tool).decode()
+def _pieces(request: ChatRequest) -> tuple[list[str], int]:
+    """What the model reads, about in its order: tools come first in most templates, and many requests share them.
+
+    And how many attachments are among it.
+    """
+    pieces = [msgspec.json.encode(tool).decode() for tool in request.tools or ()]
+    attachments = 0
     for message in request.messages:
-        yield f"\n{message.role}:"
         content = message.content
-        if isinstance(content, str):
-            yield content
-        elif content is not None:
-            yield from map(_said, content)
+        if content is None or isinstance(content, str):
+            pieces.append(f"\n{message.role}:{content or ''}")
+        else:
+            pieces.append(f"\n{message.role}:")
+            for part in content:
+                attachments += not isinstance(part, TextPart | RefusalPart)
+                pieces.append(_said(part))
         for call in message.tool_calls or ():
             called = call.function if isinstance(call, FunctionCall) else call.custom
-            yield msgspec.json.encode(called).decode()
+            pieces.append(msgspec.json.encode(called).decode())
+    return pieces, attachments
 
 
 def _said(part: Part) -> str:
@@ -75,10 +83,3 @@ def _said(part: Part) -> str:
     if isinstance(part, RefusalPart):
         return part.refusal
     return f"<{hash(msgspec.json.encode(part))}>"
-
-
-def _attachments(message: Message) -> int:
-    content = message.content
-    if content is None or isinstance(content, str):
-        return 0
-    return sum(not isinstance(part, TextPart | RefusalPart) for part in content)

@@ -18,6 +18,7 @@ from engines.specs import EngineSpec, ExLlamaSpec, LlamaCppSpec, SimulatedSpec
 from router.config.schema import Config, Health, Model, Price, Queue
 from router.config.schema import Policy as PolicyName
 from router.counting import Need, counts_of
+from router.decisions import Choice, Decisions, Wait
 from router.line import Line
 from router.load import NOTHING, UNKNOWN, Costs, Demand, Facts, Load, MeanOutput
 from router.policy import Policy, Rotation
@@ -139,7 +140,7 @@ class Member:
 class Refusal(msgspec.Struct, frozen=True):
     """Nobody can take the request."""
 
-    reason: str
+    reason: Wait
     """``all_tried``; ``resting``: those left asked to be left alone; ``full``: some of those left have as many as
     they may have; ``quota``: their limits don't let the request through yet; ``unavailable``: no process is up.
     """
@@ -163,6 +164,7 @@ class Route:
         "_by_slot",
         "_chooser",
         "_index",
+        "_mixed",
         "_quotas",
         "_rng",
         "_rotation",
@@ -172,6 +174,7 @@ class Route:
         "_sized",
         "_slots",
         "_slow_start",
+        "decisions",
         "fallbacks",
         "line",
         "members",
@@ -199,12 +202,14 @@ class Route:
         self._rotation = policy if isinstance(policy, Rotation) else None
         self._chooser = None if isinstance(policy, Rotation) else policy
         self.outputs = MeanOutput()
+        self.decisions = Decisions()
         self.fallbacks = NO_FALLBACKS
         queue = model.queue or shared.queue
         self.line = Line(queue.max, queue.max_wait_s)
         """Those who wait for the model."""
         self.wants_facts = policy.wants_facts and len(members) > 1
         """Whether ``lease`` is of use with facts; computing them costs more than most choices."""
+        self._mixed = len({one.local for one in members}) > 1
         self._quotas = [one.target.quota for one in members if one.target.quota is not None]
         self._sized = isinstance(policy, Headroom) and len(members) > 1
         self._samples = len(members) > MANY and not isinstance(policy, LocalFirst)
@@ -220,6 +225,7 @@ class Route:
         """The same route with some of its members; what it learns is learned here, too."""
         route = Route(self.name, self.model, members, self.policy, self._shared)
         route.outputs = self.outputs
+        route.decisions = self.decisions
         route._seats = self._seats
         route.fallbacks = self.fallbacks
         route.line = self.line
@@ -255,21 +261,39 @@ class Route:
             if isinstance(member, Refusal):
                 return member
             demand = UNKNOWN if facts is None else self._demand(facts, depths, (member,))
+            choices = len(self.members)
         else:
             ready = self._ready(depths, facts, now, exclude)
             if isinstance(ready, Refusal):
                 return ready
             demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
+            choices = len(ready)
             alone = len(self.members) == 1
             member = ready[0] if alone else policy.pick(ready, demand, now, self._rng)
-        target = member.target
+        target, counts = member.target, self.decisions.counts
+        if target.breaker.state is ADMITTING and not self._mixed:
+            counts["policy" if choices > 1 else "only"] += 1
+        else:
+            counts[self._reason(member, choices, now)] += 1
         if blocks:
-            self._index.record(member.load.slot, blocks)
+            slot = member.load.slot
+            self._index.record(slot, blocks)
+            self.decisions.matches.observe(demand.cached.get(slot, 0) / demand.input_tokens)
         claim = NOTHING if facts is None else member.load.claim(demand)
         quota, hold = target.quota, None
         if quota is not None and quota.counting:
             hold = quota.reserve(self._need(facts), now)
         return Lease(target, now, claim, self.outputs, hold)
+
+    @staticmethod
+    def _reason(member: Member, choices: int, now: float) -> Choice:
+        """Why ``member`` was chosen among so many of a model that has engines and providers; see `router.decisions`."""
+        breaker = member.target.breaker
+        if breaker.state is not ADMITTING:
+            return "probe" if breaker.admits(now) else "panic"
+        if not member.local:
+            return "spill"
+        return "policy" if choices > 1 else "only"
 
     def _ready(
         self,
@@ -313,10 +337,10 @@ class Route:
     ) -> list[Member] | Refusal:
         """Those of ``ready`` whose providers' limits let the request through; of all where none that was shown does."""
         need = self._need(facts)
-        fitting = [m for m in ready if not m.target.wait_s(need, now)]
+        fitting = [m for m in ready if m.target.fits(need, now)]
         if not fitting and len(shown) < len(self.members):
             ready = self._whoever(now, exclude)
-            fitting = [m for m in ready if not m.target.wait_s(need, now)]
+            fitting = [m for m in ready if m.target.fits(need, now)]
         return fitting or Refusal("quota", self._fits_at(ready, exclude, need, now))
 
     def _need(self, facts: Facts | None) -> Need:
@@ -356,7 +380,7 @@ class Route:
                 target.admits(now)
                 and target not in exclude
                 and (narrow is None or one in narrow)
-                and not (quotas and target.wait_s(need, now))
+                and (not quotas or target.fits(need, now))
             )
 
         member = rotation.next(self._seats, ready, self._rng)
@@ -365,7 +389,7 @@ class Route:
         left = self._whoever(now, exclude)
         if not left:
             return self._refusal(now, exclude)
-        fitting = {one for one in left if not one.target.wait_s(need, now)}
+        fitting = {one for one in left if one.target.fits(need, now)}
         member = rotation.next(self._seats, fitting.__contains__, self._rng)
         return member or Refusal("quota", self._fits_at(left, exclude, need, now))
 

@@ -15,7 +15,7 @@ Source: block hashes as in vLLM's automatic prefix caching; recording at dispatc
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 BLOCK_TOKENS = 64
 """Long enough that a prompt of 8,000 tokens has 125, short enough to find most of a system prompt."""
@@ -25,19 +25,16 @@ UNKNOWN_CACHE_TOKENS = 131_072
 """What a target is thought to hold that doesn't say: about what fits beside an 8 B model on a 24 GB GPU."""
 
 
-def chained(pieces: Iterable[str], before: int = 0) -> Iterator[int]:
-    """Each piece's hash together with all before it. Of this process only: Python's hashes are salted, so that no
-    client can make two prompts look alike.
-    """
-    for piece in pieces:
-        before = hash((before, piece))
-        yield before
-
-
 def blocks_of(text: str) -> tuple[int, ...]:
-    """The chained hashes of the full blocks of ``text``."""
-    ends = range(BLOCK_CHARS, len(text) + 1, BLOCK_CHARS)
-    return tuple(chained(text[end - BLOCK_CHARS : end] for end in ends))
+    """The hashes of the full blocks of ``text``, each together with all before it. Of this process only: Python's
+    hashes are salted, so that no client can make two prompts look alike.
+    """
+    before = 0
+    blocks = []
+    for end in range(BLOCK_CHARS, len(text) + 1, BLOCK_CHARS):
+        before = hash((before, text[end - BLOCK_CHARS : end]))
+        blocks.append(before)
+    return tuple(blocks)
 
 
 class PrefixIndex:

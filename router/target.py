@@ -121,6 +121,14 @@ class Target:
             return 0.0
         return quota.wait_s(need, now)
 
+    def fits(self, need: Need, now: float) -> bool:
+        """Whether its provider's limits let a request through now. Where not, that is counted."""
+        if not self.wait_s(need, now):
+            return True
+        if self.quota is not None:
+            self.quota.defer(need, now)
+        return False
+
     @property
     def state(self) -> str:
         """For people and metrics."""

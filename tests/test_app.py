@@ -10,7 +10,7 @@ from engines.base import EngineError
 from engines.registry import make
 from engines.specs import SimulatedSpec
 from router import ApiError, ChatRequest, Router, parse
-from router.events import RequestDone, TargetState
+from router.events import Generated, RequestDone, TargetState
 from router.wire.chat import Message
 from tests.upstream import Upstream, cut, normal, stream
 
@@ -127,6 +127,22 @@ async def test_models_are_listed_by_their_names(router):
     assert router.model("em") == card
     with pytest.raises(ApiError):
         router.model("nope")
+
+
+async def test_an_engine_says_what_it_wrote(router):
+    heard = []
+    router.listen(heard.append)
+    await router.chat({"model": "m", "messages": HELLO})
+    (written,) = [event for event in heard if isinstance(event, Generated)]
+    assert (written.engine, written.output_tokens) == ("s", 20)
+    assert router.stats().engines == tuple(router.engines())
+
+
+async def test_routes_say_how_they_chose(router):
+    await router.chat({"model": "m", "messages": HELLO})
+    (route,) = router.stats().routes
+    assert (route.model, route.policy) == ("m", "least_inflight")
+    assert {reason: count for reason, count in route.decisions.items() if count} == {"only": 1}
 
 
 async def test_a_node_makes_its_targets_available_when_it_is_ready():

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
 from router.config.schema import Health
+from router.dispatch import Call, Reply
+from router.dispatch.walk import Attempt, Walk
 from router.errors import ApiError, FaultKind, invalid_request
 from router.events import AttemptDone, RequestDone, RetryRefused, TargetState
 from router.events import Retry as Retried
+from router.target import Lease
+from router.wire.chat import ChatRequest
 from tests.walks import Script, World, fault
 
 
@@ -255,3 +260,23 @@ def test_cancelled_at_every_await_nothing_leaks():
     assert outcomes == sorted(outcomes), (
         "once the last piece is in hand, the answer counts as given"
     )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_request_leaves_nothing_to_the_garbage_collector(stream):
+    """What a request was made of goes when it is over: collecting it costs every request some of its time."""
+    world = World(Script([b"{}"]))
+    await world.ask(stream=stream)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            await world.ask(stream=stream)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = {type(one) for one in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left & {Walk, Attempt, Lease, Reply, Call, ChatRequest}

@@ -71,7 +71,8 @@ def test_a_request_in_json() -> None:
         "streaming": True, "outcome": "ok", "status": 200, "attempts": 1, "duration_s": 0.123457,
         "first_token_s": 0.05, "input_tokens": 12, "cached_input_tokens": 0, "output_tokens": 34,
         "overhead_s": None, "cost_usd": None, "tokens_estimated": None,
-        "burnt_input_tokens": None, "burnt_output_tokens": None, "trace_id": None,
+        "burnt_input_tokens": None, "burnt_output_tokens": None, "reasoning_tokens": None,
+        "operation": "chat", "trace_id": None,
     }  # fmt: skip
 
 
@@ -80,7 +81,7 @@ def test_a_request_for_people() -> None:
     assert line[12:] == (
         " info    request  request_id=req_1 key_id=dev model=starter target=starter provider=local "
         "streaming=yes outcome=ok status=200 attempts=1 duration_s=0.123457 first_token_s=0.05 "
-        "input_tokens=12 cached_input_tokens=0 output_tokens=34"
+        "input_tokens=12 cached_input_tokens=0 output_tokens=34 operation=chat"
     )
 
 
@@ -88,7 +89,7 @@ def test_a_request_for_people() -> None:
     ("event", "end"),
     [
         (FAILED, ("warning attempt failed  model=starter target=gpu0 provider=local duration_s=0.5 "
-         "fault=connect_failed")),
+         "fault=connect_failed operation=chat")),
         (TargetState("gpu0", "ejected", "5 failures"),
          'info    target  target=gpu0 state=ejected reason="5 failures"'),
         (NodeState("gpu0", "ready"), "info    node  engine=gpu0 state=ready"),

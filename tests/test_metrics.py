@@ -1,5 +1,6 @@
 """What Prometheus sees."""
 
+import asyncio
 import threading
 import time
 
@@ -8,11 +9,17 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
-from router.app import LineStats
+from engines.base import EngineInfo, Health
+from router.app import EngineStats, LineStats, RouteStats, Stats, TargetStats
+from router.counters import Spread
+from router.decisions import MATCH_BUCKETS
 from router.errors import FaultKind
 from router.events import (
     Admitted,
     AttemptDone,
+    Fallback,
+    Generated,
+    Hedge,
     LimitDecision,
     NodeState,
     Queued,
@@ -23,30 +30,14 @@ from router.events import (
     TargetState,
     UsageLost,
 )
-from router.metrics import (
-    DURATION_BUCKETS,
-    FIRST_TOKEN_BUCKETS,
-    MAX_CACHED,
-    OUTCOMES,
-    PER_TOKEN_BUCKETS,
-    STATES,
-    Metrics,
-)
+from router.metrics import Metrics, buckets
+from router.metrics.lag import EVERY_S, LoopLag
+from router.metrics.listener import MAX_CACHED
+from router.metrics.names import OUTCOMES
+from router.metrics.state import STATES
 from router.policy.quota import Gauge
 
 OPEN = "application/openmetrics-text; version=1.0.0"
-
-
-class TargetStats(msgspec.Struct, frozen=True):
-    target: str
-    state: str
-    inflight: int
-    quota: tuple[Gauge, ...] = ()
-
-
-class Stats(msgspec.Struct, frozen=True):
-    targets: tuple[TargetStats, ...]
-    lines: tuple[LineStats, ...] = ()
 
 
 DONE = RequestDone(
@@ -56,8 +47,21 @@ DONE = RequestDone(
 )  # fmt: skip
 
 
-def make(*targets: TargetStats) -> Metrics:
-    return Metrics(lambda: Stats(targets), models=["m", "n"], targets={"t": "p", "u": "q"})
+def target(name: str, state: str = "admitting", inflight: int = 0, **more) -> TargetStats:
+    return TargetStats(name, ("m",), {"t": "p", "u": "q"}[name], state, inflight, **more)
+
+
+def route(model: str, **decisions: int) -> RouteStats:
+    return RouteStats(model, "headroom", decisions, Spread(MATCH_BUCKETS))
+
+
+def stats(*targets: TargetStats, **more) -> Stats:
+    more.setdefault("routes", (route("m"), route("n")))
+    return Stats(0, targets or (target("t"), target("u")), **more)
+
+
+def make(*targets: TargetStats, **more) -> Metrics:
+    return Metrics(lambda: stats(*targets, **more))
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset], float]:
@@ -172,7 +176,13 @@ def test_attempts_retries_and_ejections():
 
 
 def test_load_and_states_are_those_of_the_scrape():
-    metrics = make(TargetStats("t", "probing", 3), TargetStats("u", "unavailable", 0))
+    metrics = make(
+        target("t", "probing", 3, pending_tokens=900, speed_ratio=0.5),
+        target("u", "unavailable", 0),
+    )
+    assert value(metrics, "nenya_target_pending_tokens", target="t") == 900
+    assert value(metrics, "nenya_target_speed_ratio", target="t") == 0.5
+    assert value(metrics, "nenya_target_speed_ratio", target="u") == 1
     assert value(metrics, "nenya_target_inflight_requests", target="t") == 3
     assert value(metrics, "nenya_target_state", target="t", state="probing") == 1
     assert value(metrics, "nenya_target_state", target="t", state="admitting") == 0
@@ -215,7 +225,7 @@ def test_every_fault_has_an_outcome():
 
 
 def test_both_formats_parse_and_agree():
-    metrics = make(TargetStats("t", "admitting", 1))
+    metrics = make(target("t", "admitting", 1))
     metrics(DONE)
     kind, page = metrics.render(OPEN)
     assert kind.startswith("application/openmetrics-text")
@@ -229,39 +239,25 @@ def test_both_formats_parse_and_agree():
 
 
 def test_names_and_buckets():
-    metrics = make(TargetStats("t", "admitting", 1))
+    metrics = make(engines=(ENGINE,))
     metrics(DONE)
     metrics(AttemptDone("m", "t", "p", 0.5, None))
     families = {family.name: family for family in open_metrics(metrics.render(OPEN)[1].decode())}
-    assert set(families) == {
-        "gen_ai_server_request_duration_seconds", "gen_ai_server_time_to_first_token_seconds",
-        "gen_ai_server_time_per_output_token_seconds", "gen_ai_client_operation_duration_seconds", "nenya_requests",
-        "nenya_tokens", "nenya_output_tokens_per_second", "nenya_overhead_seconds", "nenya_target_inflight_requests",
-        "nenya_target_state", "nenya_target_ejections", "nenya_retries", "nenya_retries_refused", "nenya_hedges",
-            "nenya_fallbacks", "nenya_build", "nenya_recoveries", "nenya_burnt_tokens",
-            "nenya_cost_usd", "nenya_ratelimit_decisions", "nenya_usage_records_dropped",
-            "nenya_upstream_429", "nenya_upstream_ratelimit_limit",
-            "nenya_upstream_ratelimit_remaining", "nenya_upstream_ratelimit_reset_seconds",
-        "nenya_queue_depth", "nenya_queue_refusals", "nenya_queue_wait_seconds",
-    }  # fmt: skip
+    assert set(families) == {taken.family.name for taken in metrics._take(stats())}
 
-    def buckets(name: str) -> list[float]:
+    def bounds(name: str) -> list[float]:
         samples = families[name].samples
         return [float(s.labels["le"]) for s in samples if s.name.endswith("_bucket")][:-1]
 
-    assert buckets("gen_ai_server_request_duration_seconds") == pytest.approx(DURATION_BUCKETS)
-    assert buckets("gen_ai_server_time_to_first_token_seconds") == pytest.approx(
-        FIRST_TOKEN_BUCKETS
-    )
-    assert buckets("gen_ai_server_time_per_output_token_seconds") == pytest.approx(
-        PER_TOKEN_BUCKETS
-    )
-    assert DURATION_BUCKETS[0] == 0.01
-    assert DURATION_BUCKETS[-1] == pytest.approx(655.36)
+    assert bounds("gen_ai_server_request_duration_seconds") == pytest.approx(buckets.DURATION)
+    assert bounds("gen_ai_server_time_to_first_token_seconds") == pytest.approx(buckets.FIRST_TOKEN)
+    assert bounds("gen_ai_server_time_per_output_token_seconds") == pytest.approx(buckets.PER_TOKEN)
+    assert buckets.DURATION[0] == 0.01
+    assert buckets.DURATION[-1] == pytest.approx(655.36)
 
 
 def test_a_page_is_rendered_while_events_come():
-    metrics = make(TargetStats("t", "admitting", 1))
+    metrics = make()
     stop = threading.Event()
     pages = []
 
@@ -282,7 +278,8 @@ def test_a_page_is_rendered_while_events_come():
 
 def test_the_routers_state_is_read_by_scrape_and_not_by_the_render():
     reads = []
-    metrics = Metrics(lambda: reads.append(1) or Stats(()), models=[], targets={})
+    metrics = Metrics(lambda: reads.append(1) or stats())
+    reads.clear()
     render = metrics.scrape("")
     assert reads == [1]
     render()
@@ -311,7 +308,7 @@ def test_an_event_costs_little():
 
 
 def test_broken_streams_and_what_they_burnt():
-    metrics = make(TargetStats("t", "admitting", 1))
+    metrics = make()
     metrics(Recovery("t", "continued"))
     metrics(Recovery("unknown", "failed"))
     metrics(msgspec.structs.replace(DONE, burnt_input_tokens=12))
@@ -323,11 +320,9 @@ def test_broken_streams_and_what_they_burnt():
 
 def test_upstream_limits_are_gauges_of_each_target_and_resource():
     gauge = Gauge("tokens_day", 1000, 400, 51.5)
-    seen = samples(
-        make(TargetStats("t", "admitting", 0, (gauge,)), TargetStats("u", "admitting", 0))
-    )
+    seen = samples(make(target("t", quota=(gauge,)), target("u")))
     labels = frozenset({("target", "t"), ("resource", "tokens_day")})
-    found = {name: value for (name, where), value in seen.items() if "ratelimit" in name}
+    found = {name: value for (name, where), value in seen.items() if "upstream_" in name}
     assert found == {
         "nenya_upstream_ratelimit_limit": 1000,
         "nenya_upstream_ratelimit_remaining": 400,
@@ -340,12 +335,150 @@ def test_refusals_for_limits_are_counted_by_target():
     metrics = make()
     for fault in (FaultKind.RATE_LIMITED, FaultKind.RATE_LIMITED, FaultKind.CUT, None):
         metrics(AttemptDone("m", "t", "p", 1.0, fault))
-    assert samples(metrics)["nenya_upstream_429_total", frozenset({("target", "t")})] == 2
+    metrics(AttemptDone("m", "t", "p", 1.0, FaultKind.RATE_LIMITED, resource="tokens_day"))
+    assert value(metrics, "nenya_upstream_429_total", target="t", resource="unknown") == 2
+    assert value(metrics, "nenya_upstream_429_total", target="t", resource="tokens_day") == 1
+
+
+def test_choices_that_passed_a_target_over():
+    metrics = make(target("t", deferrals={"tokens": 5, "requests_day": 1}))
+    name = "nenya_ratelimit_deferrals_total"
+    assert value(metrics, name, target="t", resource="tokens") == 5
+    assert value(metrics, name, target="t", resource="requests_day") == 1
+
+
+def test_how_requests_were_given_their_targets():
+    one = route("m", policy=3, spill=1)
+    for share in (0.0, 0.5, 0.55):
+        one.matches.observe(share)
+    metrics = make(routes=(one,))
+    labels = {"model": "m", "policy": "headroom"}
+    assert value(metrics, "nenya_routing_decisions_total", **labels, reason="policy") == 3
+    assert value(metrics, "nenya_routing_decisions_total", **labels, reason="spill") == 1
+    assert value(metrics, "nenya_prefix_match_ratio_bucket", model="m", le="0.0") == 1
+    assert value(metrics, "nenya_prefix_match_ratio_bucket", model="m", le="0.5") == 2
+    assert value(metrics, "nenya_prefix_match_ratio_count", model="m") == 3
+
+
+def test_other_operations_and_what_a_model_thought():
+    metrics = make()
+    metrics(msgspec.structs.replace(DONE, operation="text_completion", reasoning_tokens=5))
+    metrics(AttemptDone("m", "t", "p", 0.5, None, operation="embeddings"))
+    labels = {**GENAI, "operation": "text_completion"}
+    name = "gen_ai_server_request_duration_seconds_count"
+    assert value(metrics, name, **labels, error_type="") == 1
+    name = "gen_ai_client_operation_duration_seconds_count"
+    assert (
+        value(metrics, name, **{**GENAI, "operation": "embeddings"}, error_type="", target="t") == 1
+    )
+    assert value(metrics, "nenya_tokens_total", model="m", provider="p", type="reasoning") == 5
+
+
+def engine(name: str, state: str, **more) -> EngineStats:
+    more = {"loaded": None, "info": None, "health": Health(), **more}
+    return EngineStats(name, "simulated", state, "", **more)
+
+
+INFO = EngineInfo("simulated", "starter", 1024, 4, 4096)
+ENGINE = engine("e", "ready", info=INFO, health=Health(70, 3, 2, 1024, 300))
+LABELS = {"engine": "e", "model_name": "starter"}
+
+
+def test_engines_under_the_names_of_vllm():
+    metrics = make(engines=(ENGINE, engine("f", "loading", loaded=0.25)))
+    metrics(Generated("e", 0.05, 1.05, 100, 64, 21))
+    metrics(Generated("e", 0.2, 0.2, 50, 0, 1))
+    assert value(metrics, "vllm:num_requests_running", **LABELS) == 3
+    assert value(metrics, "vllm:num_requests_waiting", **LABELS) == 2
+    assert value(metrics, "vllm:kv_cache_usage_perc", **LABELS) == 0.25
+    assert value(metrics, "vllm:prefix_cache_queries_total", **LABELS) == 150
+    assert value(metrics, "vllm:prefix_cache_hits_total", **LABELS) == 64
+    assert value(metrics, "vllm:prompt_tokens_total", **LABELS) == 150
+    assert value(metrics, "vllm:generation_tokens_total", **LABELS) == 22
+    assert value(metrics, "vllm:time_to_first_token_seconds_count", **LABELS) == 2
+    assert value(metrics, "vllm:inter_token_latency_seconds_count", **LABELS) == 20
+    assert value(metrics, "vllm:inter_token_latency_seconds_sum", **LABELS) == pytest.approx(1)
+    assert value(
+        metrics, "vllm:inter_token_latency_seconds_bucket", **LABELS, le="0.05"
+    ) == pytest.approx(20)
+    assert value(metrics, "vllm:e2e_request_latency_seconds_sum", **LABELS) == pytest.approx(1.25)
+    told = {dict(labels).get("engine") for name, labels in samples(metrics) if "vllm" in name}
+    assert told == {"e"}, "the other was never ready"
+
+
+def test_engines_processes():
+    metrics = make(engines=(ENGINE, engine("f", "loading", loaded=0.25)))
+    for state in ("starting", "loading", "ready", "backoff", "starting", "backoff", "draining"):
+        metrics(NodeState("e", state))
+    assert value(metrics, "nenya_engine_restarts_total", engine="e") == 2
+    assert value(metrics, "nenya_engine_restarts_total", engine="f") == 0
+    assert value(metrics, "nenya_engine_state", engine="e", state="ready") == 1
+    assert value(metrics, "nenya_engine_state", engine="f", state="ready") == 0
+    assert value(metrics, "nenya_engine_loaded_ratio", engine="f") == 0.25
+    assert value(metrics, "nenya_engine_loaded_ratio", engine="e") == 1
+    assert value(metrics, "nenya_engine_kv_free_tokens", engine="e") == 3072
+    assert value(metrics, "nenya_engine_prefill_remaining_tokens", engine="e") == 300
+    assert value(metrics, "nenya_engine_iterations_total", engine="e") == 70
+
+
+def test_series_go_when_what_they_name_goes():
+    now = [stats(engines=(ENGINE,))]
+    metrics = Metrics(lambda: now[0])
+    for event in (
+        DONE,
+        msgspec.structs.replace(DONE, model="n", target="u", provider="q"),
+        AttemptDone("m", "t", "p", 0.5, FaultKind.RATE_LIMITED),
+        Retry("t", FaultKind.RESET),
+        Hedge("t", "won"),
+        Fallback("n", "m", "overloaded"),
+        Queued("m", 0, "full", 0.0),
+        Recovery("t", "continued"),
+        RetryRefused("m", "t", FaultKind.RESET),
+        TargetState("t", "ejected", "connection_reset"),
+        NodeState("e", "backoff"),
+        Generated("e", 0.05, 1.05, 100, 64, 21),
+    ):
+        metrics(event)
+    metrics.render()
+    now[0] = stats(target("u"), routes=(route("n"),))
+    gone = {"m", "t", "p", "e"}
+    left = [
+        (name, labels) for name, labels in samples(metrics) if gone & set(dict(labels).values())
+    ]
+    assert left == []
+    assert value(metrics, "nenya_requests_total", model="n", target="u", outcome="ok") == 1
+    metrics(DONE)
+    other = {"model": "other", "target": "other", "outcome": "ok"}
+    assert value(metrics, "nenya_requests_total", **other) == 1
+    now[0] = stats(engines=(ENGINE,))
+    metrics.render()
+    metrics(DONE)
+    assert value(metrics, "nenya_requests_total", model="m", target="t", outcome="ok") == 1
+    assert value(metrics, "vllm:prompt_tokens_total", **LABELS) == 0
+
+
+async def test_a_loop_that_is_held_is_late():
+    spread = Spread(buckets.LAG)
+    lag = LoopLag(spread)
+    lag.start()
+    await asyncio.sleep(EVERY_S / 2)
+    time.sleep(EVERY_S)  # noqa: ASYNC251 - this is what holds it
+    while not sum(spread.counts):
+        await asyncio.sleep(0.001)
+    assert spread.total > EVERY_S / 4
+    seen = sum(spread.counts)
+    while sum(spread.counts) < seen + 2:
+        await asyncio.sleep(0.01)
+    lag.stop()
+    seen = sum(spread.counts)
+    await asyncio.sleep(1.5 * EVERY_S)
+    assert sum(spread.counts) == seen
+    lag.stop()
 
 
 def test_lines_their_waits_and_whom_they_refused():
     lines = (LineStats("m", 0, 3), LineStats("m", -1, 0))
-    metrics = Metrics(lambda: Stats((), lines), models=["m"], targets={})
+    metrics = make(lines=lines)
     for outcome in ("served", "gone", "expired", "full", "shed", "displaced"):
         metrics(Queued("m", -1, outcome, 2.0))
     metrics(Queued("who knows", 0, "full", 0.0))

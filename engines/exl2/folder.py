@@ -291,7 +291,9 @@ class _Reader:
             if kind not in {"exl3", "fp16"}:
                 self._problems.append(f"it is an {kind.upper()} model; exllamav3 can't read it")
         elif kind == "exl3":
-            self._problems.append("it is an EXL3 model, for exllamav3; exllamav2 can't read it")
+            self._problems.append(
+                "it is an EXL3 model, for kind: exllamav3; exllamav2 can't read it"
+            )
         elif kind == "other":
             self._problems.append(f"exllamav2 can't read weights quantised by {method}")
         elif odd := stored.unreadable(tensors):

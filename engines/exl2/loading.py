@@ -12,6 +12,7 @@ import functools
 import importlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,11 @@ LORA_CONFIG, LORA_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 OnProgress = Callable[[float], None]
 log = logging.getLogger(__name__)
+
+RELEASE_S = 5.0
+"""Until a GPU's memory is free again once a process with tens of GiB there was killed; a second or two as a rule."""
+
+ASK_AGAIN_S = 0.5
 
 
 class Weights(Struct, frozen=True):
@@ -162,9 +168,7 @@ def load(model: Model, on_progress: OnProgress) -> Machine:
             "unsupported",
             f"the exllamav2 engine can't be imported: {error}. See docs/exllamav2.md",
         ) from error
-    free = free_bytes(torch, model.spec)
-    if warning := memory.demand_room(model.folder, model.spec, free, model.draft):
-        log.warning("%s", warning)
+    free = room(torch, model)
     try:
         return machine(model, weights(model, on_progress), torch.cuda.get_device_name(0))
     except torch.OutOfMemoryError as error:
@@ -184,7 +188,27 @@ def prepare_environment(spec: AnyExLlama) -> None:
     os.environ["EXLLAMA_NO_SDPA"] = "1"
 
 
-def free_bytes(torch: Any, spec: AnyExLlama) -> int | None:
+def room(torch: Any, model: Model) -> int | None:
+    """Bytes that are free for the model; None where nobody knows. Raises EngineError where it can't fit.
+
+    A process that has just ended may hold its memory for a moment, so a model that lacks room now is asked about again.
+    """
+    patience_s = RELEASE_S
+    while True:
+        free = _free_bytes(torch, model.spec)
+        try:
+            if warning := memory.demand_room(model.folder, model.spec, free, model.draft):
+                log.warning("%s", warning)
+        except EngineError:
+            if patience_s <= 0:
+                raise
+            patience_s -= ASK_AGAIN_S
+            time.sleep(ASK_AGAIN_S)
+        else:
+            return free
+
+
+def _free_bytes(torch: Any, spec: AnyExLlama) -> int | None:
     """What is free on the GPUs before anything is loaded; as torch sees them where the driver's tool is missing."""
     free = memory.free_bytes(spec.gpus)
     if free is not None:

@@ -1,9 +1,10 @@
 """What a model needs of GPUs' memory, known before anything is loaded, and what to change where it doesn't fit.
 
 The weights, but for an embedding that stays in the machine's own memory; the cache, and one layer's worth of plain
-cache beside a quantised one, on each GPU. These are exact: what doesn't hold them is refused. The rest is the library's
-own arithmetic where it has one (its scratch space, what it keeps free while it loads), and a margin for what CUDA takes
-for itself: where only that is lacking it is tried, for a margin is no reason to refuse a model that may fit.
+cache beside a quantised one, on each GPU. These are exact (of exllamav3 the weights alone): what doesn't hold them is
+refused. The rest is the library's own arithmetic where it has one (its scratch space, what it keeps free while it
+loads), and a margin for what CUDA takes for itself: where only that is lacking it is tried, for a margin is no reason
+to refuse a model that may fit.
 
 Source: https://github.com/turboderp-org/exllamav2 at 0.3.2: cache.py, model.py (load_autosplit_gen),
 ``scratch_space_fixed`` of linear.py, attn.py and mlp.py
@@ -11,7 +12,7 @@ Source: https://github.com/turboderp-org/exllamav2 at 0.3.2: cache.py, model.py 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 from msgspec import Struct
@@ -20,7 +21,7 @@ from msgspec.structs import replace
 from engines.base import EngineError
 from engines.exl2.folder import ModelFolder
 from engines.gpus import NoAnswer, gpus
-from engines.specs import CacheFormat, ExLlamaSpec
+from engines.specs import CacheFormat, ExLlamaSpec, ExLlamaV2Spec
 
 PAGE_TOKENS = 256
 """Of the generator's pages; a cache is a whole number of them."""
@@ -57,16 +58,13 @@ class Estimate(Struct, frozen=True):
     cache: int
     beside: int
     """Scratch space, a step's states, and the margin."""
-
-    @property
-    def sure(self) -> int:
-        """What it takes at the very least."""
-        return self.weights + self.cache
+    sure: int
+    """What it takes at the very least."""
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.sure + self.beside
+        return self.weights + self.cache + self.beside
 
 
 Room = Literal["fits", "tight", "too big"]
@@ -122,7 +120,10 @@ def estimate(folder: ModelFolder, spec: ExLlamaSpec, draft: ModelFolder | None =
             angles = 4 * one.head_dim * min(one.context_tokens, tokens)
             beside += count * (scratch_bytes(one, rows) + angles)
     states = 2 * rows * (folder.vocabulary + 8 * folder.hidden + 2 * folder.intermediate)
-    return Estimate(weights, cache, beside + count * (CUDA_BYTES + LOADING_BYTES) + states)
+    beside += count * (CUDA_BYTES + LOADING_BYTES) + states
+    # exllamav3 knows layers that cache less, or nothing, and attends without a plain layer.
+    sure = weights + cache if isinstance(spec, ExLlamaV2Spec) else weights
+    return Estimate(weights, cache, beside, sure)
 
 
 def most_cache_tokens(
@@ -183,22 +184,6 @@ def demand_room(
     if verdict.room == "too big":
         raise EngineError("invalid", f"{folder.name} doesn't fit: {verdict.advice}")
     return f"{folder.name} may not fit: {verdict.advice}" if verdict.room == "tight" else ""
-
-
-def enough_gpus(
-    folder: ModelFolder,
-    spec: ExLlamaSpec,
-    free: Mapping[int, int],
-    draft: ModelFolder | None = None,
-) -> tuple[int, ...] | None:
-    """The fewest of the GPUs in ``free`` (bytes by index) that hold it together; None where all are too few."""
-    roomy = sorted(free, key=lambda index: (-free[index], index))
-    for count in range(1, len(roomy) + 1):
-        chosen: Sequence[int] = sorted(roomy[:count])
-        there = sum(free[index] for index in chosen)
-        if estimate(folder, replace(spec, gpus=tuple(chosen)), draft).total <= there:
-            return tuple(chosen)
-    return None
 
 
 def free_bytes(wanted: Sequence[int]) -> int | None:

@@ -53,30 +53,28 @@ def rope_of(config: Mapping[str, Any], architecture: str) -> Rope:
     inner = inner.get("full_attention", inner)  # some write a set for each kind of layer
     default = DEFAULT_THETA.get(architecture, 10_000.0)
     top = _first(config, text, "rope_theta")
-    scaling = _first(config, text, "rope_scaling")
-    if top is not None and (scaling or not inner):
-        kind, problems = _scaled(config, scaling or {})
-        return Rope(float(top), "rope_theta", kind, tuple(problems))
-    kind = str(inner.get("rope_type") or "default")
-    theta = float(inner.get("rope_theta") or top or default)
-    if kind != "default":
-        return Rope(theta, "rope_parameters", kind, (_move(inner, theta, kind),))
-    if theta == (default if top is None else float(top)):
-        return Rope(theta, "default" if top is None else "rope_theta")
-    said = (
-        f"rope_theta {theta:g} stands under rope_parameters, where exllamav2 doesn't look; "
-        "it is set when the model is loaded"
-    )
-    return Rope(theta, "rope_parameters", warnings=(said,))
+    theta = float(top or inner.get("rope_theta") or default)
+    found_at = "default"
+    warnings: list[str] = []
+    if top is not None:
+        found_at = "rope_theta"
+    elif theta != default:
+        found_at = "rope_parameters"
+        warnings.append(
+            f"rope_theta {theta:g} stands under rope_parameters, where exllamav2 doesn't look; "
+            "it is set when the model is loaded"
+        )
+    scaling = _first(config, text, "rope_scaling") or {}
+    missed = str(inner.get("rope_type") or "default")
+    if not scaling and missed != "default":
+        return Rope(theta, found_at, missed, (_move(inner, theta, missed),))
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    problems = tuple(_scaling_problems(config, scaling, kind))
+    return Rope(theta, found_at, kind, problems, tuple(warnings))
 
 
 def _first(config: Mapping[str, Any], text: Mapping[str, Any], name: str) -> Any:
     return config[name] if config.get(name) is not None else text.get(name)
-
-
-def _scaled(config: Mapping[str, Any], scaling: Mapping[str, Any]) -> tuple[str, list[str]]:
-    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
-    return kind, list(_scaling_problems(config, scaling, kind))
 
 
 def _scaling_problems(

@@ -13,7 +13,6 @@ import importlib
 from typing import Any
 
 from engines.base import EngineError
-from engines.exl2 import memory
 from engines.exl2.folder import ModelFolder
 from engines.exl2.loading import (
     MAX_STEP_TOKENS,
@@ -21,9 +20,9 @@ from engines.exl2.loading import (
     Model,
     OnProgress,
     Weights,
-    free_bytes,
     out_of_memory,
     prepare_environment,
+    room,
 )
 from engines.exl2.memory import PAGE_TOKENS, pages_of
 
@@ -44,8 +43,7 @@ def load(model: Model, on_progress: OnProgress) -> Machine:
             "unsupported",
             f"the exllamav3 engine can't be imported: {error}. See docs/exllamav2.md",
         ) from error
-    free = free_bytes(torch, model.spec)
-    memory.demand_room(model.folder, model.spec, free, model.draft)
+    free = room(torch, model)
     try:
         return machine(model, weights(model, on_progress), torch.cuda.get_device_name(0))
     except torch.OutOfMemoryError as error:

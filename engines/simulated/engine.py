@@ -115,6 +115,7 @@ class SimulatedEngine:
         self._stalled: set[int] = set()
         self._work = asyncio.Event()
         self._hung = False
+        self._cached_tokens = 0
         self._pump: asyncio.Task[None] | None = None
 
     async def start(self) -> EngineInfo:
@@ -208,6 +209,7 @@ class SimulatedEngine:
         script = work.jobs[event.id]
         if isinstance(event, Started):
             work.cached_tokens = min(work.cached_tokens, event.cached_tokens)
+            self._cached_tokens += event.cached_tokens
         elif isinstance(event, Token):
             delta = script.deltas[event.index]
             if delta.text or delta.tool_calls:
@@ -249,6 +251,8 @@ class SimulatedEngine:
             running=self._model.running,
             waiting=self._model.waiting,
             kv_tokens_used=self._model.kv_tokens_used,
+            prompt_tokens_left=self._model.prompt_tokens_left,
+            cached_tokens=self._cached_tokens,
         )
 
     async def close(self) -> None:

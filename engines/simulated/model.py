@@ -169,6 +169,11 @@ class StepModel:
         return len(self._waiting)
 
     @property
+    def prompt_tokens_left(self) -> int:
+        """Of running requests, still to be computed."""
+        return sum(job.prompt.tokens - job.computed for job in self._running.values())
+
+    @property
     def kv_tokens_used(self) -> int:
         """Tokens of memory reserved by running requests; unused cached pages don't count."""
         return self._memory.in_use * self.costs.page_tokens

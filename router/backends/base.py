@@ -55,6 +55,8 @@ class Facts(msgspec.Struct, eq=False):
     input_tokens: int | None = None
     cached_input_tokens: int | None = None
     output_tokens: int | None = None
+    reasoning_tokens: int | None = None
+    """Of the output."""
     readings: Readings = ()
     """What the response's head told of the provider's limits; there from the start."""
 

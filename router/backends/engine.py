@@ -25,6 +25,7 @@ from router.backends.base import Facts, Order, Sink, Told
 from router.backends.engine_request import engine_requests
 from router.backends.mailbox import Alarm, Mailbox
 from router.errors import ApiError, Fault, FaultKind, invalid_request
+from router.events import Generated, Listener
 from router.wire.chat import ChatRequest
 from router.wire.completion import (
     ID_BYTES,
@@ -76,10 +77,16 @@ class EngineBackend:
     """Answers made by one engine."""
 
     def __init__(
-        self, name: str, engine: Engine, *, entropy: Callable[[int], bytes] = os.urandom
+        self,
+        name: str,
+        engine: Engine,
+        *,
+        entropy: Callable[[int], bytes] = os.urandom,
+        emit: Listener = lambda _: None,
     ) -> None:
         """``entropy`` gives that many random bytes, for ids."""
         self.name = name
+        self._emit = emit
         self._engine = engine
         self._entropy = entropy
         self._answers: set[EngineAnswer] = set()
@@ -98,7 +105,7 @@ class EngineBackend:
         if asyncio.get_running_loop().time() >= order.deadline:
             raise Fault(FaultKind.DEADLINE, "The request's time was up before its turn came.")
         generation = self._begin_all(requests, order.request)
-        answer = EngineAnswer(generation, order, self._writer(order), self._answers.discard)
+        answer = EngineAnswer(generation, order, self._writer(order), self)
         self._answers.add(answer)
         try:
             await answer.wait_head()
@@ -111,6 +118,15 @@ class EngineBackend:
         """Cancel what runs. The engine itself stays as it is."""
         for answer in tuple(self._answers):
             answer.close()
+
+    def over(self, answer: EngineAnswer) -> None:
+        """The answer is done with."""
+        self._answers.discard(answer)
+
+    def wrote(self, usage: Usage, first_token_s: float, duration_s: float) -> None:
+        """An answer is whole, and what it took."""
+        tokens = usage.input_tokens, usage.cached_input_tokens, usage.output_tokens
+        self._emit(Generated(self.name, first_token_s, duration_s, *tokens))
 
     def _begin_all(self, requests: Sequence[GenerateRequest], request: Request) -> Generation:
         try:
@@ -162,20 +178,23 @@ class EngineAnswer:
 
     headers: Mapping[str, str] = MappingProxyType({})
 
-    __slots__ = ("_forget", "_generation", "_head", "_loop", "_order", "_over", "_writer", "facts")
+    __slots__ = (
+        "_begun_at", "_generation", "_head", "_loop", "_order", "_over", "_owner", "_writer", "facts",
+    )  # fmt: skip
 
     def __init__(
         self,
         generation: Generation,
         order: Order,
         writer: Writer,
-        forget: Callable[[EngineAnswer], None],
+        owner: EngineBackend,
     ) -> None:
         self._generation = generation
         self._order = order
         self._writer = writer
-        self._forget = forget
+        self._owner = owner
         self._loop = asyncio.get_running_loop()
+        self._begun_at = self._loop.time()
         self._head: list[Event] = []
         self._over = False
         self.facts = Facts()
@@ -207,7 +226,7 @@ class EngineAnswer:
         self._over = True
         self._head = []
         self._generation.cancel()
-        self._forget(self)
+        self._owner.over(self)
 
     def told(self) -> Told:
         """See `base.Answer`."""
@@ -249,6 +268,8 @@ class EngineAnswer:
         facts.cached_input_tokens = usage.cached_input_tokens
         facts.output_tokens = usage.output_tokens
         facts.finished = True
+        begun_at, now = self._begun_at, self._loop.time()
+        self._owner.wrote(usage, (facts.first_token_at or now) - begun_at, now - begun_at)
         self.close()
 
 

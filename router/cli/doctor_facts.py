@@ -41,6 +41,9 @@ root = os.environ.get("TORCH_EXTENSIONS_DIR") or os.path.join(
     cpp_extension.get_default_build_root(),
     "py%d%d%s_%s" % (*sys.version_info[:2], getattr(sys, "abiflags", ""),
                      "cu" + cuda.replace(".", "") if cuda else "cpu"))
+def extension(name):
+    spec = importlib.util.find_spec(name)
+    return {"installed": bool(spec and spec.origin), "built": os.path.join(root, name, name + ".so")}
 error, available = "", False
 try:
     available = torch.cuda.is_available()
@@ -52,12 +55,25 @@ print(json.dumps({
     "version": torch.__version__, "cuda": cuda or "", "hip": torch.version.hip or "",
     "available": available, "error": error, "arches": torch.cuda.get_arch_list() if available else [],
     "cuda_home": cpp_extension.CUDA_HOME or "",
-    "installed": importlib.util.find_spec("exllamav2_ext") is not None,
-    "built": os.path.join(root, "exllamav2_ext", "exllamav2_ext.so"),
+    "extensions": {name: extension(name + "_ext") for name in ("exllamav2", "exllamav3")},
 }))
 """
 
 _PACKAGES = ("nenya", "exllamav2", "exllamav3", "flash-attn", "torch", "xllamacpp")
+
+
+class Extension(Struct, frozen=True):
+    """A library's compiled kernels."""
+
+    installed: bool = False
+    """Whether they came ready made."""
+    built: str = ""
+    """Where they are, or would be, once they were compiled."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nothing is left to compile."""
+        return self.installed or (self.built != "" and Path(self.built).is_file())
 
 
 class Torch(Struct, frozen=True, kw_only=True):
@@ -75,10 +91,8 @@ class Torch(Struct, frozen=True, kw_only=True):
     """GPUs that it has kernels for, such as ``sm_90``."""
     cuda_home: str = ""
     """Where it looks for nvcc."""
-    installed: bool = False
-    """Whether exllamav2's extension is installed ready made."""
-    built: str = ""
-    """Where it is, or would be, once it was compiled."""
+    extensions: dict[str, Extension] = {}
+    """By their libraries."""
 
 
 class Tool(Struct, frozen=True):
@@ -116,7 +130,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     driver_cuda: str = ""
     """The newest CUDA that the driver knows."""
     cuda_home: str = ""
-    """The environment's."""
+    """The environment's, if it names one."""
     nvcc: Tool | None = None
     compiler: Tool | None = None
     python_headers: bool = True
@@ -125,8 +139,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     """None where it isn't installed, or wasn't asked."""
     torch_error: str = ""
     """Why it didn't answer."""
-    extension_there: bool = False
-    """Whether exllamav2's compiled extension is where torch says."""
+    compiled: frozenset[str] = frozenset()
+    """Libraries whose kernels are there."""
 
 
 def collect(addresses: Mapping[str, str], *, ask_torch: bool) -> Facts:
@@ -151,15 +165,20 @@ def collect(addresses: Mapping[str, str], *, ask_torch: bool) -> Facts:
             gpus=found,
             gpu_error=gpu_error,
             driver_cuda=newest.result(),
-            cuda_home=os.environ.get("CUDA_HOME", ""),
+            cuda_home=_cuda_home(),
             nvcc=nvcc.result(),
             compiler=compiler.result(),
             python_headers=(Path(sysconfig.get_path("include")) / "Python.h").is_file(),
             ninja=_tool(str(Path(sys.executable).parent / "ninja"), "ninja"),
             torch=torch,
             torch_error=torch_error,
-            extension_there=torch is not None and (torch.installed or Path(torch.built).is_file()),
+            compiled=_compiled(torch),
         )
+
+
+def _compiled(torch: Torch | None) -> frozenset[str]:
+    found = {} if torch is None else torch.extensions
+    return frozenset(name for name, extension in found.items() if extension.is_there)
 
 
 def name_of(requirement: str) -> str:
@@ -209,11 +228,16 @@ def _driver_cuda() -> str:
     return found[1] if found is not None else ""
 
 
+def _cuda_home() -> str:
+    return os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or ""
+
+
 def _nvcc() -> Tool | None:
-    """Where torch looks for it, in its order."""
-    homes = [os.environ.get("CUDA_HOME", ""), os.environ.get("CUDA_PATH", "")]
-    places = [str(Path(home) / "bin" / "nvcc") for home in homes if home]
-    return _tool(*places, "nvcc", "/usr/local/cuda/bin/nvcc")
+    """Where torch looks for it: in the folder that the environment names and nowhere else, where it names one."""
+    home = _cuda_home()
+    if home:
+        return _tool(str(Path(home) / "bin" / "nvcc"))
+    return _tool("nvcc", "/usr/local/cuda/bin/nvcc")
 
 
 def _tool(*places: str) -> Tool | None:

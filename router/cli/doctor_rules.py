@@ -19,8 +19,17 @@ from router.cli.doctor_facts import Facts, Torch, name_of
 
 State = Literal["ok", "missing", "wrong"]
 
-EXLLAMAV2 = "0.3.2"
-"""The release that the engine is written for; the project is archived, there will be no other."""
+_LIBRARIES = {
+    "exllamav2": (  # the project is archived, there will be no other
+        "==0.3.2",
+        "pip install 'nenya[exllamav2]' && pip install --no-deps exllamav2==0.3.2",
+    ),
+    "exllamav3": (
+        ">=1.6.5",
+        "pip install 'nenya[exllamav2]' && pip install exllamav3==1.6.5",
+    ),
+}
+"""What computes on GPUs: the releases that the engines are written for, and how they are installed."""
 
 LEAST_PYTHON = (3, 11)
 LEAST_FILES = 1024
@@ -29,14 +38,10 @@ LEAST_FILES = 1024
 FLASH_ATTENTION = "2.5.7"
 """The first with paged attention."""
 
-_INSTALL = f"pip install 'nenya[exllamav2]' && pip install --no-deps exllamav2=={EXLLAMAV2}"
 _NVCC_SINCE: dict[tuple[int, ...], tuple[int, int]] = {
     (8, 9): (11, 8), (9, 0): (11, 8), (10, 0): (12, 8), (10, 3): (12, 9), (12, 0): (12, 8), (12, 1): (12, 9)
 }  # fmt: skip
 """The first CUDA whose compiler knows a GPU; older ones were known before."""
-
-_GPU_KINDS = frozenset({"exllamav2", "exllamav3"})
-"""Engines that compute on GPUs."""
 
 
 class Need(Struct, frozen=True):
@@ -55,7 +60,7 @@ class Need(Struct, frozen=True):
     @property
     def asks_gpu(self) -> bool:
         """Whether anybody wants to know of GPUs."""
-        return self.everything or bool(_GPU_KINDS & self.kinds)
+        return self.everything or bool(_LIBRARIES.keys() & self.kinds)
 
 
 class Check(Struct, frozen=True):
@@ -79,13 +84,29 @@ def judge(facts: Facts, need: Need) -> Iterator[Check]:
     yield from _llamacpp(facts, need)
     if not need.asks_gpu:
         return
-    wanted, second = bool(_GPU_KINDS & need.kinds), "exllamav2" in need.kinds
-    yield _driver(facts, need, needed=wanted)
-    yield _torch(facts, needed=wanted)
-    yield from _kernels(facts, needed=second)
-    yield from _exllamav2(facts, need, needed=second)
-    if "exllamav3" in need.kinds:
-        yield _exllamav3(facts)
+    yield from _gpu_lines(facts, need)
+
+
+def _gpu_lines(facts: Facts, need: Need) -> Iterator[Check]:
+    wanted = _LIBRARIES.keys() & need.kinds
+    installed = _LIBRARIES.keys() & facts.versions.keys()
+    told = wanted | ({"exllamav2"} | installed if need.everything else set())
+    needed = bool(wanted)
+    yield _driver(facts, need, needed=needed)
+    yield _torch(facts, needed=needed)
+    tools = []
+    if not told <= facts.compiled:
+        tools = [tool(facts, needed=needed) for tool in (_nvcc, _compiler, _ninja)]
+        yield from tools
+    able = all(tool.state == "ok" for tool in tools)
+    for library in sorted(told):
+        yield _library(facts, library, needed=library in wanted)
+        yield _kernels(facts, library, able=able, needed=library in wanted)
+    # torch and ninja have lines of their own.
+    beside = [one for one in _extra(facts, "exllamav2") if name_of(one) not in {"torch", "ninja"}]
+    yield _all_of("GPU packages", facts, beside, "pip install 'nenya[exllamav2]'", needed=needed)
+    if "exllamav2" in told:
+        yield _flash_attention(facts, need, needed="exllamav2" in wanted)
 
 
 def numbers(version: str) -> tuple[int, ...]:
@@ -273,41 +294,33 @@ def _has_kernels(arches: Collection[str], capability: str) -> bool:
     return False
 
 
-def _kernels(facts: Facts, *, needed: bool) -> Iterator[Check]:
-    """Whether exllamav2's kernels are there, or can be compiled."""
-    if facts.extension_there and facts.torch is not None:
-        where = "installed" if facts.torch.installed else f"at {facts.torch.built}"
-        yield Check("kernels", "ok", f"exllamav2's extension is compiled, {where}", needed=needed)
-        return
-    tools = [
-        _nvcc(facts, needed=needed),
-        _compiler(facts, needed=needed),
-        _ninja(facts, needed=needed),
-    ]
-    yield from tools
+def _kernels(facts: Facts, library: str, *, able: bool, needed: bool) -> Check:
+    """Whether a library's kernels are there, or can be compiled: ``able`` where the tools for it are."""
+    name = f"{library} kernels"
+    if library in facts.compiled and facts.torch is not None:
+        extension = facts.torch.extensions[library]
+        where = "installed" if extension.installed else f"at {extension.built}"
+        return Check(name, "ok", f"compiled, {where}", needed=needed)
     if facts.torch is None or not facts.torch.cuda:
-        fix = "see the line about torch"
-        yield Check(
-            "kernels", "missing", "not compiled, and torch for CUDA is needed to", fix, needed
-        )
-    elif any(tool.state != "ok" for tool in tools):
-        fix = "see the lines before"
-        yield Check("kernels", "missing", "not compiled, and can't be", fix, needed)
-    else:
-        said = "not compiled yet: the first start does it, or python -c 'import exllamav2.ext'"
-        yield Check("kernels", "ok", said, needed=needed)
+        said = "not compiled, and torch for CUDA is needed to"
+        return Check(name, "missing", said, "see the line about torch", needed)
+    if not able:
+        return Check(name, "missing", "not compiled, and can't be", "see the lines before", needed)
+    said = f"not compiled yet: the first start does it, or python -c 'import {library}.ext'"
+    return Check(name, "ok", said, needed=needed)
 
 
 def _nvcc(facts: Facts, *, needed: bool) -> Check:
-    home = "" if facts.cuda_home else "; set CUDA_HOME to the folder that has bin/nvcc"
+    torch_cuda = facts.torch.cuda if facts.torch is not None else ""
+    if facts.nvcc is None and facts.cuda_home:
+        said = f"not in {facts.cuda_home}, which CUDA_HOME names"
+        return Check("nvcc", "wrong", said, "set CUDA_HOME to the folder that has bin/nvcc", needed)
     if facts.nvcc is None:
-        wanted = f" {facts.torch.cuda}" if facts.torch is not None and facts.torch.cuda else ""
-        return Check(
-            "nvcc", "missing", "not found", f"install the CUDA toolkit{wanted}{home}", needed
-        )
+        fix = f"install the CUDA toolkit {torch_cuda}".rstrip()
+        fix += "; set CUDA_HOME where it isn't /usr/local/cuda"
+        return Check("nvcc", "missing", "not found", fix, needed)
     said = f"{facts.nvcc.version} at {facts.nvcc.path}"
     have = numbers(facts.nvcc.version)
-    torch_cuda = facts.torch.cuda if facts.torch is not None else ""
     if torch_cuda and have[:1] != numbers(torch_cuda)[:1]:
         fix = f"install the CUDA toolkit {torch_cuda}, and set CUDA_HOME to it"
         return Check("nvcc", "wrong", f"{said}, torch is built for CUDA {torch_cuda}", fix, needed)
@@ -336,26 +349,14 @@ def _ninja(facts: Facts, *, needed: bool) -> Check:
     return Check("ninja", "ok", f"{facts.ninja.version} at {facts.ninja.path}", needed=needed)
 
 
-def _exllamav2(facts: Facts, need: Need, *, needed: bool) -> Iterator[Check]:
-    version = facts.versions.get("exllamav2")
+def _library(facts: Facts, name: str, *, needed: bool) -> Check:
+    wanted, fix = _LIBRARIES[name]
+    version = facts.versions.get(name)
     if version is None:
-        yield Check("exllamav2", "missing", "not installed", _INSTALL, needed)
-    elif numbers(version) != numbers(EXLLAMAV2):
-        fix = f"pip install --no-deps exllamav2=={EXLLAMAV2}"
-        yield Check("exllamav2", "wrong", f"{version}, and {EXLLAMAV2} is required", fix, needed)
-    else:
-        yield Check("exllamav2", "ok", version, needed=needed)
-    # torch and ninja have lines of their own.
-    beside = [one for one in _extra(facts, "exllamav2") if name_of(one) not in {"torch", "ninja"}]
-    yield _all_of("GPU packages", facts, beside, "pip install 'nenya[exllamav2]'", needed=needed)
-    yield _flash_attention(facts, need, needed=needed)
-
-
-def _exllamav3(facts: Facts) -> Check:
-    version = facts.versions.get("exllamav3")
-    if version is None:
-        return Check("exllamav3", "missing", "not installed", "docs/exllamav2.md, ExLlamaV3")
-    return Check("exllamav3", "ok", version)
+        return Check(name, "missing", "not installed", fix, needed)
+    if not meets(version, f"{name}{wanted}"):
+        return Check(name, "wrong", f"{version}, and {wanted} is required", fix, needed)
+    return Check(name, "ok", version, needed=needed)
 
 
 def _flash_attention(facts: Facts, need: Need, *, needed: bool) -> Check:

@@ -10,9 +10,10 @@ import msgspec
 from msgspec import Struct
 
 from engines.base import EngineError, WorkCosts
+from engines.exl2.loading import examine as examine_model
 from engines.measured import anywhere
 from engines.probe import probe
-from engines.specs import EngineSpec, ExLlamaSpec, LlamaCppSpec, SimulatedSpec
+from engines.specs import EngineSpec, LlamaCppSpec, SimulatedSpec
 from router.cli import OK, USAGE
 from router.cli.table import aligned, parameters
 from router.config.reader import Options, examine
@@ -80,15 +81,22 @@ def row_of(config: Config, name: str, spec: EngineSpec) -> Row:
 
 
 def _what(spec: EngineSpec) -> str:
-    if not isinstance(spec, LlamaCppSpec | ExLlamaSpec):
+    if isinstance(spec, SimulatedSpec):
         return "made-up answers"
     try:
-        found = probe(spec.model).report
+        if isinstance(spec, LlamaCppSpec):
+            found = probe(spec.model).report
+            name, kind, count = found.name, found.kind, found.parameters
+            problems = found.problems
+        else:
+            folder = examine_model(spec).folder
+            name, kind, count = folder.name, folder.format, folder.parameters
+            problems = ()
     except EngineError as error:
         return f"can't be served: {error}"
-    if found.problems:
-        return f"can't be served: {found.problems[0]}"
-    return f"{found.name}, {found.kind}, {parameters(found.parameters)} parameters"
+    if problems:
+        return f"can't be served: {problems[0]}"
+    return f"{name}, {kind}, {parameters(count)} parameters"
 
 
 def _costs(spec: EngineSpec) -> tuple[str, WorkCosts | None]:

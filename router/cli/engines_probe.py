@@ -15,6 +15,7 @@ from engines.base import EngineError
 from engines.gpus import Gpu
 from engines.probe import Probed, Report, probe
 from engines.sizing import Plan, Wish
+from engines.specs import ExLlamaV2Spec, ExLlamaV3Spec
 from router.cli import FAILED, OK, USAGE
 from router.cli.machine import found_gpus, free_memory
 from router.cli.table import aligned, parameters, sized
@@ -83,7 +84,7 @@ def _answer(path: str, one: Probed | EngineError, wish: Wish, gpus: tuple[Gpu, .
     report, plan = one.report, _planned(one, wish, gpus)
     usable = plan is not None and not report.problems and plan.room != "too big"
     config = config_of(report, plan) if usable and plan is not None else None
-    return Found(path, None, report, plan, gpus if report.engine == "exllamav2" else (), config)
+    return Found(path, None, report, plan, gpus if one.folder is not None else (), config)
 
 
 def _planned(probed: Probed, wish: Wish, gpus: Sequence[Gpu]) -> Plan | None:
@@ -91,7 +92,8 @@ def _planned(probed: Probed, wish: Wish, gpus: Sequence[Gpu]) -> Plan | None:
         return None
     if probed.folder is None:
         return sizing.in_memory(probed.report, wish, free_memory())
-    return sizing.on_gpus(probed.folder, wish, gpus)
+    kind = ExLlamaV3Spec if probed.report.engine == "exllamav3" else ExLlamaV2Spec
+    return sizing.on_gpus(probed.folder, wish, gpus, kind)
 
 
 def config_of(report: Report, plan: Plan) -> str:
@@ -174,7 +176,7 @@ def _template(model: Report) -> str:
 def _needed(one: Found, why: str) -> Iterator[tuple[str, str]]:
     model, plan = one.model, one.plan
     assert model is not None, "the caller has seen"
-    where = "on GPUs" if model.engine == "exllamav2" else "in memory"
+    where = "in memory" if model.engine == "llamacpp" else "on GPUs"
     yield "weights", f"{sized(model.weight_bytes)} {where}, {sized(model.file_bytes)} of files"
     forms = ", ".join(f"{size / 1024:g} KiB {form}" for form, size in model.token_bytes.items())
     yield "a token", f"{forms} of cache"

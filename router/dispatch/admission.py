@@ -81,6 +81,7 @@ class Admission:
         Raises ApiError: the line is full, nobody is up, the wait would be or was too long, the router shuts down.
         """
         now = self._clock.now()
+        route.decisions.counts[why.reason] += 1
         again_at = now + self._pause_s(walk) if walk.tries else NEVER
         until = min(walk.call.deadline, now + route.line.max_wait_s)
         if may_turn:

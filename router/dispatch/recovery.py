@@ -129,6 +129,7 @@ class Rest:
             self.facts.cached_input_tokens = min(told.cached_input_tokens, self.facts.input_tokens)
         if told.output_tokens is not None:
             self.facts.output_tokens = tally.output(told.output_tokens, repeated)
+        self.facts.reasoning_tokens = told.reasoning_tokens
         if not self._parts.said.nothing:
             self._burn(told.input_tokens, repeated if told.output_tokens is not None else None)
 

@@ -26,6 +26,7 @@ class Reply:
         "_attempt",
         "_charge",
         "_first",
+        "_given",
         "_kept",
         "_open",
         "_over",
@@ -49,7 +50,7 @@ class Reply:
         self._attempt: Attempt | None = attempt
         self._answer = answer
         self._first = attempt.first
-        self._over = False
+        self._given = self._over = False
         call = walk.call
         self._charge = call.charge
         self.streaming = bool(call.request.stream)
@@ -70,11 +71,11 @@ class Reply:
         return answer_headers(self.upstream_headers, self._charge)
 
     def whole(self) -> bytes:
-        """All of an answer that isn't a stream: it is one piece, and over with it. Instead of `read`."""
+        """All of an answer that isn't a stream: it is one piece, and with it all is said. Instead of `read`."""
         assert not self.streaming, "a stream is read"
+        self._given = True
         if self._charge is not None:
             self._charge.saw(self._first)
-        self._finish(None, "ok", 200)
         return self._first
 
     async def read(self) -> bytes:
@@ -130,7 +131,7 @@ class Reply:
         """Let go: what still runs is cancelled at once, everything is settled. May be called twice."""
         if self._over:
             return
-        if self._answer.facts.finished:
+        if self._given or self._answer.facts.finished:
             self._finish(None, "ok", 200)
         else:
             self._finish(None, CLIENT_GONE, CLIENT_GONE_STATUS)

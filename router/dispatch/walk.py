@@ -114,6 +114,7 @@ class Walk:
     def end(self, outcome: str, status: int) -> None:
         """The request is over, with the latest attempt's answer if there is one."""
         call, latest = self.call, self.latest
+        self.latest = None  # they know each other: with this, both go when nobody needs them, without the collector
         facts = latest.facts if latest is not None else UNHEARD
         target = latest.lease.target if latest is not None else None
         told = Tokens(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
@@ -141,6 +142,8 @@ class Walk:
             tokens_estimated=took.estimated or None,
             burnt_input_tokens=self._burnt[0],
             burnt_output_tokens=self._burnt[1],
+            reasoning_tokens=facts.reasoning_tokens,
+            operation=call.request.operation.genai,
             trace_id=trace.id if trace is not None else None,
         )
         self._emit(done)
@@ -204,6 +207,8 @@ class Attempt:
                 provider=target.backend,
                 duration_s=now - lease.since,
                 fault=fault.kind if fault is not None else None,
+                operation=walk.call.request.operation.genai,
+                resource=_used_up(fault),
                 request_id=walk.call.request_id,
             )
         )
@@ -224,6 +229,18 @@ def _verdict(fault: Fault) -> Verdict:
         told = fault.retry_after_s is not None or fault.readings
         return Verdict.VOID if told else Verdict.LIMITED
     return Verdict.BAD if fault.blames_target else Verdict.VOID
+
+
+def _used_up(fault: Fault | None) -> str | None:
+    """The limit for which a provider refused, as far as it told: the one of which the least is left."""
+    if fault is None or not fault.readings:
+        return None
+    told = [
+        (one.remaining / (one.limit or 1), one.name)
+        for one in fault.readings
+        if one.remaining is not None
+    ]
+    return min(told)[1] if told else None
 
 
 UNCOUNTED = frozenset({

@@ -182,7 +182,7 @@ class Quota:
 
     __slots__ = (
         "_ended", "_forgotten", "_heard_at", "_heard_of", "_later", "_meters", "_open", "_order", "_silent",
-        "_slack", "_unknown", "closed_until", "counting", "counts", "knows", "refusals",
+        "_slack", "_unknown", "closed_until", "counting", "counts", "deferrals", "knows", "refusals",
     )  # fmt: skip
 
     def __init__(self, counts: Counts = "usage") -> None:
@@ -192,6 +192,10 @@ class Quota:
         self.knows = False
         """Whether it could make a request wait."""
         self.closed_until = 0.0
+        self.deferrals: dict[str, int] = {}
+        """Choices that passed its target over, by the limit that would have let the request through last; ``unknown``
+        after a refusal that named none.
+        """
         self._meters: dict[str, tuple[int, Meter]] = {}
         """By name: the resource's place in a charge, and the meter."""
         self._order = 0
@@ -227,6 +231,17 @@ class Quota:
                 if late:
                     wait = max(wait, late)
         return wait
+
+    def defer(self, need: Need, now: float) -> None:
+        """A request that doesn't fit goes elsewhere, or waits."""
+        charge = need.charge(self.counts)
+        waits = {
+            name: meter.wait_s(charge.at_once[kind] + charge.later[kind], now)
+            for name, (kind, meter) in self._meters.items()
+        }
+        waits["unknown"] = self.closed_until - now
+        last = max(waits, key=waits.__getitem__)
+        self.deferrals[last] = self.deferrals.get(last, 0) + 1
 
     def headroom(self, now: float) -> float:
         """Share of the scarcest limit that is left, 0 to 1."""

@@ -9,25 +9,19 @@ stream, as any error after the first byte is.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from router.errors import ApiError
-from router.server.exchange import ClientGone, Exchange
+from router.server.exchange import Exchange
 from router.server.routes import Call
 from router.tracing import Arrival
 from router.wire.operation import Operation
 from router.wire.request import Request
-from router.wire.sse import KEEP_ALIVE
 
 if TYPE_CHECKING:
     from router.app import Router
     from router.dispatch import Reply
-
-KEEP_ALIVE_S = 15.0
-"""A quarter of the 60 s after which nginx and most load balancers give a silent upstream up; the interval that the
-WHATWG's specification of event streams advises."""
 
 Decode = Callable[[bytes, Collection[str]], Request]
 
@@ -52,7 +46,9 @@ class Ask:
         except ApiError as error:
             self._trace_refusal(call, error)
             raise
-        heart = Heart(exchange) if request.stream else None
+        connection = exchange.connection
+        if request.stream:
+            connection.keep_alive_from_now()
         try:
             reply = await self._router.open(
                 request,
@@ -63,8 +59,7 @@ class Ask:
                 headers=exchange.message.headers,
             )
         finally:
-            if heart is not None:
-                heart.stop()
+            connection.comments_at = 0.0
         try:
             overhead_s = reply.overhead_s or 0.0
             exchange.served_by(reply.target, reply.attempts, overhead_s, reply.limits)
@@ -75,7 +70,10 @@ class Ask:
             else:
                 exchange.answer(200, reply.whole())
         finally:
-            reply.close()
+            if reply.streaming or not exchange.started:
+                reply.close()
+            else:
+                connection.gate.ending.later(reply.close)  # behind the answer, which is held
 
     def _trace_refusal(self, call: Call, error: ApiError) -> None:
         """What can't be read is never opened, and has a span all the same."""
@@ -83,27 +81,6 @@ class Ask:
         if tracing is not None:
             came = exchange.request_id, call.key_id, exchange.received_at, exchange.message.headers
             tracing.begin(Arrival(self._operation, None, *came)).refuse(error)
-
-
-class Heart:
-    """Comments on a stream, from KEEP_ALIVE_S on until it is stopped. Costs one timer that seldom fires."""
-
-    __slots__ = ("_exchange", "_timer")
-
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
-        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._beat)
-
-    def stop(self) -> None:
-        """No comment more."""
-        self._timer.cancel()
-
-    def _beat(self) -> None:
-        try:
-            self._exchange.stream(KEEP_ALIVE)
-        except ClientGone:  # Whoever waits for the answer hears it from the connection.
-            return
-        self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_S, self._beat)
 
 
 async def _stream(exchange: Exchange, reply: Reply) -> None:

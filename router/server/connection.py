@@ -24,10 +24,12 @@ from aiohttp.http import HttpProcessingError, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import ERROR, RequestPayloadError
 
+from router.ending import Ending
 from router.errors import overloaded
 from router.server.exchange import ClientGone, Dates, Exchange, error_bytes
 from router.server.one_by_one import OneByOne
 from router.server.screening import malformed
+from router.wire.sse import KEEP_ALIVE
 
 MAX_LINE_BYTES = 8192
 """Of a request line and of a header; what nginx and Apache take. Keys and trace headers stay far below."""
@@ -40,6 +42,10 @@ LINGER_S = 5.0
 
 MALFORMED_LINGER_S = 1.0
 """The same where nothing can be read any more, and the client is more likely an attacker."""
+
+KEEP_ALIVE_S = 15.0
+"""A quarter of the 60 s after which nginx and most load balancers give a silent upstream up; the interval that the
+WHATWG's specification of event streams advises."""
 
 NONE_CAME = [(ERROR, EMPTY_PAYLOAD)]
 """What stands in the queue of requests for something that is no HTTP."""
@@ -73,9 +79,8 @@ class Gate(web.Server):
         self.limits = limits
         self.draining = False
         self.dates = Dates()
+        self.ending = Ending()
         self.long_bodies = OneByOne()
-        self.holding: list[Connection] = []
-        """Those with an answer that goes out at the end of this turn of the loop."""
 
     def __call__(self) -> Connection:
         """A protocol for a connection just accepted."""
@@ -108,12 +113,6 @@ class Gate(web.Server):
         for transport in list(self._connections.values()):
             transport.abort()
 
-    def release(self) -> None:
-        """Write what is held."""
-        holding, self.holding = self.holding, []
-        for one in holding:
-            one.release()
-
     def _all(self) -> list[Connection]:
         return cast("list[Connection]", self.connections)
 
@@ -126,7 +125,9 @@ async def _unused(_request: web.BaseRequest) -> web.StreamResponse:
 class Connection(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ("_head_timer", "_stall_timer", "broken", "exchange", "gate", "held")
+    __slots__ = (
+        "_comment_timer", "_head_timer", "_stall_timer", "broken", "comments_at", "exchange", "gate", "held",
+    )  # fmt: skip
 
     def __init__(self, gate: Gate) -> None:
         super().__init__(
@@ -148,6 +149,9 @@ class Connection(web.RequestHandler):
         """What came is no HTTP; nothing after it can be read."""
         self.held = b""
         """An answer, or several of pipelined requests, that is yet to be written."""
+        self.comments_at = 0.0
+        """When a comment is due on a stream that is waited for (the loop's time); 0 while none is."""
+        self._comment_timer: asyncio.TimerHandle | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
@@ -179,6 +183,8 @@ class Connection(web.RequestHandler):
         """Stop the clocks; aiohttp cancels the request under way."""
         self._stop_head_timer()
         self._stop_stall_timer()
+        if self._comment_timer is not None:
+            self._comment_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -308,10 +314,7 @@ class Connection(web.RequestHandler):
         if self.transport is None or self.transport.is_closing():
             raise ClientGone
         if not self.held:
-            holding = self.gate.holding
-            if not holding:
-                self._loop.call_soon(self.gate.release)
-            holding.append(self)
+            self.gate.ending.write(self.release)
         self.held += answer
 
     def write(self, data: bytes) -> None:
@@ -336,6 +339,14 @@ class Connection(web.RequestHandler):
                 await self._drain_helper()
             except ConnectionError as error:
                 raise ClientGone from error
+
+    def keep_alive_from_now(self) -> None:
+        """Comments on the stream under way, one each KEEP_ALIVE_S, until `comments_at` is 0 again. A timer that is set
+        for an earlier stream serves this one, too.
+        """
+        self.comments_at = self._loop.time() + KEEP_ALIVE_S
+        if self._comment_timer is None:
+            self._comment_timer = self._loop.call_at(self.comments_at, self._comment)
 
     def force_close(self) -> None:
         """Close after what is written; a client that doesn't take it is cut off."""
@@ -369,6 +380,18 @@ class Connection(web.RequestHandler):
         exchange = self.exchange
         if exchange is not None and not exchange.payload.is_eof():
             exchange.payload.set_exception(RequestPayloadError("the body is broken"))
+
+    def _comment(self) -> None:
+        self._comment_timer = None
+        if not self.comments_at or self.exchange is None:
+            return
+        if self._loop.time() >= self.comments_at:
+            try:
+                self.exchange.stream(KEEP_ALIVE)
+            except ClientGone:  # Whoever waits for the answer hears it from the connection.
+                return
+            self.comments_at += KEEP_ALIVE_S
+        self._comment_timer = self._loop.call_at(self.comments_at, self._comment)
 
     def _head_late(self) -> None:
         self._head_timer = None

@@ -214,11 +214,7 @@ class Exchange(msgspec.Struct, eq=False):
     def answer(self, status: int, body: bytes, content_type: str = JSON) -> None:
         """A whole answer in one write."""
         head = self._head(status, content_type, f"content-length: {len(body)}\r\n", bounded=True)
-        data = head if self.message.method == hdrs.METH_HEAD else head + body
-        if self.keep_alive and len(data) <= MAX_HELD_BYTES:
-            self.connection.hold(data)
-        else:
-            self.connection.write(data)
+        self._give(head if self.message.method == hdrs.METH_HEAD else head + body)
 
     def stream(self, blob: bytes) -> None:
         """A blob of a stream that has perhaps not begun."""
@@ -233,7 +229,11 @@ class Exchange(msgspec.Struct, eq=False):
         self.chunked = chunked = self.message.version == HttpVersion11
         framing = "transfer-encoding: chunked\r\n" if chunked else ""
         head = self._head(200, EVENTS, f"cache-control: no-cache\r\n{framing}", bounded=chunked)
-        self.connection.write(head + self._framed(blob))
+        data = head + self._framed(blob)
+        if self.streaming:
+            self.connection.write(data)
+        else:
+            self._give(data)  # it came whole
 
     def piece(self, blob: bytes) -> None:
         """The stream's next blob; nothing where it is empty or the stream is over."""
@@ -258,6 +258,13 @@ class Exchange(msgspec.Struct, eq=False):
             self.streaming = False
             if self.chunked:
                 self.connection.write(_LAST_CHUNK)
+
+    def _give(self, answer: bytes) -> None:
+        """Write all of an answer, with the others of this turn of the loop if it is short and the connection stays."""
+        if self.keep_alive and len(answer) <= MAX_HELD_BYTES:
+            self.connection.hold(answer)
+        else:
+            self.connection.write(answer)
 
     def _framed(self, blob: bytes) -> bytes:
         """A chunk; the end goes out with [DONE], which saves a system call."""

@@ -38,13 +38,14 @@ async def serve_until_stopped(config: Config, *, on_ready: OnReady) -> int:
     had, ends with an error in the log and 1.
     """
     router = Router(config)
-    metrics = Metrics(router.stats, models=config.models, targets=_targets(router))
+    metrics = Metrics(router.stats)
     router.listen(metrics)
     router.listen(RequestLog())
     serving = Serving(router, metrics.scrape)
     with Signals() as signals:
         try:
             await serving.start()
+            metrics.loop_lag.start()
             _log.info("listening on %s, admin on %s", serving.url, serving.admin_url)
             await router.start()
             if await _before(signals.first, router.wait_ready()):
@@ -57,6 +58,7 @@ async def serve_until_stopped(config: Config, *, on_ready: OnReady) -> int:
             _log.error("%s", error)
             return FAILED
         finally:
+            metrics.loop_lag.stop()
             await serving.stop(0)
             await router.close()
 
@@ -103,8 +105,3 @@ async def _before(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool
         for task in (done, came):
             task.cancel()
         await asyncio.gather(done, came, return_exceptions=True)
-
-
-def _targets(router: Router) -> dict[str, str]:
-    """Every target's id and provider."""
-    return {one.target: one.provider for one in router.stats().targets}

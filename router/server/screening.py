@@ -9,6 +9,7 @@ Source: RFC 9112 sections 3.2, 6.1 and 6.3; RFC 9110 section 7.2.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from typing import Protocol
@@ -47,7 +48,7 @@ def screen(head: Head) -> None:
     if not head.path.startswith("/"):
         raise malformed()  # absolute-form, authority-form, *: this is no proxy
     host = headers.get(hdrs.HOST)
-    if host is not None and _HOST.fullmatch(host) is None:
+    if host is not None and not _is_host(host):
         raise malformed()
     if head.version != HttpVersion11:
         _screen_version(head)
@@ -56,6 +57,11 @@ def screen(head: Head) -> None:
     coding = headers.get(hdrs.CONTENT_ENCODING)
     if coding is not None and coding.lower() != "identity":
         raise unsupported("This server takes request bodies without content-encoding only.")
+
+
+@functools.lru_cache(maxsize=256)
+def _is_host(text: str) -> bool:
+    return _HOST.fullmatch(text) is not None
 
 
 def _screen_version(head: Head) -> None:

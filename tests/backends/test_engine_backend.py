@@ -114,6 +114,21 @@ async def test_a_stream_comes_as_it_is_made():
     assert answer.facts.finished
 
 
+async def test_what_was_written_is_said_once_whole():
+    said = []
+    backend = EngineBackend("e", ScriptedEngine(HELLO[0], 0.01, *HELLO[1:]), emit=said.append)
+    cut = await backend.open(order(stream=True))
+    await cut.read()
+    cut.close()
+    assert said == []
+    await read_all(await backend.open(order(stream=True)))
+    (event,) = said
+    assert (event.engine, event.input_tokens, event.output_tokens) == ("e", 5, 2)
+    assert event.cached_input_tokens == 4
+    assert 0 <= event.first_token_s < event.duration_s
+    assert event.duration_s >= 0.01
+
+
 async def test_ids_are_unique_and_the_fingerprint_is_the_engines():
     backend = EngineBackend("e", ScriptedEngine(*HELLO))
     bodies = [json.loads(await (await backend.open(order())).read()) for _ in range(2)]

@@ -43,6 +43,20 @@ async def test_a_whole_answer_passes_untouched() -> None:
         assert facts.first_token_at is not None
 
 
+@pytest.mark.parametrize("details", [{"reasoning_tokens": 7}, {}, None])
+async def test_thoughts_are_told(details) -> None:
+    usage = {**up.USAGE, "completion_tokens_details": details}
+    body = json.dumps({**json.loads(up.completion()), "usage": usage}).encode()
+    last = up.event(up.chunk(None, usage=usage))
+    stream = up.stream_of([*up.events(done=False), last, up.DONE])
+    async with both(up.json_answer(body), stream) as (upstream, target):
+        for fields in ({}, {"stream": True}):
+            answer = await target.open(order(**fields))
+            await read_all(answer)
+            assert answer.facts.reasoning_tokens == (details or {}).get("reasoning_tokens")
+            assert answer.facts.output_tokens == 3
+
+
 async def test_what_goes_out() -> None:
     async with both(headers={"X-Org": "acme-corp", "User-Agent": "other"}) as (upstream, target):
         await ask(target, order(temperature=0.5))

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from engines.exl2.memory import GIB
 from engines.gpus import Gpu, NoAnswer
 from router.cli import doctor, doctor_facts, main
-from router.cli.doctor_facts import Facts, Port, Tool, Torch, collect
+from router.cli.doctor_facts import Extension, Facts, Port, Tool, Torch, collect
 from router.cli.doctor_rules import Need, judge, meets, numbers
 from tests.engines.folders import CONFIG, exl2, folder
 
@@ -33,7 +33,9 @@ VERSIONS = {
 }  # fmt: skip
 TORCH = Torch(
     version="2.9.1+cu128", cuda="12.8", available=True, arches=("sm_80", "sm_86", "sm_90", "compute_90"),
-    built="/home/me/.cache/torch_extensions/py311_cu128/exllamav2_ext/exllamav2_ext.so",
+    extensions={
+        "exllamav2": Extension(built="/ext/exllamav2_ext.so"), "exllamav3": Extension(built="/ext/exllamav3_ext.so"),
+    },
 )  # fmt: skip
 GPU = Gpu(0, "NVIDIA H200", 140 * GIB, 139 * GIB, "570.124.06", "9.0")
 PORTS = (Port("--listen", "127.0.0.1:8080"), Port("--admin", "127.0.0.1:9090"))
@@ -65,7 +67,7 @@ def test_a_good_machine():
     assert not any(one.fix for one in found)
     assert [one.name for one in found] == [
         "Python", "nenya", "core packages", "open files", "port 127.0.0.1:8080", "port 127.0.0.1:9090", "GPU", "torch",
-        "nvcc", "C++ compiler", "ninja", "kernels", "exllamav2", "GPU packages", "flash-attn",
+        "nvcc", "C++ compiler", "ninja", "exllamav2", "exllamav2 kernels", "GPU packages", "flash-attn",
     ]  # fmt: skip
     assert line(GOOD, "GPU").detail == (
         "0 NVIDIA H200 (139.0 of 140.0 GiB free); driver 570.124.06, for CUDA up to 12.8"
@@ -73,11 +75,15 @@ def test_a_good_machine():
 
 
 def test_compiled_kernels_need_no_compiler():
-    facts = replace(GOOD, extension_there=True, nvcc=None, compiler=None, ninja=None)
-    assert line(facts, "kernels").detail.endswith(f"at {TORCH.built}")
+    facts = replace(GOOD, compiled=frozenset({"exllamav2"}), nvcc=None, compiler=None, ninja=None)
+    assert line(facts, "exllamav2 kernels").detail == "compiled, at /ext/exllamav2_ext.so"
+    assert {one.state for one in lines(facts)} == {"ok"}
     assert "nvcc" not in [one.name for one in lines(facts)]
-    installed = replace(facts, torch=replace(TORCH, installed=True))
-    assert line(installed, "kernels").detail == "exllamav2's extension is compiled, installed"
+    installed = replace(TORCH, extensions={"exllamav2": Extension(installed=True)})
+    facts = replace(facts, torch=installed)
+    assert line(facts, "exllamav2 kernels").detail == "compiled, installed"
+    both = replace(GPU_NEED, kinds=frozenset({"exllamav2", "exllamav3"}))
+    assert line(facts, "nvcc", both).state == "wrong"
 
 
 @pytest.mark.parametrize(
@@ -108,18 +114,20 @@ def test_compiled_kernels_need_no_compiler():
          "sees no GPU: no device", "the line about the GPU"),
         (replace(GOOD, gpus=(replace(GPU, capability="12.0"),), torch=replace(TORCH, arches=("sm_80", "sm_90"))),
          "torch", "wrong", "has no kernels for NVIDIA H200 (capability 12.0)", "take a newer torch"),
-        (replace(GOOD, nvcc=None), "nvcc", "missing", "not found", "install the CUDA toolkit 12.8"),
-        (replace(GOOD, nvcc=None, cuda_home=""), "nvcc", "missing", "not found", "set CUDA_HOME"),
+        (replace(GOOD, nvcc=None), "nvcc", "wrong", "not in /usr/local/cuda, which CUDA_HOME names", "set CUDA_HOME"),
+        (replace(GOOD, nvcc=None, cuda_home=""), "nvcc", "missing", "not found", "install the CUDA toolkit 12.8; set"),
         (replace(GOOD, nvcc=Tool("/nvcc", "13.0")), "nvcc", "wrong", "torch is built for CUDA 12.8", "toolkit 12.8"),
         (replace(GOOD, gpus=(replace(GPU, capability="12.0"),), nvcc=Tool("/nvcc", "12.4")), "nvcc", "wrong",
          "12.4 at /nvcc doesn't know NVIDIA H200", "12.8 or newer"),
         (replace(GOOD, compiler=None), "C++ compiler", "missing", "not found", "apt install g++"),
         (replace(GOOD, python_headers=False), "C++ compiler", "wrong", "without Python.h", "apt install python3-dev"),
         (replace(GOOD, ninja=None), "ninja", "missing", "not found", "pip install ninja"),
-        (replace(GOOD, ninja=None), "kernels", "missing", "not compiled, and can't be", "see the lines before"),
-        (replace(GOOD, torch=replace(TORCH, cuda="")), "kernels", "missing", "torch for CUDA", "the line about torch"),
+        (replace(GOOD, ninja=None), "exllamav2 kernels", "missing", "not compiled, and can't be",
+         "see the lines before"),
+        (replace(GOOD, torch=replace(TORCH, cuda="")), "exllamav2 kernels", "missing", "torch for CUDA",
+         "the line about torch"),
         (without("exllamav2"), "exllamav2", "missing", "not installed", "pip install --no-deps exllamav2==0.3.2"),
-        (replace(GOOD, versions=VERSIONS | {"exllamav2": "0.2.9"}), "exllamav2", "wrong", "0.2.9, and 0.3.2",
+        (replace(GOOD, versions=VERSIONS | {"exllamav2": "0.2.9"}), "exllamav2", "wrong", "0.2.9, and ==0.3.2",
          "exllamav2==0.3.2"),
         (without("llguidance", "tokenizers"), "GPU packages", "missing",
          "llguidance not installed, tokenizers not installed", "pip install 'nenya[exllamav2]'"),
@@ -402,6 +410,7 @@ def test_a_machine_with_tools(tools, tmp_path, monkeypatch):
     tools("nvcc", "echo 'release 11.0,'")
     monkeypatch.setenv("CUDA_HOME", str(home))
     monkeypatch.setenv("CXX", str(tools("my++", "echo 'my++ (Debian) 12.2.0'")))
+    assert doctor_facts._nvcc().path == str(nvcc)
     facts = collect({}, ask_torch=False)
     assert facts.gpus == (Gpu(0, "NVIDIA H200", 143771 << 20, 143000 << 20, "570.1", "9.0"),)
     assert facts.driver_cuda == "12.8"
@@ -425,6 +434,13 @@ def test_a_tool_that_cannot_be_run(tools):
     path = tools("nvcc", "exit 1")
     assert doctor_facts._nvcc() == Tool(str(path), "")
     assert doctor_facts._tool("no-such-tool") is None
+
+
+def test_a_cuda_home_without_a_compiler_is_not_passed_over(tools, tmp_path, monkeypatch):
+    tools("nvcc", "echo 'release 12.8,'")
+    assert doctor_facts._nvcc().version == "12.8"
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path / "elsewhere"))
+    assert doctor_facts._nvcc() is None
 
 
 @pytest.fixture
@@ -452,20 +468,23 @@ def test_what_torch_says(torch_says):
     }
     torch_says("a library prints this\n" + json.dumps(said) + "\n")
     found, error = doctor_facts._torch()
-    assert (found.cuda, found.arches, found.built, error) == ("12.8", ("sm_90",), "/x.so", "")
+    assert (found.cuda, found.arches, found.extensions, error) == ("12.8", ("sm_90",), {}, "")
     torch_says("nothing of use")
     assert doctor_facts._torch() == (None, "it said 'nothing of use'")
     torch_says("", error="ImportError: libcudart.so.12")
     assert doctor_facts._torch() == (None, "ImportError: libcudart.so.12")
 
 
-def test_an_extension_that_is_there(torch_says, tmp_path):
+def test_kernels_that_are_there(torch_says, tmp_path):
     built = tmp_path / "exllamav2_ext.so"
-    said = {"version": "2.9", "cuda": "12.8", "available": True, "built": str(built)}
+    said = {
+        "version": "2.9", "cuda": "12.8", "available": True,
+        "extensions": {"exllamav2": {"built": str(built)}, "exllamav3": {"installed": True, "built": "/x"}},
+    }  # fmt: skip
     torch_says(json.dumps(said))
-    assert collect({}, ask_torch=True).extension_there is False
+    assert collect({}, ask_torch=True).compiled == {"exllamav3"}
     built.write_bytes(b"")
-    assert collect({}, ask_torch=True).extension_there is True
+    assert collect({}, ask_torch=True).compiled == {"exllamav2", "exllamav3"}
 
 
 def test_ports_are_tried():
@@ -519,9 +538,30 @@ def test_a_driver_that_does_not_answer(monkeypatch):
     assert doctor_facts._gpus() == ((), "so")
 
 
+THIRD = Need(kinds=frozenset({"exllamav3"}))
+
+
 def test_who_serves_exllamav3_needs_it_and_a_gpu_but_not_the_second():
-    said = {one.name: one for one in judge(GOOD, Need(kinds=frozenset({"exllamav3"})))}
-    assert said["exllamav3"].state == "missing"
-    assert said["exllamav3"].needed
+    said = {one.name: one for one in lines(without("exllamav2"), THIRD)}
+    assert (said["exllamav3"].state, said["exllamav3"].needed) == ("missing", True)
+    assert said["exllamav3"].fix.endswith("pip install exllamav3==1.6.5")
     assert said["torch"].needed
-    assert not said["exllamav2"].needed
+    assert said["nvcc"].needed
+    assert said["GPU packages"].needed
+    assert not {"exllamav2", "exllamav2 kernels", "flash-attn"} & said.keys()
+
+
+@pytest.mark.parametrize(
+    ("version", "state"), [("1.6.5", "ok"), ("1.7.0", "ok"), ("1.5.9", "wrong")]
+)
+def test_which_exllamav3(version, state):
+    facts = replace(GOOD, versions=VERSIONS | {"exllamav3": version})
+    assert line(facts, "exllamav3", THIRD).state == state
+    assert line(facts, "exllamav3 kernels", THIRD).detail.endswith("'import exllamav3.ext'")
+
+
+def test_without_a_config_of_exllamav3_only_where_it_is_installed():
+    everything = Need(everything=True)
+    assert "exllamav3" not in [one.name for one in lines(GOOD, everything)]
+    found = line(replace(GOOD, versions=VERSIONS | {"exllamav3": "1.6.5"}), "exllamav3", everything)
+    assert (found.state, found.needed) == ("ok", False)

@@ -13,6 +13,7 @@ from engines.exl2.memory import GIB
 from engines.gpus import Gpu
 from engines.probe import probe
 from engines.sizing import Wish
+from engines.specs import ExLlamaV3Spec
 from router.cli import engines_probe, machine, main
 from router.cli.yaml_text import flow
 from router.config.reader import parse, read
@@ -150,12 +151,25 @@ def test_problems_and_notes(tmp_path, printed):
 
 
 def test_a_kind_that_nobody_here_serves(tmp_path, printed):
-    config = CONFIG | {"quantization_config": {"quant_method": "exl3", "bits": 3.5}}
-    path = folder(tmp_path / "m", {"a.trellis": ("I16", (2, 2, 56))}, config=config)
+    config = CONFIG | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    path = folder(tmp_path / "m", config=config)
     code, out, _ = printed(path)
     assert code == 1
+    assert "what      AWQ, 4 bits a weight" in out
+    assert "problem   exllamav2 can't read weights quantised by awq" in out
+    assert "wished" not in out
+
+
+def test_a_model_for_exllamav3(tmp_path, printed, gpus, capsys):
+    gpus(20)
+    config = CONFIG | {"quantization_config": {"quant_method": "exl3", "bits": 3.5}}
+    path = folder(tmp_path / "m", {"a.trellis": ("I16", (2, 2, 56))}, config=config)
+    code, out, _ = printed(path, "--cache", "q6")
+    assert code == 0
     assert "what      EXL3, 3.5 bits a weight" in out
-    assert "problem   it is an EXL3 model, for exllamav3" in out
+    spec = checked(tmp_path, out.partition("\n\n")[2], capsys).engines["m"]
+    assert isinstance(spec, ExLlamaV3Spec)
+    assert (spec.model, spec.cache, spec.slots) == (str(path), "q6", 4)
 
 
 def test_several_paths_and_one_that_is_none(tmp_path, printed):

@@ -43,9 +43,11 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def site(config: str, engines: Mapping[str, Engine] | None = None) -> AsyncIterator[Site]:
+async def site(
+    config: str, engines: Mapping[str, Engine] | None = None, *, keys: str = KEYS
+) -> AsyncIterator[Site]:
     """Serve ``config`` (YAML) with a key, on free ports; ``engines`` live in this process."""
-    router = Router(parse(PORTS + KEYS + config, "test.yaml", {}), engines=engines)
+    router = Router(parse(PORTS + keys + config, "test.yaml", {}), engines=engines)
     async with served_by(router) as served:
         yield served
 
@@ -53,20 +55,18 @@ async def site(config: str, engines: Mapping[str, Engine] | None = None) -> Asyn
 @contextlib.asynccontextmanager
 async def served_by(router: Router) -> AsyncIterator[Site]:
     """Serve ``router``."""
-    metrics = Metrics(
-        router.stats,
-        models=router.config.models,
-        targets={one.target: one.provider for one in router.stats().targets},
-    )
+    metrics = Metrics(router.stats)
     events: list[Event] = []
     router.listen(metrics)
     router.listen(events.append)
     serving = Serving(router, metrics.scrape)
     await serving.start()
+    metrics.loop_lag.start()
     try:
         async with router:
             yield Site(router, serving, events)
     finally:
+        metrics.loop_lag.stop()
         await serving.stop(0)
 
 

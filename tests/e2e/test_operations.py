@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from router.app import Pricing
-from router.server import chat
+from router.server import connection
 from router.wire.sse import KEEP_ALIVE
 from tests.e2e.serving import SECRET, site, upstream_config
 from tests.operations import EMBEDDED, text_completion, text_events
@@ -151,7 +151,7 @@ async def test_a_bad_parameter_never_leaves(path, body, param, code):
 
 
 async def test_attempts_go_on_while_comments_keep_the_stream_alive(monkeypatch):
-    monkeypatch.setattr(chat, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.02)
     gate = asyncio.Event()
     async with Upstream(default=waits(gate, status(500))) as bad, Upstream() as good:
         async with site(upstream_config(bad.url, good.url)) as served:

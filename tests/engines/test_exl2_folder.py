@@ -212,6 +212,14 @@ def test_scaling_that_lacks_a_figure(read, lacking):
     assert problem_of(read(config=config)) == f"rope_scaling 'llama3' lacks {lacking}"
 
 
+def test_scaling_without_a_base(read):
+    config = without(CONFIG, "rope_theta") | {"rope_scaling": LLAMA3}
+    rope = read(config=config).rope
+    assert (rope.theta, rope.found_at, rope.scaling) == (10_000, "default", "llama3")
+    broken = config | {"rope_scaling": {"type": "linear"}}
+    assert problem_of(read(config=broken)) == "rope_scaling 'linear' lacks factor"
+
+
 def test_long_rope_needs_its_original_length_at_the_top(read):
     scaling = {"type": "longrope", "long_factor": [1.0], "short_factor": [1.0]}
     said = problem_of(read(config=CONFIG | {"rope_scaling": scaling}))
@@ -411,7 +419,7 @@ def test_exl3(read):
         tensors, config=CONFIG | {"quantization_config": {"quant_method": "exl3", "bits": 4}}
     )
     assert found.format == "exl3"
-    assert problem_of(found) == "it is an EXL3 model, for exllamav3; exllamav2 can't read it"
+    assert problem_of(found) == "it is an EXL3 model, for kind: exllamav3; exllamav2 can't read it"
 
 
 def test_a_type_that_the_library_lacks(read):

@@ -17,7 +17,7 @@ from engines.exl2.loading import Model
 from engines.exl2.memory import GIB, judge
 from engines.exl2.rope import Rope
 from engines.gpus import Gpu, NoAnswer
-from engines.specs import ExLlamaV2Spec
+from engines.specs import ExLlamaV2Spec, ExLlamaV3Spec
 
 SPEC = ExLlamaV2Spec(model="/m", cache_tokens=32768)
 
@@ -60,7 +60,16 @@ def test_an_estimate_has_weights_cache_and_what_is_beside(model):
     assert found.cache == 32768 * 131072
     head = 2 * 4096 * 128_256
     assert head + GIB < found.beside < head + 2 * GIB
+    assert found.sure == found.weights + found.cache
     assert found.total == found.sure + found.beside
+
+
+def test_of_exllamav3_the_weights_alone_are_sure(model):
+    spec = ExLlamaV3Spec(model="/m", cache_tokens=32768)
+    found, second = (memory.estimate(model, one) for one in (spec, SPEC))
+    assert (found.sure, found.total) == (found.weights, second.total)
+    assert judge(model, spec, 9 * GIB).room == "tight"
+    assert judge(model, spec, 5 * GIB).room == "too big"
 
 
 def test_cache_sizes_are_whole_pages(model):
@@ -147,15 +156,6 @@ def test_advice_once_followed_fits(model):
                 assert judge(model, replace(SPEC, **changes), free).room == "fits", way
 
 
-def test_the_fewest_gpus_that_hold_it(model):
-    big = replace(model, gpu_bytes=40 * GIB)
-    free = {0: 23 * GIB, 1: 3 * GIB, 2: 24 * GIB, 3: 24 * GIB}
-    assert memory.enough_gpus(model, SPEC, free) == (2,)
-    assert memory.enough_gpus(big, SPEC, free) == (0, 2, 3)
-    assert memory.enough_gpus(replace(model, gpu_bytes=400 * GIB), SPEC, free) is None
-    assert memory.enough_gpus(model, SPEC, {}) is None
-
-
 # Before loading.
 
 
@@ -189,6 +189,8 @@ def loads(monkeypatch):
     monkeypatch.setitem(sys.modules, "exllamav2", types.ModuleType("exllamav2"))
     monkeypatch.setattr(loading, "weights", stub.weights)
     monkeypatch.setattr(loading, "machine", lambda model, weights, gpu: (weights, gpu))
+    monkeypatch.setattr(loading, "ASK_AGAIN_S", 0)
+    monkeypatch.setattr(loading, "RELEASE_S", 0)
     for name in ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "EXLLAMA_NO_SDPA"):
         monkeypatch.setenv(name, "")
     return stub
@@ -206,6 +208,26 @@ def test_what_cannot_fit_is_refused_before_anything_is_loaded(loads, model, monk
     ) as raised:
         loading.load(Model(SPEC, model), lambda _: None)
     assert (raised.value.kind, loads.began) == ("invalid", 0)
+
+
+def test_memory_that_is_being_released_is_waited_for(loads, model, monkeypatch):
+    free = iter([2 * GIB, 2 * GIB, 20 * GIB])
+    monkeypatch.setattr(memory, "free_bytes", lambda _: next(free))
+    monkeypatch.setattr(loading, "RELEASE_S", 1)
+    monkeypatch.setattr(loading, "ASK_AGAIN_S", 0.001)
+    loading.load(Model(SPEC, model), lambda _: None)
+    assert (loads.began, next(free, None)) == (1, None)
+
+
+def test_waiting_for_memory_ends(loads, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(memory, "free_bytes", lambda _: asked.append(1) or 2 * GIB)
+    monkeypatch.setattr(loading, "RELEASE_S", 0.004)
+    monkeypatch.setattr(loading, "ASK_AGAIN_S", 0.001)
+    with pytest.raises(EngineError, match="doesn't fit"):
+        loading.load(Model(SPEC, model), lambda _: None)
+    assert len(asked) == 5
+    assert loads.began == 0
 
 
 def test_what_fits_is_loaded(loads, model, monkeypatch, caplog):

@@ -50,7 +50,7 @@ def test_the_starters_folder():
         (plain(dtype="BF16"), None, "bf16", "exllamav2", 16),
         (plain(dtype="F32"), None, "fp32", "exllamav2", 32),
         (exl2(), {"quant_method": "exl2", "bits": 4.0}, "exl2", "exllamav2", 4),
-        (plain() | {"a.trellis": ("I16", (2, 2, 64))}, {"quant_method": "exl3", "bits": 3.5}, "exl3", None, 3.5),
+        (plain() | {"a.trellis": ("I16", (2, 2, 64))}, {"quant_method": "exl3", "bits": 3.5}, "exl3", "exllamav3", 3.5),
         (plain(), {"quant_method": "awq", "bits": 4}, "awq", None, 4),
         (plain() | {"a.qweight": ("I32", (8, 8))}, {"quant_method": "gptq", "bits": 4}, "gptq", "exllamav2", 4),
     ],
@@ -60,6 +60,27 @@ def test_kinds(tmp_path, tensors, quantized, kind, engine, bits):
     found = report(folder(tmp_path, tensors, config=config))
     assert (found.kind, found.engine, found.bits) == (kind, engine, bits)
     assert bool(found.problems) == (engine is None)
+
+
+def test_what_only_the_later_library_can_serve(tmp_path):
+    config = CONFIG | {"architectures": ["Olmo3ForCausalLM"]}
+    found = probe(str(folder(tmp_path / "a", config=config)))
+    assert (found.report.engine, found.report.problems) == ("exllamav3", ())
+    assert found.report.warnings[-1].startswith(
+        "exllamav2 can't serve it: exllamav2 doesn't know Olmo3"
+    )
+    both = probe(str(folder(tmp_path / "b", config=config, tokenizer=None)))
+    assert both.report.engine == "exllamav2"
+    assert len(both.report.problems) == 2
+
+
+def test_a_damaged_model_of_the_later_library(tmp_path):
+    config = CONFIG | {"quantization_config": {"quant_method": "exl3", "bits": 3.5}}
+    path = folder(tmp_path, {"a.trellis": ("I16", (2, 2, 56))}, config=config, tokenizer=None)
+    found = report(path)
+    assert (found.engine, found.kind) == ("exllamav3", "exl3")
+    assert len(found.problems) == 1
+    assert "there is no tokenizer.json" in found.problems[0]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from router.errors import ApiError, ErrorObject, overloaded
-from router.server import chat
+from router.server import connection
 from router.wire.sse import KEEP_ALIVE
 from tests.server.fake_router import (
     ANSWER,
@@ -126,7 +126,7 @@ async def test_a_stream_whole():
 
 
 async def test_a_stream_that_is_waited_for_gets_comments_until_its_first_piece(monkeypatch):
-    monkeypatch.setattr(chat, "KEEP_ALIVE_S", 0.03)
+    monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.03)
     go = asyncio.Event()
 
     async def open_(asked, _body):
@@ -149,7 +149,7 @@ async def test_a_stream_that_is_waited_for_gets_comments_until_its_first_piece(m
 
 
 async def test_an_error_after_a_comment_is_an_event_and_no_clean_end(monkeypatch):
-    monkeypatch.setattr(chat, "KEEP_ALIVE_S", 0.02)
+    monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.02)
 
     async def open_(_asked, _body):
         await asyncio.sleep(0.05)
@@ -167,7 +167,7 @@ async def test_an_error_after_a_comment_is_an_event_and_no_clean_end(monkeypatch
 
 
 async def test_what_is_no_stream_gets_no_comment(monkeypatch):
-    monkeypatch.setattr(chat, "KEEP_ALIVE_S", 0.01)
+    monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.01)
 
     async def open_(_asked, _body):
         await asyncio.sleep(0.05)
@@ -178,7 +178,7 @@ async def test_what_is_no_stream_gets_no_comment(monkeypatch):
 
 
 async def test_a_client_that_leaves_between_comments_cancels_the_waiting(monkeypatch):
-    monkeypatch.setattr(chat, "KEEP_ALIVE_S", 0.01)
+    monkeypatch.setattr(connection, "KEEP_ALIVE_S", 0.01)
 
     async def open_(_asked, _body):
         await asyncio.Event().wait()

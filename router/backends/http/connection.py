@@ -22,6 +22,7 @@ from msgspec import field
 
 from router.backends.http.head import MAX_HEAD_BYTES, Refused, read_head
 from router.backends.mailbox import Alarm, Mailbox
+from router.ending import Ending
 from router.errors import Fault, FaultKind, IllegalMove
 
 WRITE_BYTES = 64 * 1024
@@ -77,6 +78,9 @@ _HOLDING, _LINGERING, _CLOSED = State.HOLDING, State.LINGERING, State.CLOSED
 class Owner(Protocol):
     """Whose connection it is: hears what becomes of it."""
 
+    ending: Ending
+    """Sends what its connections have to send."""
+
     def released(self, connection: Connection) -> None:
         """It answered and may serve again."""
 
@@ -121,9 +125,9 @@ class Connection(asyncio.Protocol):
     """One connection; its owner decides which request it serves."""
 
     __slots__ = (
-        "_alarm", "_awaited", "_barren", "_exchange", "_fields", "_framed", "_linger", "_loop", "_owner", "_parser",
-        "_pieces", "_read_paused", "_reusable", "_transport", "_unended", "_unsent", "_write_paused", "idle_since",
-        "on_body", "on_message_begin", "on_message_complete", "served", "state", "time",
+        "_alarm", "_awaited", "_barren", "_exchange", "_fields", "_framed", "_held", "_linger", "_loop", "_owner",
+        "_parser", "_pieces", "_read_paused", "_reusable", "_transport", "_unended", "_unsent", "_write_paused",
+        "idle_since", "on_body", "on_message_begin", "on_message_complete", "served", "state", "time",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
@@ -131,6 +135,8 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
+        self._held = b""
+        """A request that goes out at the end of this turn of the loop."""
         self._unsent: list[memoryview] = []
         """Of the request, last piece first."""
         self._linger: asyncio.TimerHandle | None = None
@@ -193,7 +199,8 @@ class Connection(asyncio.Protocol):
         self._awaited[:] = self._unended[:] = _ONE
         self._fields.clear()
         if sum(map(len, body), len(head)) <= WRITE_BYTES:
-            transport.write(b"".join((head, *body)))
+            self._held = b"".join((head, *body))
+            self._owner.ending.write(self._release)
         else:
             self._unsent = [memoryview(piece) for piece in (head, *body)][::-1]
             self._pump()
@@ -240,7 +247,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse a segment; what body it holds goes into the mailbox as one piece."""
         exchange = self._exchange
-        if exchange is None:
+        if exchange is None or self._held:
             self.abort()  # Nobody has asked: no later request may get this for an answer.
             return
         exchange.heard = True
@@ -376,6 +383,12 @@ class Connection(asyncio.Protocol):
         if self._read_paused:
             self._read_paused = False
             self._wire().resume_reading()
+
+    def _release(self) -> None:
+        """Send the request that is held, unless it was given up in the same turn."""
+        held, self._held = self._held, b""
+        if self.state is _AWAITING_HEAD and self._transport is not None:
+            self._transport.write(held)
 
     def _pump(self) -> None:
         unsent = self._unsent

@@ -14,6 +14,7 @@ from collections import deque
 
 from router.backends.http.connection import Connection
 from router.backends.http.dial import Dialer
+from router.ending import Ending
 from router.errors import Fault, FaultKind
 
 GOODBYE_S = 1.0
@@ -43,6 +44,7 @@ class Pool:
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
         self._all_gone: asyncio.Event | None = None
+        self.ending = Ending()
 
     @property
     def in_use(self) -> int:

@@ -45,12 +45,19 @@ class Details(Struct, frozen=True):
     cached_tokens: int | None = None
 
 
+class Thoughts(Struct, frozen=True):
+    """OpenAI's place for tokens that a model thought with."""
+
+    reasoning_tokens: int | None = None
+
+
 class Usage(Struct, frozen=True):
     """Tokens as providers count them; DeepSeek has its own name for the cached ones."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: Details | None = None
+    completion_tokens_details: Thoughts | None = None
     prompt_cache_hit_tokens: int | None = None
 
     def note(self, facts: Facts) -> None:
@@ -61,6 +68,8 @@ class Usage(Struct, frozen=True):
         facts.cached_input_tokens = details.cached_tokens if details is not None else None
         if facts.cached_input_tokens is None:
             facts.cached_input_tokens = self.prompt_cache_hit_tokens
+        thoughts = self.completion_tokens_details
+        facts.reasoning_tokens = thoughts.reasoning_tokens if thoughts is not None else None
 
 
 class _Groq(Struct, frozen=True):

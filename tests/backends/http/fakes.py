@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from router.backends.http.connection import Connection, Exchange
 from tests.upstream import Segments, whole
@@ -40,9 +41,17 @@ class FakeTransport(asyncio.Transport):
         self.reading = True
 
 
+class Now:
+    """An end of the turn that is there at once."""
+
+    def write(self, call: Callable[[], None]) -> None:
+        call()
+
+
 class Diary:
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.ending = Now()
 
     def released(self, connection: Connection) -> None:
         self.said.append("released")

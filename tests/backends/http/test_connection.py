@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from router.backends.http import connection as module
 from router.backends.http.connection import State
+from router.ending import Ending
 from router.errors import Fault, FaultKind, IllegalMove
 from tests import upstream as up
 from tests.backends.http.fakes import Wire, drain
@@ -245,6 +246,39 @@ async def test_a_small_request_is_one_write() -> None:
     wire = Wire()
     wire.send(b"{}")
     assert wire.transport.written == [b"POST / HTTP/1.1\r\n\r\n{}"]
+
+
+async def test_a_request_goes_out_at_the_end_of_the_turn() -> None:
+    wire = Wire()
+    wire.owner.ending = Ending()
+    exchange = wire.send(b"{}")
+    assert not wire.transport.written
+    await asyncio.sleep(0)
+    assert wire.transport.written == [b"POST / HTTP/1.1\r\n\r\n{}"]
+    wire.answer(OK)
+    assert (await drain(exchange))[2] == b"hello"
+    assert wire.owner.said == ["released"]
+
+
+async def test_a_request_that_is_given_up_in_its_turn_never_goes_out() -> None:
+    wire = Wire()
+    wire.owner.ending = Ending()
+    wire.send().leave()
+    await asyncio.sleep(0)
+    assert not wire.transport.written
+    assert wire.transport.aborted
+
+
+async def test_what_comes_before_the_request_went_out_is_no_answer_to_it() -> None:
+    wire = Wire()
+    wire.owner.ending = Ending()
+    exchange = wire.send()
+    wire.connection.data_received(OK)
+    await asyncio.sleep(0)
+    assert not wire.transport.written
+    assert wire.transport.aborted
+    with pytest.raises(Fault):
+        await drain(exchange)
 
 
 async def test_a_large_body_waits_for_the_network() -> None:

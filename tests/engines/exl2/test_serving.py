@@ -68,7 +68,7 @@ class Server:
         while time.monotonic() < deadline:
             said = self.said.read_text()
             if "Ctrl-C stops it." in said:
-                found = re.findall(r"(?:API|Admin) +http://([\d.:]+)", said)
+                found = re.findall(r"(?:API|Page) +http://([\d.:]+)", said)
                 return found[0], found[1]
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.05)
