@@ -24,7 +24,7 @@ from router.clock import Clock
 from router.config.schema import Config
 from router.errors import ApiError
 from router.events import Event, Hearer, LimitDecision, RequestDone, UsageLost
-from router.policy.gcra import Hold
+from router.policy.gcra import Gcra, Hold
 
 Emit = Callable[[Event], None]
 _log = logging.getLogger("nenya.accounts")
@@ -89,7 +89,7 @@ class Accounts(Hearer):
         worst = None
         if pair.budget_nanos is not None:
             worst = self._worst(pair, size, guess, now)
-        holds: list[Hold] = []
+        holds: list[tuple[Gcra, Hold]] = []
         lines = ""
         if pair.windows is not None:
             tokens = guess.input + guess.output

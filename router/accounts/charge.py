@@ -16,7 +16,7 @@ from router.accounts.pairs import Pair
 from router.accounts.prices import NANOS, Tokens, cost_nanos
 from router.config.schema import Price
 from router.errors import IllegalMove
-from router.policy.gcra import Hold
+from router.policy.gcra import Gcra, Hold
 
 FRAME_EVENTS = 2
 """A stream's first event has the role and its last the end: no token's."""
@@ -42,7 +42,7 @@ class Charge(msgspec.Struct, eq=False):
     pair: Pair
     size: Size
     guess: Guess
-    holds: list[Hold]
+    holds: list[tuple[Gcra, Hold]]
     """Of the pair's windows of tokens."""
     budget_nanos: int | None
     """Reserved of the budget; None for a key without one."""
@@ -77,9 +77,8 @@ class Charge(msgspec.Struct, eq=False):
         if told.output is None:
             tokens, estimated = self._took(told)
         if self.holds:
-            assert pair.windows is not None, "it holds something"
             used = max(0, (tokens.input or 0) + (tokens.output or 0))
-            for gcra, hold in zip(pair.windows.weighed, self.holds, strict=True):
+            for gcra, hold in self.holds:
                 gcra.settle(hold, used, now)
         price = pair.model.price
         spent = 0 if price is None else cost_nanos(price, tokens)

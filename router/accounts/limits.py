@@ -49,7 +49,7 @@ class Refused(msgspec.Struct, frozen=True):
 class Windows:
     """The limits of one key on one model."""
 
-    __slots__ = ("_all", "_counted", "_shown", "rates", "resources", "weighed")
+    __slots__ = ("_all", "_counted", "_shown", "_weighed", "rates", "resources")
 
     def __init__(self, rates: Rates) -> None:
         self.rates = rates
@@ -59,20 +59,19 @@ class Windows:
         tpd = _window("tokens per day (TPD)", "tokens", rates.tpd, DAY_S)
         self._all = tuple(window for window in (rpm, rpd, tpm, tpd) if window is not None)
         self._counted = tuple(w.gcra for w in (rpm, rpd) if w is not None)
-        self.weighed = tuple(w.gcra for w in (tpm, tpd) if w is not None)
-        """Those of tokens, in the order of `admit`'s holds."""
+        self._weighed = tuple(w.gcra for w in (tpm, tpd) if w is not None)
         # As Galadriel's headers did: requests of the day, tokens of the minute; else what there is.
         shown = tuple(w for w in (rpd or rpm, tpm or tpd) if w is not None)
         self._shown = tuple((self._all.index(w), w.gcra, *_words(w)) for w in shown)
         self.resources: tuple[Resource, ...] = tuple(w.resource for w in shown)
         """What is limited."""
 
-    def admit(self, tokens: int, now: float) -> tuple[list[Hold], str] | None:
+    def admit(self, tokens: int, now: float) -> tuple[list[tuple[Gcra, Hold]], str] | None:
         """Take one request and hold ``tokens`` in each window of tokens; None, and nothing is taken, if one refuses.
 
         Returns the holds, and the lines of the answer's head that tell what is left (`lines`).
         """
-        taken = reserve_all(self._counted, self.weighed, tokens, now)
+        taken = reserve_all(self._counted, self._weighed, tokens, now)
         return None if taken is None else (taken[1], self._lines(taken[0]))
 
     def refusal(self, tokens: int, now: float) -> Refused | None:

@@ -159,11 +159,11 @@ class Gcra:
 
 def reserve_all(
     counted: Sequence[Gcra], weighed: Sequence[Gcra], units: int, now: float
-) -> tuple[list[int], list[Hold]] | None:
+) -> tuple[list[int], list[tuple[Gcra, Hold]]] | None:
     """Take one unit of each limit in ``counted`` for good, and ``units`` of each in ``weighed`` until they are settled;
     None, and nothing is taken of any, where one would have to be waited for.
 
-    Returns what each limit's level is now (`Gcra.level`), the counted first, and the holds.
+    Returns what each limit's level is now (`Gcra.level`), the counted first, and the holds, each with its limit.
     """
     ns = round(now * _NS)
     levels = []
@@ -179,9 +179,9 @@ def reserve_all(
         if level > gcra.window:
             return None
         levels.append(level)
-    for gcra, level in zip(counted, levels, strict=False):
-        gcra.tat = ns * gcra.limit + level
+    for place, gcra in enumerate(counted):
+        gcra.tat = ns * gcra.limit + levels[place]
     holds = []
     for gcra in weighed:
-        holds.append(gcra.reserve(units, now))  # noqa: PERF401 - a comprehension is a call
+        holds.append((gcra, gcra.reserve(units, now)))  # noqa: PERF401 - a comprehension is a call
     return levels, holds

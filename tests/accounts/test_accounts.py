@@ -249,7 +249,7 @@ def test_pairs_are_forgotten_when_they_are_full_and_idle(monkeypatch):
     for number in range(500):
         now = number * 120.0
         windows = found.prepare(f"k{number}", "m", account, now).windows
-        for gcra, hold in zip(windows.weighed, windows.admit(5, now)[0], strict=True):
+        for gcra, hold in windows.admit(5, now)[0]:
             gcra.settle(hold, 5, now)
         found.prepare(f"unlimited{number}", "m", None, now)
     assert len(found.known) <= 20

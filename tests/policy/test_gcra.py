@@ -253,9 +253,8 @@ def test_several_limits_are_taken_together_or_not_at_all(counted, weighed, scrip
     for what, units, pause in script:
         now += pause
         if what == "settle" and held:
-            for gcras, holds in zip((joint[1], apart[1]), held.pop(units % len(held)), strict=True):
-                for gcra, hold in zip(gcras, holds, strict=True):
-                    gcra.settle(hold, units - 1, now)
+            for gcra, hold in held.pop(units % len(held)):
+                gcra.settle(hold, units - 1, now)
             continue
         waits = [gcra.wait_s(1, now) for gcra in apart[0]]
         waits += [gcra.wait_s(units, now) for gcra in apart[1]]
@@ -267,7 +266,7 @@ def test_several_limits_are_taken_together_or_not_at_all(counted, weighed, scrip
             continue
         for gcra in apart[0]:
             gcra.take(1, now)
-        held.append((taken[1], [gcra.reserve(units, now) for gcra in apart[1]]))
+        held.append(taken[1] + [(gcra, gcra.reserve(units, now)) for gcra in apart[1]])
         assert taken[0] == [gcra.level(now) for gcra in apart[0] + apart[1]]
 
 
