@@ -119,18 +119,6 @@ class Mailbox(Struct, Generic[T], eq=False):
             if not self.items:  # else they have woken the reader
                 self.alarm.wake()
 
-    def wait(self, until: float) -> asyncio.Future[None]:
-        """Done when something has come, the end too; takes nothing.
-
-        Raises TimeoutError at ``until`` (the loop's time), or the error of `end` if nothing came before it.
-        """
-        if self.error is not None and not self.items:
-            raise self.error
-        waiter = self.alarm.wait(until)
-        if self.items or self.closed:
-            waiter.set_result(None)
-        return waiter
-
     async def take(self, until: float) -> list[T]:
         """Everything that has come, in order; ``[]`` after the end.
 

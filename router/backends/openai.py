@@ -177,7 +177,7 @@ class OpenAIBackend:
             try:
                 until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
                 while not exchange.status:
-                    await exchange.wait(until)
+                    await exchange.turn(until)
             except TimeoutError:
                 exchange.leave()
                 raise _late(order, FaultKind.TIMEOUT_FIRST_BYTE) from None

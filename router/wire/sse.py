@@ -35,7 +35,10 @@ class Splitter:
     def feed(self, data: bytes) -> bytes:
         """The events that ``data`` completes, as one blob, or ``b""``. Raises EventTooLong."""
         if not self._started:
-            data = self._strip_bom(data)
+            if self._rest or not data or data[0] == _BOM[0]:
+                data = self._strip_bom(data)
+            else:
+                self._started = True
         if b"\r" in data or self._carry_cr:
             data = self._unify_line_ends(data)
         rest = self._rest

@@ -112,7 +112,13 @@ class Exchange(Mailbox[bytes], kw_only=True, eq=False):
     async def head(self, until: float) -> None:
         """Wait until status and headers are there. Raises TimeoutError at ``until`` (the loop's time), Fault."""
         while not self.status:
-            await self.wait(until)
+            await self.turn(until)
+
+    def turn(self, until: float) -> asyncio.Future[None]:
+        """One wait of `head`, for who wants no coroutine for it."""
+        if self.error is not None:
+            raise self.error
+        return self.alarm.wait(until)
 
     def leave(self, *, whole: bool = False) -> None:
         """Nobody reads on. What still comes is cut off at once, so that the provider stops working; but where the
