@@ -65,7 +65,8 @@ async def _costs() -> list[tuple[str, float]]:
 def _parts() -> Iterator[tuple[str, Callable[[], object]]]:
     for size, body in (("1 KB", _body(1)), ("1 MB", _body(1000))):
         yield f"decode a request of {size}", partial(decode_chat, body)
-        rename = partial(rewrite.for_upstream, body, "other", ask_usage=False)
+        request = decode_chat(body)
+        rename = partial(rewrite.pieces_for_upstream, request, body, "other", ask_usage=False)
         yield f"put another model's name into {size}", rename
     yield from _accounts()
     first, *chunks = events()

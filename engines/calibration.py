@@ -56,6 +56,9 @@ BUSY_TOKENS = 512
 LONG_SHARE = 0.5
 """Of the context, for answers over long prompts."""
 
+LONG_S = 10.0
+"""To read these prompts, all together: a processor would take minutes for what a GPU does in a second."""
+
 WORD_TOKENS = 3
 """Of a made-up word, about; the true count comes with the answer."""
 
@@ -149,7 +152,8 @@ class _Bench:
         slots = max(1, info.slots)
         few = min(4, slots)
         busy = max(few, min(slots, info.kv_tokens // BUSY_TOKENS))
-        long = int(min(room, info.kv_tokens / few) * LONG_SHARE)
+        fast = LONG_S * prefills[-1].tokens / prefills[-1].seconds / few if prefills else room
+        long = max(short, int(min(min(room, info.kv_tokens / few) * LONG_SHARE, fast)))
         loads = dict.fromkeys([(1, short), (few, short), (busy, short), (few, long)])
         steps = [await self._together(requests, size) for requests, size in loads]
         return Measurement(fit(prefills, steps), tuple(prefills), tuple(steps))

@@ -25,11 +25,11 @@ class AttemptDone(msgspec.Struct, frozen=True, gc=False):
     provider: str
     duration_s: float
     fault: FaultKind | None
+    request_id: str = ""
     operation: str = "chat"
     """OpenTelemetry's word: ``chat``, ``text_completion`` or ``embeddings``."""
     resource: str | None = None
     """Of a refusal for the provider's limits: the one that was used up, as far as it was told."""
-    request_id: str = ""
 
 
 class RequestDone(msgspec.Struct, frozen=True, gc=False):
@@ -60,12 +60,12 @@ class RequestDone(msgspec.Struct, frozen=True, gc=False):
     """Tokens that targets took besides, as far as they told: by attempts that failed, and by reading the prompt again
     to go on with an answer. None is none."""
     burnt_output_tokens: int | None = None
+    trace_id: str | None = None
+    """The trace that its span is in, where somebody traces."""
     reasoning_tokens: int | None = None
     """Of the output."""
     operation: str = "chat"
     """OpenTelemetry's word, as in AttemptDone."""
-    trace_id: str | None = None
-    """The trace that its span is in, where somebody traces."""
 
 
 class Recovery(msgspec.Struct, frozen=True):

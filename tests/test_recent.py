@@ -107,9 +107,9 @@ def test_a_history_is_bounded_and_has_gaps(recent, clock):
 
 def test_errors_of_clients_and_faults_of_targets_are_told_apart(recent, clock):
     """A retry that ended well is the target's failure and nobody's error."""
-    recent(AttemptDone("m", "t", "p", 1.0, FaultKind.RESET, "req_1"))
+    recent(AttemptDone("m", "t", "p", 1.0, FaultKind.RESET, request_id="req_1"))
     recent(done(target="u"))
-    recent(AttemptDone("m", "t", "p", 1.0, FaultKind.CLIENT_ERROR, "req_2"))
+    recent(AttemptDone("m", "t", "p", 1.0, FaultKind.CLIENT_ERROR, request_id="req_2"))
     recent(done(request_id="req_2", outcome="invalid_value", status=400))
     recent(done(outcome="client_gone", status=499))
     clock.advance(10)

@@ -246,7 +246,7 @@ class StreamAnswer(Struct, eq=False):
     async def read(self) -> bytes:
         """The next whole events; see `base.Answer`."""
         relay = self.relay
-        if relay.ended and not self.over:
+        if not self.over and (relay.done or relay.fault is not None):
             self._conclude()  # `pour` heard the end.
         while not self.over:
             try:
@@ -260,7 +260,7 @@ class StreamAnswer(Struct, eq=False):
                 blob = relay.feed(data) if data else relay.end()
             if relay.heard:
                 self._note_time()
-            if relay.ended:
+            if relay.done or relay.fault is not None:
                 self._conclude()
             if blob:
                 return blob

@@ -85,6 +85,7 @@ class Metrics(Hearer):
         self._families: list[Counter | Histogram] = []
         self._ended: dict[_Key, _Ended] = {}
         self._attempted: dict[_Key, Spread] = {}
+        self._admissions: dict[tuple[str, tuple[str, ...]], list[Count]] = {}
         self._state = StateMetrics()
         self._engines = EngineMetrics()
         self.hears = {
@@ -243,8 +244,13 @@ class Metrics(Hearer):
             self._queue_refusals.labels(model, event.outcome).inc()
 
     def _admitted(self, event: Admitted) -> None:
-        for resource in event.resources:
-            self._decisions.labels(event.scope, resource, "admitted").inc()
+        key = (event.scope, event.resources)
+        counts = self._admissions.get(key)
+        if counts is None:
+            labels = [(event.scope, resource, "admitted") for resource in event.resources]
+            counts = self._admissions[key] = [self._decisions.labels(*names) for names in labels]
+        for count in counts:
+            count.value += 1
 
     def _decision(self, event: LimitDecision) -> None:
         self._decisions.labels(event.scope, event.resource, event.outcome).inc()
@@ -252,20 +258,20 @@ class Metrics(Hearer):
     def _request(self, event: RequestDone) -> None:
         key = (event.model, event.target, event.provider, event.outcome, event.operation)
         series = self._ended.get(key) or self._series(key)
-        series.requests.inc()
+        series.requests.value += 1
         series.duration.observe(event.duration_s)
         if event.overhead_s is not None:
             self._overhead.observe(event.overhead_s)
         if event.input_tokens:
-            series.input_tokens.inc(event.input_tokens)
+            series.input_tokens.value += event.input_tokens
         if event.cached_input_tokens:
-            series.cached_tokens.inc(event.cached_input_tokens)
+            series.cached_tokens.value += event.cached_input_tokens
         if event.output_tokens:
-            series.output_tokens.inc(event.output_tokens)
+            series.output_tokens.value += event.output_tokens
         if event.reasoning_tokens:
-            series.reasoning_tokens.inc(event.reasoning_tokens)
+            series.reasoning_tokens.value += event.reasoning_tokens
         if event.cost_usd:
-            series.cost_usd.inc(event.cost_usd)
+            series.cost_usd.value += event.cost_usd
         if event.burnt_input_tokens or event.burnt_output_tokens:
             labels = self._names.model(event.model), self._names.provider(event.provider)
             self._burnt.labels(*labels, "input").inc(event.burnt_input_tokens or 0)

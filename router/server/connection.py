@@ -40,6 +40,9 @@ READ_STALL_S = 60.0
 LINGER_S = 5.0
 """How long the rest of a refused body is read and dropped, so that the client gets to read why; nginx's default."""
 
+MAX_HELD_BYTES = 16 * 1024
+"""An answer up to here is held to the end of the loop's turn: with the longest chat answers, and without images."""
+
 MALFORMED_LINGER_S = 1.0
 """The same where nothing can be read any more, and the client is more likely an attacker."""
 
@@ -306,11 +309,15 @@ class Connection(web.RequestHandler):
     # What the exchange asks
 
     def hold(self, answer: bytes) -> None:
-        """Write ``answer`` at the end of the loop's turn, behind those of other connections. Raises ClientGone.
+        """Write ``answer`` at the end of the loop's turn, behind those of other connections; a long one now. Raises
+        ClientGone.
 
         Each write to a client that sleeps wakes it, which costs more than the write; one of many in a row finds the
         machine that it wakes awake.
         """
+        if len(answer) > MAX_HELD_BYTES:
+            self.write(answer)
+            return
         if self.transport is None or self.transport.is_closing():
             raise ClientGone
         if not self.held:

@@ -48,8 +48,6 @@ _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
 }
 _OK_LINE = _STATUS_LINES[200]
-MAX_HELD_BYTES = 16 * 1024
-"""An answer up to here is written with the others of its turn of the loop; see `Connection.hold`."""
 _LAST_CHUNK = b"0\r\n\r\n"
 _OPENAI_VERSION = "2020-10-01"
 """The only version OpenAI's API ever named."""
@@ -140,10 +138,10 @@ class Exchange(msgspec.Struct, eq=False):
         Raises ApiError 413.
         """
         payload = self.payload
-        if payload is EMPTY_PAYLOAD or not payload.is_eof():
+        if payload is EMPTY_PAYLOAD or not payload._eof:  # noqa: SLF001 - its own way takes seven calls
             return None
         self.body_read = True
-        pieces = payload._buffer  # noqa: SLF001 - its own way takes six calls
+        pieces = payload._buffer  # noqa: SLF001
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         if len(body) > self.connection.gate.limits.max_body_bytes:
@@ -214,7 +212,11 @@ class Exchange(msgspec.Struct, eq=False):
     def answer(self, status: int, body: bytes, content_type: str = JSON) -> None:
         """A whole answer in one write."""
         head = self._head(status, content_type, f"content-length: {len(body)}\r\n", bounded=True)
-        self._give(head if self.message.method == hdrs.METH_HEAD else head + body)
+        data = head if self.message.method == hdrs.METH_HEAD else head + body
+        if self.keep_alive:
+            self.connection.hold(data)
+        else:
+            self.connection.write(data)
 
     def stream(self, blob: bytes) -> None:
         """A blob of a stream that has perhaps not begun."""
@@ -230,10 +232,10 @@ class Exchange(msgspec.Struct, eq=False):
         framing = "transfer-encoding: chunked\r\n" if chunked else ""
         head = self._head(200, EVENTS, f"cache-control: no-cache\r\n{framing}", bounded=chunked)
         data = head + self._framed(blob)
-        if self.streaming:
-            self.connection.write(data)
+        if self.keep_alive and not self.streaming:
+            self.connection.hold(data)  # it came whole
         else:
-            self._give(data)  # it came whole
+            self.connection.write(data)
 
     def piece(self, blob: bytes) -> None:
         """The stream's next blob; nothing where it is empty or the stream is over."""
@@ -258,13 +260,6 @@ class Exchange(msgspec.Struct, eq=False):
             self.streaming = False
             if self.chunked:
                 self.connection.write(_LAST_CHUNK)
-
-    def _give(self, answer: bytes) -> None:
-        """Write all of an answer, with the others of this turn of the loop if it is short and the connection stays."""
-        if self.keep_alive and len(answer) <= MAX_HELD_BYTES:
-            self.connection.hold(answer)
-        else:
-            self.connection.write(answer)
 
     def _framed(self, blob: bytes) -> bytes:
         """A chunk; the end goes out with [DONE], which saves a system call."""

@@ -59,7 +59,7 @@ def check(request: ChatRequest, body: bytes) -> None:
         quotes += 2
     if request.max_tokens is not None:
         quotes += 2
-    if request.wants_usage and request.stream:
+    if request.stream and request.wants_usage:
         quotes += 4
     if body.count(b'"') != quotes:
         _check_thoroughly(request, body)

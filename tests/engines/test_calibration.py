@@ -110,6 +110,7 @@ async def test_an_engines_own_figures_are_found():
 async def test_a_slow_machine_is_not_asked_for_long_prompts():
     found, _ = await measured_of(prefill_tokens_per_s=200, slots=2)
     assert [round(one.tokens, -2) for one in found.prefills] == [300, 1000]
+    assert max(one.context_tokens for one in found.steps) == pytest.approx(10 * 200, rel=0.1)
 
 
 @pytest.mark.parametrize("slots", [1, 2, 64])

@@ -178,8 +178,6 @@ class Relay:
         except sse.EventTooLong:
             self.fault = Fault(FaultKind.MALFORMED, "the provider sent an endless event")
             return b""
-        if _plain(blob):
-            return self._note_data(blob)
         return self._pass(blob) if blob else b""
 
     def end(self, cut: Fault | None = None) -> bytes:
@@ -204,7 +202,7 @@ class Relay:
 
     def note(self, facts: Facts) -> None:
         """Write usage and end into ``facts``; for once, after the end."""
-        facts.finished = self.done and self.finished
+        facts.finished = self.done
         for blob in reversed(self._tail):
             usage = _last_usage(blob)
             if usage is not None:
@@ -226,11 +224,14 @@ class Relay:
     def _pass(self, blob: bytes) -> bytes:
         ended = blob.endswith(sse.DONE)
         events = blob[: -len(sse.DONE)] if ended else blob
+        if events and _plain(events):
+            events = self._note_data(events)
+            return events + self._close(None) if ended else events
         wrong: Fault | None = None
-        if (events and not _plain(events)) or (ended and not events and not self.started):
+        if events or not self.started:
             events, ended, wrong = self._sort(blob)
-        if events:
-            events = self._note_data(events) if sse.has_data(events) else events
+            if sse.has_data(events):
+                events = self._note_data(events)
         self.heard = self.heard or ended
         return events + self._close(wrong) if ended or wrong is not None else events
 
