@@ -60,7 +60,7 @@ GLIBC = range(5, 40)
 """Minor versions of manylinux_2_N: pip takes wheels of exactly those it is told."""
 
 MACHINE = """
-import json, sys
+import importlib.util, json, sys
 found = {"python": sys.version.split()[0]}
 try:
     import torch
@@ -77,6 +77,8 @@ for name in ("exllamav2", "exllamav3", "llguidance", "tokenizers", "transformers
         found[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         found[name] = None
+wanted = ("jinja2", "ninja", "numpy", "PIL", "pygments", "regex", "rich", "safetensors", "tokenizers", "transformers")
+found["missing"] = [name for name in wanted if importlib.util.find_spec(name) is None]
 print(json.dumps(found))
 """
 COMPILE = """
@@ -274,6 +276,9 @@ def without_gpu(found: dict[str, Any], *, rehearsal: bool) -> str:
         return f"this Python has no torch: {found.get('error', 'it did not start')}"
     if found.get("exllamav2") is None:
         return "exllamav2 is not installed: pack it where there is a network (--pack) and bring .gpu/wheels"
+    missing = set(found.get("missing", ())) - ({"ninja", "transformers"} if rehearsal else set())
+    if missing:
+        return f"this Python lacks {', '.join(sorted(missing))}, which come with torch or transformers, or by pip"
     return "" if rehearsal or found.get("gpu") else "torch sees no GPU"
 
 
@@ -497,7 +502,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
     ]
     lines += ["| machine | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in report["machine"].items()]
+    lines += [f"| {name} | {value} |" for name, value in report["machine"].items() if value != []]
     lines += ["", "| stage | status | seconds | |", "|---|---|---|---|"]
     for name in (*STAGES, *(more for more in MORE if more in report["stages"])):
         stage = report["stages"].get(name, {"status": "not run", "seconds": "", "detail": ""})

@@ -67,6 +67,15 @@ def test_a_rehearsal_runs_every_stage(state, tmp_path):
     assert done.stdout.endswith((tmp_path / "report.md").read_text() + "\n")
 
 
+def test_what_the_machine_lacks_is_named():
+    found = {"torch": "2", "exllamav2": "0.3.2", "gpu": "X", "missing": ["rich", "ninja"]}
+    assert "lacks ninja, rich" in gpu_check.without_gpu(found, rehearsal=False)
+    assert "lacks rich" in gpu_check.without_gpu(found, rehearsal=True)
+    assert gpu_check.without_gpu({**found, "missing": []}, rehearsal=False) == ""
+    assert "no GPU" in gpu_check.without_gpu({**found, "missing": [], "gpu": None}, rehearsal=False)
+    assert "--pack" in gpu_check.without_gpu({**found, "exllamav2": None}, rehearsal=False)
+
+
 def stage(status, **more):
     return {"status": status, "seconds": 1.0, "detail": "x", **more}
 
