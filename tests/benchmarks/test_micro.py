@@ -19,13 +19,16 @@ def _logging_as_it_was():
         logger.setLevel(level)
 
 
-def test_every_part_is_measured(monkeypatch, capsys):
+def test_every_part_is_measured(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(micro, "ROUNDS", 1)
     monkeypatch.setattr(micro, "ROUND_S", 0.0001)
-    assert micro.main() == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) >= 12
-    assert all(float(line.split()[-2]) > 0 for line in lines)
+    assert micro.main(["--json", str(tmp_path / "costs.json")]) == 0
+    costs = msgspec.json.decode((tmp_path / "costs.json").read_bytes(), type=list[micro.Cost])
+    assert len(costs) >= 12
+    assert all(one.cost_us > 0 for one in costs)
+    assert costs[0].ratio == 1
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.rsplit(None, 2)[0] for line in lines] == [one.part for one in costs]
 
 
 def test_the_upstream_says_what_a_provider_says():
