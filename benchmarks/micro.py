@@ -3,8 +3,9 @@
     python -m benchmarks.micro [--json FILE]
 
 Microseconds on one core, the best of several rounds: noise only adds. Beside them how many times that is what the
-standard library's json takes to read a request of 1 KB and write it again: machines differ less in that. Inside a server the same code costs about twice
-as much, for between two of its calls the caches hold other things; `benchmarks.overhead` measures that.
+standard library's json takes to read a request of 1 KB and write it again: machines differ less in that. Inside a
+server the same code costs about twice as much, for between two of its calls the caches hold other things;
+`benchmarks.overhead` measures that.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there, too")
     arguments = parser.parse_args(argv)
     costs = asyncio.run(_costs())
-    print(f"{'':40}{'µs':>9}{'× json':>9}")
+    print(f"{'':40}{'µs':>9}{'of json':>9}")
     for one in costs:
         print(f"{one.part:40}{one.cost_us:9.2f}{one.ratio:9.3f}")
     if arguments.json is not None:
