@@ -67,7 +67,7 @@ class Subject(msgspec.Struct, frozen=True):
     config: tuple[str, str] = ("", "")
     """A file's name and its text, with the same places."""
     version: tuple[str, ...] = ()
-    """A command that prints it."""
+    """A command that prints it; its place {bin} is the folder of the other."""
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -94,7 +94,7 @@ SUBJECTS = (
     Subject(
         "vllm-router",
         ("vllm-router", "--host", "127.0.0.1", "--port", "{port}", "--worker-urls", "http://127.0.0.1:{upstream}"),
-        version=("vllm-router", "--version"),
+        version=("{bin}/python", "-c", "import importlib.metadata as m; print(m.version('vllm-router'))"),
     ),
     Subject(
         "litellm",
@@ -144,7 +144,8 @@ def _measure(subjects: list[Subject], seconds: float, streams: int) -> Iterator[
             if shutil.which(subject.command[0]) is None:
                 print(f"{subject.name}: not found", file=sys.stderr)
                 continue
-            version = said(subject.version)
+            folder = Path(shutil.which(subject.command[0]) or "").parent
+            version = said([part.format(bin=folder) for part in subject.version])
             with _started(subject, home, quick, cores[0]) as (port, pid):
                 yield from _drive(subject.name, version, port, pid, seconds)
             with _started(subject, home, paced, cores[0]) as (port, pid):
