@@ -157,28 +157,37 @@ def _check_tensor_parallel(spec: ExLlamaV2Spec, folder: ModelFolder) -> None:
 
 def load(model: Model, on_progress: OnProgress) -> Machine:
     """Load everything. Raises EngineError."""
+    return load_with(
+        "exllamav2", model, lambda gpu: machine(model, weights(model, on_progress), gpu)
+    )
+
+
+def load_with(library: str, model: Model, make: Callable[[str], Machine]) -> Machine:
+    """What ``make`` loads with ``library``; it is given the first GPU's name. Raises EngineError, also for what the
+    library raises.
+    """
     prepare_environment(model.spec)
     try:
         torch: Any = importlib.import_module("torch")
         if not torch.cuda.is_available():
             raise EngineError("unsupported", "torch sees no GPU: see docs/exllamav2.md")
-        importlib.import_module("exllamav2")
+        importlib.import_module(library)
     except (ImportError, OSError, RuntimeError) as error:
         raise EngineError(
             "unsupported",
-            f"the exllamav2 engine can't be imported: {error}. See docs/exllamav2.md",
+            f"the {library} engine can't be imported: {error}. See docs/exllamav2.md",
         ) from error
     free = room(torch, model)
     try:
-        return machine(model, weights(model, on_progress), torch.cuda.get_device_name(0))
+        return make(torch.cuda.get_device_name(0))
     except torch.OutOfMemoryError as error:
         raise out_of_memory(model, free) from error
+    except (AssertionError, ValueError, OSError, NotImplementedError) as error:
+        raise EngineError("invalid", f"{library} could not load it: {error}") from error
     except RuntimeError as error:
-        if "Insufficient VRAM" in str(error):
+        if "VRAM" in str(error):
             raise out_of_memory(model, free) from error
-        raise EngineError("internal", f"exllamav2 could not load it: {error}") from error
-    except (AssertionError, ValueError, OSError) as error:
-        raise EngineError("invalid", f"exllamav2 could not load it: {error}") from error
+        raise EngineError("internal", f"{library} could not load it: {error}") from error
 
 
 def prepare_environment(spec: AnyExLlama) -> None:

@@ -12,7 +12,6 @@ import functools
 import importlib
 from typing import Any
 
-from engines.base import EngineError
 from engines.exl2.folder import ModelFolder
 from engines.exl2.loading import (
     MAX_STEP_TOKENS,
@@ -20,9 +19,7 @@ from engines.exl2.loading import (
     Model,
     OnProgress,
     Weights,
-    out_of_memory,
-    prepare_environment,
-    room,
+    load_with,
 )
 from engines.exl2.memory import PAGE_TOKENS, pages_of
 
@@ -32,28 +29,9 @@ BITS = {"q8": 8, "q6": 6, "q4": 4}
 
 def load(model: Model, on_progress: OnProgress) -> Machine:
     """Load everything. Raises EngineError."""
-    prepare_environment(model.spec)
-    try:
-        torch: Any = importlib.import_module("torch")
-        if not torch.cuda.is_available():
-            raise EngineError("unsupported", "torch sees no GPU: see docs/exllamav2.md")
-        importlib.import_module("exllamav3")
-    except (ImportError, OSError, RuntimeError) as error:
-        raise EngineError(
-            "unsupported",
-            f"the exllamav3 engine can't be imported: {error}. See docs/exllamav2.md",
-        ) from error
-    free = room(torch, model)
-    try:
-        return machine(model, weights(model, on_progress), torch.cuda.get_device_name(0))
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(model, free) from error
-    except (AssertionError, ValueError, OSError, NotImplementedError) as error:
-        raise EngineError("invalid", f"exllamav3 could not load it: {error}") from error
-    except RuntimeError as error:
-        if "VRAM" in str(error):
-            raise out_of_memory(model, free) from error
-        raise EngineError("internal", f"exllamav3 could not load it: {error}") from error
+    return load_with(
+        "exllamav3", model, lambda gpu: machine(model, weights(model, on_progress), gpu)
+    )
 
 
 def weights(model: Model, on_progress: OnProgress) -> Weights:
