@@ -10,7 +10,6 @@ server the same code costs about twice as much, for between two of its calls the
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import functools
 import io
@@ -19,10 +18,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 
 import msgspec
 
+from benchmarks.running import keep, options
 from benchmarks.upstream import events
 from router.accounts.accounts import Accounts
 from router.accounts.estimate import request_size
@@ -67,19 +66,13 @@ class Cost(msgspec.Struct, frozen=True):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.micro",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there, too")
+    parser = options("micro", __doc__)
     arguments = parser.parse_args(argv)
     costs = asyncio.run(_costs())
     print(f"{'':40}{'µs':>9}{'of json':>9}")
     for one in costs:
         print(f"{one.part:40}{one.cost_us:9.2f}{one.ratio:9.3f}")
-    if arguments.json is not None:
-        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(costs)))
+    keep(costs, arguments.json)
     return 0
 
 

@@ -12,7 +12,6 @@ best two cores: those who are measured run on the first, upstream and driver on 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import shutil
@@ -25,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.running import answer, chat, cpu_s, process, said, until_up
+from benchmarks.running import answer, chat, cpu_s, keep, options, process, said, until_up
 from benchmarks.upstream import PACED_EVENTS, free_port
 
 KEY = "sk-overhead-0123456789"
@@ -107,24 +106,18 @@ SUBJECTS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.overhead",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("overhead", __doc__)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each workload")
     parser.add_argument(
         "--peers", default="nginx,vllm-router,litellm", help="those not found are left out"
     )
     parser.add_argument("--streams", type=int, default=256, help="paced ones at once; 0 for none")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there, too")
     arguments = parser.parse_args(argv)
     wanted = {"nenya", *arguments.peers.split(",")}
     subjects = [one for one in SUBJECTS if one.name in wanted]
     rows = list(_measure(subjects, arguments.seconds, arguments.streams))
     _print(rows)
-    if arguments.json is not None:
-        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(rows)))
+    keep(rows, arguments.json)
     return 0
 
 

@@ -5,6 +5,7 @@ Linux. CPU and memory are a process' own with its children's, so they hold on a 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
@@ -15,12 +16,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 UP_WITHIN_S = 60.0
 """Some peers take half a minute to import themselves."""
 PROMPT = "Tell me something about load balancing. " * 20
 
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+def options(name: str, about: str | None) -> argparse.ArgumentParser:
+    """The options of ``python -m benchmarks.NAME``, of which every one has ``--json``."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the figures there, too")
+    return parser
+
+
+def keep(figures: object, file: Path | None) -> None:
+    """Write ``figures`` as JSON where ``--json`` says, if it says so."""
+    if file is not None:
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(figures)))
 
 
 @contextmanager

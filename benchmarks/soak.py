@@ -10,7 +10,6 @@ rest; the exit code is 1 where that is more than a MiB. Linux.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import sys
@@ -22,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.overhead import KEY, ROUTER
-from benchmarks.running import answer, chat, process, resident_bytes, until_up
+from benchmarks.running import answer, chat, keep, options, process, resident_bytes, until_up
 from benchmarks.upstream import free_port
 
 CONNECTIONS = 32
@@ -49,13 +48,8 @@ class Point(msgspec.Struct, frozen=True):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the curve and what a million requests add."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.soak",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options("soak", __doc__)
     parser.add_argument("--requests", type=int, default=1_000_000)
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the curve there, too")
     arguments = parser.parse_args(argv)
     if arguments.requests < POINTS:
         parser.error(f"--requests: at least {POINTS}")
@@ -75,8 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             curve = asyncio.run(_soak(port, pid, arguments.requests))
     growth = growth_mib(curve)
     print(f"\n{growth:+.2f} MiB for a million requests")
-    if arguments.json is not None:
-        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(curve)))
+    keep(curve, arguments.json)
     return 1 if growth > MOST_GROWTH_MIB else 0
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from benchmarks.measure.figures import Figures, figures
+from benchmarks.measure.figures import Figures
 from benchmarks.measure.records import OK, Columns, Record, rows
 from benchmarks.measure.slo import Slo
 
@@ -105,9 +105,3 @@ def measured(stage: Stage) -> list[Record]:
 def answered(stage: Stage) -> list[Record]:
     """Those of them that ended well."""
     return [one for one in measured(stage) if one.outcome == OK]
-
-
-def figures_of(records: list[Record], slo: Slo) -> Figures:
-    """The figures of requests that no client sent: a simulation's."""
-    span = max((one.due_s for one in records), default=0.0)
-    return figures(records, slo, duration_s=span)
