@@ -58,15 +58,16 @@ class State(enum.IntEnum):
     CLOSED = 6
 
 
-_MOVES = {
-    State.OPENING: frozenset({State.IDLE, State.CLOSED}),
-    State.IDLE: frozenset({State.AWAITING_HEAD, State.CLOSED}),
-    State.AWAITING_HEAD: frozenset({State.READING_BODY, State.CLOSED}),
-    State.READING_BODY: frozenset({State.IDLE, State.HOLDING, State.LINGERING, State.CLOSED}),
-    State.HOLDING: frozenset({State.IDLE, State.CLOSED}),
-    State.LINGERING: frozenset({State.IDLE, State.CLOSED}),
-    State.CLOSED: frozenset[State](),
-}
+_MOVES: tuple[tuple[State, ...], ...] = (
+    (State.IDLE, State.CLOSED),  # OPENING
+    (State.AWAITING_HEAD, State.CLOSED),  # IDLE
+    (State.READING_BODY, State.CLOSED),  # AWAITING_HEAD
+    (State.IDLE, State.HOLDING, State.LINGERING, State.CLOSED),  # READING_BODY
+    (State.IDLE, State.CLOSED),  # HOLDING
+    (State.IDLE, State.CLOSED),  # LINGERING
+    (),  # CLOSED
+)
+"""By a state's number: a dict would ask the enum for its hash, in Python."""
 
 _ONE = (None,)
 
@@ -286,6 +287,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is closed."""
         self._owner.gone(self)
+        del self._parser  # it knows this object
         before = self.state
         if before is _CLOSED:
             return
