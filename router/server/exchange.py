@@ -146,7 +146,7 @@ class Exchange(msgspec.Struct, eq=False):
         self.body_read = True
         pieces = payload._buffer  # noqa: SLF001
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
+        self.payload = EMPTY_PAYLOAD  # an answer may last for minutes, and its reader takes a KiB
         if len(body) > self.connection.gate.limits.max_body_bytes:
             self.last = True
             raise too_large(self.connection.gate.limits.max_body_bytes)
