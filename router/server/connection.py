@@ -223,12 +223,12 @@ class Connection(asyncio.Protocol):
         except HttpProcessingError:
             messages, upgraded = NO_HTTP, False
         waiter, task = self._waiter, self._task
+        self.deaf = upgraded or messages is NO_HTTP
         if not messages:
             self._watch_head()
             return
         if self in gate.heads.due:
             gate.heads.end(self)
-        self.deaf = upgraded or messages is NO_HTTP
         if messages is NO_HTTP:
             self._break()
         queue = self._messages
