@@ -283,7 +283,7 @@ class Route:
         quota, hold = target.quota, None
         if quota is not None and quota.counting:
             hold = quota.reserve(self._need(facts), now)
-        return Lease(target, now, claim, self.outputs, hold)
+        return target.lease(now, claim, self.outputs, hold)
 
     @staticmethod
     def _reason(member: Member, choices: int, now: float) -> Choice:
