@@ -388,8 +388,9 @@ class WholeAnswer(Struct, eq=False):
             now = self.exchange.connection.time()
             if self.facts.first_token_at is None:
                 self.facts.first_token_at = now
-            order = self.order
-            self.until = min(now + order.limits.idle_s, order.deadline)
+            if not self.exchange.closed:
+                order = self.order
+                self.until = min(now + order.limits.idle_s, order.deadline)
 
     def _checked(self, body: bytes) -> bytes:
         embeds = self.order.request.operation is Operation.EMBEDDINGS
