@@ -144,21 +144,42 @@ class OpenAIBackend:
         hide_usage = streams and not request.wants_usage
         body = rewrite.pieces_for_upstream(request, order.body, order.model, ask_usage=hide_usage)
         if order.said:
-            body = (continuation.with_beginning(b"".join(body), order.said, self._form),)
+            body = self._going_on(body, order.said)
         heads = self._heads[request.operation]
         head = _head(heads.stream if streams else heads.whole, order, sum(map(len, body)))
-        exchange = await self._send(head, body, order)
-        if exchange.status >= 300:
+        pool = self._pool or self._start()
+        connection, fresh = pool.take(), False
+        while True:
+            if connection is None:
+                connection = await self._acquire(pool, order, fresh=fresh)
+            exchange = connection.send(head, *body)
+            until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
+            try:
+                while not exchange.status:
+                    await exchange.turn(until)
+                break
+            except TimeoutError:
+                exchange.leave()
+                raise _late(order, FaultKind.TIMEOUT_FIRST_BYTE) from None
+            except Fault:
+                if fresh or not exchange.stale:
+                    raise
+                connection, fresh = None, True
+            except BaseException:
+                exchange.leave()
+                raise
+        if exchange.status >= 300 or (streams and not _is_stream(exchange)):
             raise await self._refused(exchange, order)
-        facts = Facts()
+        return self._answer(exchange, order, until)
+
+    def _answer(self, exchange: Exchange, order: Order, until: float) -> Answer:
+        """What comes behind a good head; its first byte by ``until``."""
+        facts, request = Facts(), order.request
         if exchange.limits:
             facts.readings = limits.read(exchange.limits, time.time())
-        until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
-        if not streams:
+        if not request.stream:
             return WholeAnswer(exchange, exchange.headers, order, self._secrets, facts, until)
-        kind = exchange.headers.get("content-type", "text/event-stream")
-        if not kind.lower().startswith("text/event-stream"):
-            raise await self._no_stream(exchange, order)
+        hide_usage = not request.wants_usage
         relay = Relay(hide_usage=hide_usage, choices=request.choices, secrets=self._secrets)
         return StreamAnswer(exchange, exchange.headers, order, relay, facts, until)
 
@@ -166,30 +187,6 @@ class OpenAIBackend:
         """Close what is idle and cancel what runs."""
         if self._pool is not None:
             await self._pool.close()
-
-    async def _send(self, head: bytes, body: Pieces, order: Order) -> Exchange:
-        pool = self._pool or self._start()
-        connection = pool.take()
-        for fresh in (False, True):
-            if connection is None or fresh:
-                connection = await self._acquire(pool, order, fresh=fresh)
-            exchange = connection.send(head, *body)
-            try:
-                until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
-                while not exchange.status:
-                    await exchange.turn(until)
-            except TimeoutError:
-                exchange.leave()
-                raise _late(order, FaultKind.TIMEOUT_FIRST_BYTE) from None
-            except Fault:
-                if fresh or not exchange.stale:
-                    raise
-            except BaseException:
-                exchange.leave()
-                raise
-            else:
-                return exchange
-        raise AssertionError("unreachable")
 
     async def _acquire(self, pool: Pool, order: Order, *, fresh: bool) -> Connection:
         now = asyncio.get_running_loop().time()
@@ -211,7 +208,12 @@ class OpenAIBackend:
         return self._pool
 
     async def _refused(self, exchange: Exchange, order: Order) -> Fault:
+        """What an answer means that has an error's status, or isn't the stream that was asked for."""
         body = await _error_body(exchange, order)
+        if exchange.status < 300:
+            if refusal.read(body) is not None:
+                return refusal.in_answer(body, started=False, secrets=self._secrets)
+            return Fault(FaultKind.MALFORMED, "the provider answered without a stream")
         wall = time.time()
         fault = refusal.of_status(
             exchange.status, exchange.headers, body, wall=wall, secrets=self._secrets
@@ -220,11 +222,9 @@ class OpenAIBackend:
             fault.readings = limits.read(exchange.limits, wall)
         return fault
 
-    async def _no_stream(self, exchange: Exchange, order: Order) -> Fault:
-        body = await _error_body(exchange, order)
-        if refusal.read(body) is not None:
-            return refusal.in_answer(body, started=False, secrets=self._secrets)
-        return Fault(FaultKind.MALFORMED, "the provider answered without a stream")
+    def _going_on(self, body: Pieces, said: str) -> Pieces:
+        """``body`` with the answer's beginning, ``said``, in the provider's form."""
+        return (continuation.with_beginning(b"".join(body), said, self._form),)
 
 
 class StreamAnswer(Struct, eq=False):
@@ -347,7 +347,8 @@ class WholeAnswer(Struct, eq=False):
         exchange = self.exchange
         try:
             while exchange.items or not exchange.closed:
-                self._collect(await exchange.take(self.until))
+                came = exchange.taken() if exchange.items else await exchange.take(self.until)
+                self._collect(came)
             if exchange.error is not None:
                 raise exchange.error
         except TimeoutError:
@@ -387,8 +388,9 @@ class WholeAnswer(Struct, eq=False):
             now = self.exchange.connection.time()
             if self.facts.first_token_at is None:
                 self.facts.first_token_at = now
-            order = self.order
-            self.until = min(now + order.limits.idle_s, order.deadline)
+            if not self.exchange.closed:
+                order = self.order
+                self.until = min(now + order.limits.idle_s, order.deadline)
 
     def _checked(self, body: bytes) -> bytes:
         embeds = self.order.request.operation is Operation.EMBEDDINGS
@@ -426,6 +428,11 @@ async def _error_body(exchange: Exchange, order: Order) -> bytes:
     finally:
         exchange.leave()
     return body[:MAX_ERROR_BYTES]
+
+
+def _is_stream(exchange: Exchange) -> bool:
+    kind = exchange.headers.get("content-type", "text/event-stream")
+    return kind.lower().startswith("text/event-stream")
 
 
 def _late(order: Order, kind: FaultKind) -> Fault:

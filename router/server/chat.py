@@ -51,13 +51,15 @@ class Ask:
         if request.stream:
             waited_for.begin(connection)
         try:
-            reply = await self._router.open(
-                request,
-                body,
-                key_id=call.key_id,
-                request_id=exchange.request_id,
-                received_at=exchange.received_at,
-                headers=exchange.message.headers,
+            reply = await self._router.send(
+                self._router.admit(
+                    request,
+                    body,
+                    key_id=call.key_id,
+                    request_id=exchange.request_id,
+                    received_at=exchange.received_at,
+                    headers=exchange.message.headers,
+                )
             )
         finally:
             if request.stream:
