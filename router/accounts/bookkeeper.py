@@ -1,9 +1,9 @@
 """The one thread that talks to the database, so that no disk ever holds the event loop.
 
 Whenever a batch is full, every half second, and when it stops, it writes down what ended since; every half second it
-looks whether somebody else (the command line, another server) changed the file. So a kill -9 costs the records of half a second at most, and a revoked key is
-refused within it. Where the file can't be written, requests are served all the same: records wait, as many as there
-is room for, and what doesn't fit is counted as dropped.
+looks whether somebody else (the command line, another server) changed the file. So a kill -9 costs the records of half
+a second at most, and a revoked key is refused within it. Where the file can't be written, requests are served all the
+same: records wait, as many as there is room for, and what doesn't fit is counted as dropped.
 """
 
 from __future__ import annotations
@@ -125,21 +125,28 @@ class Bookkeeper:
             opened.set_result(first or Snapshot({}, {}))
             look_at = time.monotonic() + self._tick_s
             while not self._stopping:
-                if self._woken.wait(max(0.0, look_at - time.monotonic())):
-                    self._woken.clear()
-                    try:
-                        self._write(store, BATCH)
-                    except StoreError as error:
-                        self._note_trouble(error)
-                else:
+                woken = self._woken.wait(max(0.0, look_at - time.monotonic()))
+                self._woken.clear()
+                if time.monotonic() >= look_at:
                     self._tick(store)
                     look_at = time.monotonic() + self._tick_s
+                elif woken:
+                    self._write_full(store)
             self._tick(store)
+
+    def _write_full(self, store: Store) -> None:
+        """Write what is full."""
+        try:
+            self._write_batches(store)
+        except StoreError as error:
+            self._note_trouble(error)
 
     def _tick(self, store: Store) -> None:
         """Write all that waits, and look whether somebody else changed the file."""
         try:
-            self._write(store, 1)
+            self._write_batches(store)
+            if self._queue:
+                self._write_batch(store)
             snapshot = self._changed(store)
         except StoreError as error:
             self._note_trouble(error)
@@ -156,19 +163,21 @@ class Bookkeeper:
             _log.error("the accounts' database can't be used, requests go on: %s", error)
         self._trouble = str(error)
 
-    def _write(self, store: Store, least: int) -> None:
-        """Write what waits, a batch at a time, until there are fewer than ``least``; what fails waits in the batch for
-        the next time. Raises StoreError.
-        """
+    def _write_batches(self, store: Store) -> None:
+        """Write all batches that are full, first the one that failed the last time. Raises StoreError."""
+        while self._batch or len(self._queue) >= BATCH:
+            self._write_batch(store)
+
+    def _write_batch(self, store: Store) -> None:
+        """Write the entries of one transaction; what fails waits in the batch for the next time. Raises StoreError."""
         queue = self._queue
-        while self._batch or len(queue) >= least:
-            if not self._batch:
-                self._batch = [queue.popleft() for _ in range(min(BATCH, len(queue)))]
-            store.book(self._batch, usage=self._usage)
-            for entry in self._batch:
-                key_id = entry.done.key_id
-                self._booked[key_id] = self._booked.get(key_id, 0) + entry.cost_nanos
-            self._batch = []
+        if not self._batch:
+            self._batch = [queue.popleft() for _ in range(min(BATCH, len(queue)))]
+        store.book(self._batch, usage=self._usage)
+        for entry in self._batch:
+            key_id = entry.done.key_id
+            self._booked[key_id] = self._booked.get(key_id, 0) + entry.cost_nanos
+        self._batch = []
 
     def _changed(self, store: Store) -> Snapshot | None:
         """What the database says if somebody else changed it. Raises StoreError."""
