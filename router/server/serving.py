@@ -7,6 +7,7 @@ connection. When they stop, readiness goes first and the admin port last.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING
 
 from router.config import address
@@ -17,6 +18,7 @@ from router.server.admin import Admin, Scrape
 from router.server.chat import Ask, Decode
 from router.server.connection import Gate, Limits
 from router.server.front import Front
+from router.server.hosts import Hosts
 from router.server.models import Models
 from router.server.routes import Route, Routes
 from router.wire.chat import decode_chat
@@ -82,7 +84,10 @@ class Serving:
         if not self._router.config.asks_for_keys and not listen.is_loopback:
             message = "refuses to listen beyond this machine without keys"
             raise ConfigError(config.listen, [Problem(message, "server.listen")])
-        api = Gate(Front(api_routes(self._router), self._router.authenticate), _limits(config))
+        hosts = None if self._router.config.asks_for_keys else Hosts(config.hosts)
+        api = Gate(
+            Front(api_routes(self._router), self._router.authenticate, hosts), _limits(config)
+        )
         try:
             self.url = await self._open(api, listen, "server.listen")
             if self._admin is not None and config.admin is not None:
@@ -131,6 +136,9 @@ class Serving:
         except OSError as error:
             message = f"can't listen there: {error.strerror or error}"
             raise ConfigError(f"{at.host}:{at.port}", [Problem(message, knob)]) from error
+        for listening in server.sockets:
+            # Those accepted inherit it. A client that vanished in a long silence of its answer is noticed some day.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._gates.append(gate)
         self._servers.append(server)
         host = f"[{at.host}]" if ":" in at.host else at.host
