@@ -49,7 +49,7 @@ _ROUND = 10.0**_ROUND_DIGITS
 FLUSH_S = 0.1
 """How long a line may wait to be written; who watches a log doesn't notice it."""
 MOST_HELD = 128
-"""Lines that wait together: to make them takes about a millisecond of the loop's time."""
+"""Lines that wait together: to make them takes about a quarter of a millisecond of the loop's time."""
 
 _encoder = msgspec.json.Encoder()
 _requests = logging.getLogger("nenya.requests")

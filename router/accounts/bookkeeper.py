@@ -95,10 +95,11 @@ class Bookkeeper:
 
     def book(self, entry: Entry) -> bool:
         """Have ``entry`` written down soon; False where there is no room and it is dropped."""
-        if len(self._queue) + len(self._batch) >= MOST_BACKLOG:
+        ahead = len(self._queue)
+        if ahead + len(self._batch) >= MOST_BACKLOG:
             return False
         self._queue.append(entry)
-        if len(self._queue) == BATCH and not self._trouble:
+        if ahead == BATCH - 1 and not self._trouble:
             self._woken.set()
         return True
 

@@ -145,7 +145,9 @@ class Estimator:
         ratio = self._ratios.get(model)
         share = ratio.value if ratio is not None else 1 / BYTES_PER_TOKEN
         given = round(size.text_bytes * share) + size.overhead_tokens or 1
-        limit = most_output(size, cap)
+        limit = size.output_limit
+        if limit is not None or cap is not None:
+            limit = most_output(size, cap)
         kind = (model, key_id, limit.bit_length() if limit else 0)
         if limit == 0:
             return Guess(given, 0, kind)
