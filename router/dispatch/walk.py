@@ -140,29 +140,32 @@ class Walk(Struct, eq=False):
         charge = call.charge
         took = bill(call.route.model.price, told) if charge is None else charge.settle(told, now)
         trace = call.trace
-        done = RequestDone(
-            request_id=call.request_id,
-            key_id=call.key_id,
-            model=call.route.name,
-            target=target.id if target is not None else "",
-            provider=target.backend if target is not None else "",
-            streaming=bool(call.request.stream),
-            outcome=outcome,
-            status=status,
-            attempts=self.attempts,
-            duration_s=now - call.received_at,
-            first_token_s=self.first_at - call.received_at if self.first_at is not None else None,
-            input_tokens=took.tokens.input,
-            cached_input_tokens=took.tokens.cached_input,
-            output_tokens=took.tokens.output,
-            overhead_s=self.overhead_s,
-            cost_usd=took.cost_usd,
-            tokens_estimated=took.estimated or None,
-            burnt_input_tokens=self._burnt[0],
-            burnt_output_tokens=self._burnt[1],
-            reasoning_tokens=facts.reasoning_tokens,
-            operation=call.request.operation.genai,
-            trace_id=trace.id if trace is not None else None,
+        received_at, first_at = call.received_at, self.first_at
+        given_in_vain, written_in_vain = self._burnt
+        tokens = took.tokens
+        done = RequestDone(  # by place: names take 0.9 µs, places 0.1
+            call.request_id,
+            call.key_id,
+            call.route.name,
+            target.id if target is not None else "",
+            target.backend if target is not None else "",
+            bool(call.request.stream),
+            outcome,
+            status,
+            self.attempts,
+            now - received_at,
+            first_at - received_at if first_at is not None else None,
+            tokens.input,
+            tokens.cached_input,
+            tokens.output,
+            self.overhead_s,
+            took.cost_usd,
+            took.estimated or None,
+            given_in_vain,
+            written_in_vain,
+            trace.id if trace is not None else None,
+            facts.reasoning_tokens,
+            call.request.operation.genai,
         )
         self._emit(done)
         if trace is not None:
@@ -211,15 +214,15 @@ class Attempt(Struct, eq=False):
         spent = _spent(facts, fault) if lease.hold is not None else None
         moved = lease.settle(verdict, now, retry_after_s, facts.output_tokens, spent, overloads)
         walk.say(
-            AttemptDone(
-                model=walk.call.route.name,
-                target=target.id,
-                provider=target.backend,
-                duration_s=now - lease.since,
-                fault=fault.kind if fault is not None else None,
-                operation=walk.call.request.operation.genai,
-                resource=_used_up(fault),
-                request_id=walk.call.request_id,
+            AttemptDone(  # by place, as above
+                walk.call.route.name,
+                target.id,
+                target.backend,
+                now - lease.since,
+                fault.kind if fault is not None else None,
+                walk.call.request_id,
+                walk.call.request.operation.genai,
+                _used_up(fault) if fault is not None else None,
             )
         )
         if self.trace is not None:
@@ -241,10 +244,8 @@ def _verdict(fault: Fault) -> Verdict:
     return Verdict.BAD if fault.blames_target else Verdict.VOID
 
 
-def _used_up(fault: Fault | None) -> str | None:
+def _used_up(fault: Fault) -> str | None:
     """The limit for which a provider refused, as far as it told: the one of which the least is left."""
-    if fault is None or not fault.readings:
-        return None
     told = [
         (one.remaining / (one.limit or 1), one.name)
         for one in fault.readings
