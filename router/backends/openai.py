@@ -293,9 +293,10 @@ class StreamAnswer(Struct, eq=False):
         if relay.heard:
             exchange, order = self.exchange, self.order
             until = exchange.connection.time() + order.limits.idle_s
-            self.until = exchange.alarm.due = min(order.deadline, until)
-        wanted = sink(blob) if blob else True
-        return wanted and not relay.done and relay.fault is None
+            if until > order.deadline:
+                until = order.deadline
+            self.until = exchange.alarm.due = until
+        return (not blob or sink(blob)) and not relay.done and relay.fault is None
 
     def close(self) -> None:
         """Let go; the provider is cut off if it isn't done."""

@@ -281,10 +281,13 @@ class Relay:
 
     def _pass(self, blob: bytes) -> bytes:
         ended = blob.endswith(sse.DONE)
-        events = blob[: -len(sse.DONE)] if ended else blob
-        if events and _plain(events):
-            events = self._note_data(events)
-            return events + self._close(None) if ended else events
+        end = len(blob) - len(sse.DONE) if ended else len(blob)
+        if end and _plain(blob, end):
+            shown = self._note_data(blob)
+            if ended and not self._close(None):
+                return shown[: -len(sse.DONE)]
+            return shown
+        events = blob[:end]
         wrong: Fault | None = None
         if events or not self.started:
             events, ended, wrong = self._sort(blob)
@@ -299,9 +302,9 @@ class Relay:
             self._note_finish(events)
         if self._hide_usage and b'"usage"' in events:
             shown = _without_nulls(events)
-            if b'"usage"' in shown:
+            if times := shown.count(b'"usage"'):
                 self._keep(events)
-                return _without_usage(shown)
+                return _without_usage(shown, times)
             events = shown
         self._keep(events)  # mostly the very bytes that are kept elsewhere, to go on from
         return events
@@ -406,12 +409,12 @@ def _one_event(data: bytes) -> bool:
     return data.endswith(b"\n")
 
 
-def _plain(events: bytes) -> bool:
-    """Whether each is one line of data with a JSON object in it, and no error."""
-    if not events.startswith(b"data: {") or not events.endswith(b"}\n\n"):
+def _plain(blob: bytes, end: int) -> bool:
+    """Whether each event before ``end`` is one line of data with a JSON object in it, and no error."""
+    if not blob.startswith(b"data: {") or not blob.endswith(b"}\n\n", 0, end):
         return False
     try:
-        objects = events[7:-3].split(_BETWEEN)
+        objects = blob[7 : end - 3].split(_BETWEEN)
         if len(objects) >= MANY:
             objects = unlike(objects)
         array = b"[{%b}]" % _MARKED.join(objects)
@@ -484,14 +487,15 @@ def _without_nulls(events: bytes) -> bytes:
     return events
 
 
-def _without_usage(events: bytes) -> bytes:
-    """``events`` without the chunk that is there for usage alone."""
-    at = events.rfind(b'"usage"')
-    while at >= 0:
+def _without_usage(events: bytes, times: int) -> bytes:
+    """``events`` without the chunk that is there for usage alone; ``times``: how often usage stands in them."""
+    start = len(events)
+    while times > 0:
+        at = events.rfind(b'"usage"', 0, start)
         start, stop = _around(events, at)
+        times -= events.count(b'"usage"', start, stop)
         event = events[start : stop - 2]
         chunk = _decode(event) if any(mark in event for mark in _NO_CHOICES) else None
         if chunk is not None and chunk.usage is not None and not chunk.choices:
             events = events[:start] + events[stop:]
-        at = events.rfind(b'"usage"', 0, start)
     return events
