@@ -293,9 +293,7 @@ class StreamAnswer(Struct, eq=False):
         if relay.heard:
             exchange, order = self.exchange, self.order
             until = exchange.connection.time() + order.limits.idle_s
-            if until > order.deadline:
-                until = order.deadline
-            self.until = exchange.alarm.due = until
+            self.until = exchange.alarm.due = min(order.deadline, until)
         return (not blob or sink(blob)) and not relay.done and relay.fault is None
 
     def close(self) -> None:
