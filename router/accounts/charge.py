@@ -6,7 +6,7 @@ input and the events that were relayed, about a token each; for one that never b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -51,7 +51,7 @@ class Charge(msgspec.Struct, eq=False):
     seen_bytes: int = 0
     """Of the answer."""
     seen_events: int = 0
-    unread: Sequence[bytes] = ()
+    unread: Iterable[bytes] = ()
     """Pieces of the answer that were kept anyway: they are counted as if `saw`, if its usage is never told."""
     settled: bool = False
 

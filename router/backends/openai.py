@@ -36,6 +36,7 @@ from router.config.schema import Provider
 from router.errors import ConfigError, Fault, FaultKind, Problem
 from router.wire import continuation, rewrite
 from router.wire.operation import Operation
+from router.wire.record import Record
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A whole answer: images and audio come as base64; text is never near."""
@@ -269,17 +270,20 @@ class StreamAnswer(Struct, eq=False):
             raise failure
         return b""
 
-    async def pour(self, sink: Sink) -> None:
+    async def pour(self, sink: Sink, record: Record | None = None) -> None:
         """Whole events as they come, behind the first that is read; see `base.Answer`."""
-        if self.over or not self.relay.started:
+        relay = self.relay
+        if self.over or not relay.started:
             return
         self.sink = sink
+        relay.record(record)
         try:
             await self.exchange.pour(self._pass_on, self.until)
         except TimeoutError:
             return  # `read` looks whether it is still so.
         finally:
             self.sink = None
+            relay.record(None)
 
     def _pass_on(self, data: bytes) -> bool:
         """What `read` does with a piece of the network, in the network's callback; whether more may come like this."""
@@ -290,8 +294,7 @@ class StreamAnswer(Struct, eq=False):
             exchange, order = self.exchange, self.order
             until = exchange.connection.time() + order.limits.idle_s
             self.until = exchange.alarm.due = min(order.deadline, until)
-        wanted = sink(blob) if blob else True
-        return wanted and not relay.done and relay.fault is None
+        return (not blob or sink(blob)) and not relay.done and relay.fault is None
 
     def close(self) -> None:
         """Let go; the provider is cut off if it isn't done."""
@@ -362,7 +365,7 @@ class WholeAnswer(Struct, eq=False):
         parts = self.parts
         return self._checked(parts[0] if len(parts) == 1 else b"".join(parts))
 
-    async def pour(self, sink: Sink) -> None:
+    async def pour(self, sink: Sink, record: Record | None = None) -> None:
         """Nothing: it is one piece; see `base.Answer`."""
 
     def close(self) -> None:
