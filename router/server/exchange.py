@@ -234,7 +234,7 @@ class Exchange(msgspec.Struct, eq=False):
         self.chunked = chunked = self.message.version == HttpVersion11
         framing = "transfer-encoding: chunked\r\n" if chunked else ""
         head = self._head(200, EVENTS, f"cache-control: no-cache\r\n{framing}", bounded=chunked)
-        data = head + self._framed(blob)
+        data = self._framed(blob, head)
         if self.keep_alive and not self.streaming:
             self.connection.hold(data)  # it came whole
         else:
@@ -264,14 +264,14 @@ class Exchange(msgspec.Struct, eq=False):
             if self.chunked:
                 self.connection.write(_LAST_CHUNK)
 
-    def _framed(self, blob: bytes) -> bytes:
+    def _framed(self, blob: bytes, head: bytes = b"") -> bytes:
         """A chunk; the end goes out with [DONE], which saves a system call."""
         last = blob.endswith(DONE)
         if last:
             self.streaming = False
         if not self.chunked:
-            return blob
-        return b"%x\r\n%b\r\n%b" % (len(blob), blob, _LAST_CHUNK if last else b"")
+            return head + blob
+        return b"%b%x\r\n%b\r\n%b" % (head, len(blob), blob, _LAST_CHUNK if last else b"")
 
     def refuse(self, error: ApiError) -> None:
         """An error, whatever was written before it."""
