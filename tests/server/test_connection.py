@@ -189,3 +189,16 @@ async def test_a_connection_that_asked_nothing_has_no_task():
     assert len(asyncio.all_tasks()) == before
     assert not server.gate.busy
     protocol.connection_lost(None)
+
+
+async def test_nothing_is_read_behind_a_switch_of_protocols_that_comes_in_parts():
+    server = Server()
+    server.go.set()
+    protocol, transport = server.connect()
+    head = b"POST /v1/x HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    protocol.data_received(head + b"content-length: 2\r\n\r\n{")
+    protocol.data_received(b"}")
+    protocol.data_received(REQUEST)
+    await turns()
+    assert server.asked == 1
+    assert b"connection: close" in transport.written
