@@ -1,6 +1,6 @@
 """What a decision costs: choosing among 8 and 1,000 targets, decoding a request, a lease and its settling.
 
-    python -m benchmarks.hot_path
+    python -m benchmarks.hot_path [--json FILE]
 
 Microseconds on one core, the best of several rounds: noise only adds. ``pick`` is a choice by itself, ``lease``
 all that the pool does for a request: look-up of the prefix, admission, choice, bookkeeping and settling.
@@ -12,9 +12,13 @@ import json
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import get_args
 
+import msgspec
+
+from benchmarks.running import keep, options
 from engines.specs import SimulatedSpec
 from router.config.schema import Config, Model, Policy, Provider, Target
 from router.facts import facts_of
@@ -22,7 +26,8 @@ from router.load import Demand, Facts
 from router.policy import Rotation
 from router.policy.breaker import Verdict
 from router.pool import Refusal, Route, build
-from router.ratelimits import Reading, Readings, Spent
+from router.ratelimits import Reading as Told
+from router.ratelimits import Readings, Spent
 from router.wire.chat import decode_chat
 
 ROUNDS = 5
@@ -31,28 +36,56 @@ ROUND_S = 0.05
 BLOCKS = tuple(range(125))
 """A prompt of 8,000 tokens, in blocks of 64."""
 TOLD: Readings = (
-    Reading("requests", 10**6, 10**6 - 10, 0.001),
-    Reading("tokens", 10**9, 10**9 - 10**5, 0.006),
+    Told("requests", 10**6, 10**6 - 10, 0.001),
+    Told("tokens", 10**9, 10**9 - 10**5, 0.006),
 )
 SPENT = Spent(8000, 200)
 
 
-def main() -> int:
+class Choosing(msgspec.Struct, frozen=True):
+    """Microseconds among so many targets."""
+
+    policy: str
+    targets: int
+    pick_us: float
+    lease_us: float
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """Microseconds for a request of that size."""
+
+    kilobytes: int
+    decode_us: float
+    facts_us: float
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """All of them."""
+
+    choosing: list[Choosing]
+    reading: list[Reading]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the table."""
+    parser = options("hot_path", __doc__)
+    arguments = parser.parse_args(argv)
+    figures = Figures([], [])
     print(f"{'µs':24}{'pick 8':>10}{'lease 8':>10}{'pick 1000':>11}{'lease 1000':>12}")
-    for policy in get_args(Policy):
-        _line(policy, policy, ())
-    _line("headroom, with limits", "headroom", TOLD)
-    for name, body in (("1 KB", _body(1)), ("50 KB", _body(50))):
-        request = decode_chat(body)
-        print(f"{'decode, ' + name:24}{_best(lambda body=body: decode_chat(body)):10.1f}")  # type: ignore[misc]
-        print(f"{'facts, ' + name:24}{_best(lambda one=request: facts_of(one)):10.1f}")  # type: ignore[misc]
+    limited = ("headroom, with limits", "headroom", TOLD)
+    for name, policy, told in (*((one, one, ()) for one in get_args(Policy)), limited):
+        few, many = (Choosing(name, count, *_choosing(policy, count, told)) for count in (8, 1000))
+        figures.choosing.extend((few, many))
+        print(f"{name:24}{few.pick_us:10.1f}{few.lease_us:10.1f}{many.pick_us:11.1f}{many.lease_us:12.1f}")  # fmt: skip
+    for kilobytes in (1, 50):
+        body = _body(kilobytes)
+        decode_us = _best(partial(decode_chat, body))
+        facts_us = _best(partial(facts_of, decode_chat(body)))
+        figures.reading.append(Reading(kilobytes, decode_us, facts_us))
+        print(f"{f'decode, {kilobytes} KB':24}{decode_us:10.1f}")
+        print(f"{f'facts, {kilobytes} KB':24}{facts_us:10.1f}")
+    keep(figures, arguments.json)
     return 0
-
-
-def _line(name: str, policy: Policy, told: Readings) -> None:
-    cells = [cost for count in (8, 1000) for cost in _choosing(policy, count, told)]
-    print(f"{name:24}{cells[0]:10.1f}{cells[1]:10.1f}{cells[2]:11.1f}{cells[3]:12.1f}")
 
 
 def _choosing(policy: Policy, count: int, told: Readings) -> tuple[float, float]:

@@ -2,12 +2,12 @@
 
     python -m benchmarks.overhead [--seconds 3] [--peers nginx,vllm-router,litellm] [--json FILE]
 
-An upstream that answers at once, the router with a limited key, usage records and its log at info, and every peer
-found on the PATH are started, and each is driven in turn: whole answers over 32 connections (``whole``), streams of
-64 chunks in one write (``stream``), whole answers over one connection (``alone``), many streams of 64 chunks 20 ms
-apart at once (``paced``: all must come whole, and p50 is the first token's). CPU is read from /proc for a
-process and its children, so it holds on a busy machine where rates don't; compare within one run only. Linux, and
-best two cores: those who are measured run on the first, upstream and driver on the last.
+An upstream that answers at once, the router with a limited key, four targets, usage records and its log at info, by
+each of two policies, and every peer found on the PATH are started, and each is driven in turn: whole answers over 32
+connections (``whole``), streams of 64 chunks in one write (``stream``), whole answers over one connection (``alone``),
+many streams of 64 chunks 20 ms apart at once (``paced``: all must come whole, and p50 is the first token's). CPU is
+read from /proc for a process and its children, so it holds on a busy machine where rates don't; compare within one run
+only. Linux, and best two cores: those who are measured run on the first, upstream and driver on the last.
 """
 
 from __future__ import annotations
@@ -36,12 +36,22 @@ PACE_MS = 20
 APART_S = 0.001
 """Paced streams begin; all at the same moment would measure that moment."""
 
+NENYA = {"nenya": "power_of_two", "nenya, cost": "expected_cost"}
+"""Its policies that are measured."""
 ROUTER = """server: {{listen: "127.0.0.1:{port}", admin: null}}
 accounts: {{database: "{home}/books.db", pepper: "0123456789abcdef"}}
 tiers: {{large: {{rpm: 100000000, tpm: 100000000000}}}}
 keys: [{{id: bench, secret: {key}, tier: large}}]
-providers: {{up: {{base_url: "http://127.0.0.1:{upstream}/v1"}}}}
-models: {{m: {{targets: [{{provider: up}}], price: {{input: 0.1, output: 0.2}}}}}}
+providers:
+  a: &up {{base_url: "http://127.0.0.1:{upstream}/v1"}}
+  b: *up
+  c: *up
+  d: *up
+models:
+  m:
+    targets: [{{provider: a}}, {{provider: b}}, {{provider: c}}, {{provider: d}}]
+    policy: power_of_two
+    price: {{input: 0.1, output: 0.2}}
 """
 NGINX = """worker_processes 1; daemon off; pid {home}/nginx.pid; error_log {home}/nginx.log;
 events {{ worker_connections 4096; }}
@@ -83,11 +93,14 @@ class Row(msgspec.Struct, frozen=True):
 
 
 SUBJECTS = (
-    Subject(
-        "nenya",
-        (sys.executable, "-m", "router.cli", "serve", "{home}/nenya.yaml"),
-        ("nenya.yaml", ROUTER),
-        (sys.executable, "-m", "router.cli", "--version"),
+    *(
+        Subject(
+            name,
+            (sys.executable, "-m", "router.cli", "serve", "{home}/nenya.yaml"),
+            ("nenya.yaml", ROUTER.replace("power_of_two", policy)),
+            (sys.executable, "-m", "router.cli", "--version"),
+        )
+        for name, policy in NENYA.items()
     ),
     Subject("nginx", ("nginx", "-c", "{home}/nginx.conf"), ("nginx.conf", NGINX), ("nginx", "-v")),
     Subject(
@@ -113,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--streams", type=int, default=256, help="paced ones at once; 0 for none")
     arguments = parser.parse_args(argv)
-    wanted = {"nenya", *arguments.peers.split(",")}
+    wanted = {*NENYA, *arguments.peers.split(",")}
     subjects = [one for one in SUBJECTS if one.name in wanted]
     rows = list(_measure(subjects, arguments.seconds, arguments.streams))
     _print(rows)

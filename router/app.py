@@ -179,8 +179,6 @@ class Router:
         self.authenticate = self.accounts.authenticate
         """The id of the key in an Authorization header. Raises ApiError 401."""
         self._events.listen(self.accounts)
-        self.authenticate = self.accounts.authenticate
-        """The id of the key in an Authorization header. Raises ApiError 401."""
         self._own_engines = dict(engines or {})
         self._own_info: dict[str, EngineInfo] = {}
         self._nodes: dict[str, LocalNode] = {}

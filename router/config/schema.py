@@ -55,6 +55,10 @@ class Server(_Part, frozen=True):
     """The status page with its playground, /status, /metrics, /healthz, /readyz; null switches the port off."""
     admin_key: Annotated[str, Meta(min_length=16)] | None = None
     """Who has it may read the status from other machines, too; None shows it to this machine alone."""
+    hosts: list[
+        Annotated[str, Meta(pattern=r"^[A-Za-z0-9._-]+$", description="a host name without a port")]
+    ] = []
+    """Names by which a router without keys may be asked for, besides those of its own machine."""
     max_body_bytes: Count = 32 * 1024 * 1024
     """A million tokens of text are about 4 MiB; images inside a body need the rest."""
     header_timeout_s: Seconds = 10

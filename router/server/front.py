@@ -20,6 +20,7 @@ from aiohttp import hdrs
 from router.errors import ApiError, ErrorObject, shutting_down
 from router.server.exchange import ClientGone, Exchange
 from router.server.floods import Floods
+from router.server.hosts import Hosts
 from router.server.routes import Call, Route, Routes
 from router.server.screening import screen, screen_type
 
@@ -33,10 +34,15 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 class Front:
     """What a listener does with an exchange."""
 
-    def __init__(self, routes: Routes, authenticate: Authenticate) -> None:
-        """``authenticate`` turns an Authorization header into a key's id, or raises ApiError 401."""
+    def __init__(
+        self, routes: Routes, authenticate: Authenticate, hosts: Hosts | None = None
+    ) -> None:
+        """``authenticate`` turns an Authorization header into a key's id, or raises ApiError 401. ``hosts``: the names
+        that may be asked for; None for any.
+        """
         self.routes = routes
         self._authenticate = authenticate
+        self._hosts = hosts
         self._floods = Floods()
         self._prefix = secrets.token_hex(6)
         self._count = itertools.count(1)
@@ -70,6 +76,8 @@ class Front:
         message = exchange.message
         exchange.last = True  # what is refused here and what is read after it may not fit
         screen(message)
+        if self._hosts is not None:
+            self._hosts.check(message.headers.get(hdrs.HOST))
         exchange.last = False
         method, headers, path = message.method, message.headers, message.path.partition("?")[0]
         rest, key_id = "", ""

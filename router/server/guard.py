@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Mapping
 
 from aiohttp import hdrs
 
 from router.errors import ApiError, ErrorObject, unauthorized
 from router.server.floods import Floods
+from router.server.hosts import is_loopback, name_of
 from router.server.routes import Call
 
 _OWN = frozenset({"same-origin", "none"})
@@ -85,27 +85,9 @@ def refuse_foreign(headers: Mapping[str, str]) -> None:
 
 
 def _refuse_remote(address: str, headers: Mapping[str, str]) -> None:
-    local = _is_loopback(address) and _is_loopback(_name_of(headers.get(hdrs.HOST, "")))
+    local = is_loopback(address) and is_loopback(name_of(headers.get(hdrs.HOST, "")))
     if not local or any(name in headers for name in _PROXIED):
         raise _forbidden(NOT_LOCAL, "not_local")
-
-
-def _name_of(host: str) -> str:
-    """A Host header's name, without its port and brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.partition(":")[0]
-
-
-def _is_loopback(name: str) -> bool:
-    if name.lower() == "localhost":
-        return True
-    try:
-        found = ipaddress.ip_address(name.partition("%")[0])
-    except ValueError:
-        return False
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return (mapped or found).is_loopback
 
 
 def _forbidden(message: str, code: str) -> ApiError:

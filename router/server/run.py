@@ -28,6 +28,11 @@ _log = logging.getLogger(__name__)
 OK = 0
 FAILED = 1
 
+YOUNG_OBJECTS = 5000
+"""Made and not yet gone, when the garbage collector looks at them. Requests under way have some hundred each, none of
+which it will find: Python's 700 has it look at every ninth request, for 3 % of a request's time.
+"""
+
 OnReady = Callable[[Serving], None]
 
 
@@ -51,6 +56,7 @@ async def serve_until_stopped(config: Config, *, on_ready: OnReady) -> int:
             if await _before(signals.first, router.wait_ready()):
                 gc.collect()
                 gc.freeze()  # what stands now stands to the end: a full collection need not walk it
+                gc.set_threshold(YOUNG_OBJECTS)
                 on_ready(serving)
                 await signals.first.wait()
             return await _drain(serving, config.server.drain_s, signals)

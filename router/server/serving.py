@@ -17,6 +17,7 @@ from router.server.admin import Admin, Scrape
 from router.server.chat import Ask, Decode
 from router.server.connection import Gate, Limits
 from router.server.front import Front
+from router.server.hosts import Hosts
 from router.server.models import Models
 from router.server.routes import Route, Routes
 from router.wire.chat import decode_chat
@@ -82,7 +83,10 @@ class Serving:
         if not self._router.config.asks_for_keys and not listen.is_loopback:
             message = "refuses to listen beyond this machine without keys"
             raise ConfigError(config.listen, [Problem(message, "server.listen")])
-        api = Gate(Front(api_routes(self._router), self._router.authenticate), _limits(config))
+        hosts = None if self._router.config.asks_for_keys else Hosts(config.hosts)
+        api = Gate(
+            Front(api_routes(self._router), self._router.authenticate, hosts), _limits(config)
+        )
         try:
             self.url = await self._open(api, listen, "server.listen")
             if self._admin is not None and config.admin is not None:
