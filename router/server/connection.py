@@ -20,13 +20,13 @@ from typing import Any, cast
 
 import msgspec
 from aiohttp import StreamReader, web
-from aiohttp.http import HttpProcessingError, RawRequestMessage
+from aiohttp.http import HttpProcessingError, HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import ERROR, RequestPayloadError
 
 from router.ending import Ending
 from router.errors import overloaded
-from router.server.exchange import ClientGone, Dates, Exchange, error_bytes
+from router.server.exchange import LONG_BODY_BYTES, ClientGone, Dates, Exchange, error_bytes
 from router.server.one_by_one import OneByOne
 from router.server.screening import malformed
 from router.wire.sse import KEEP_ALIVE
@@ -210,7 +210,9 @@ class Connection(web.RequestHandler):
         if messages is NONE_CAME:
             self._break()
         self._messages.extend(messages)
-        if len(self._messages) >= self._max_msg_queue_size and not self._buffer_paused:
+        crowded = len(self._messages) >= self._max_msg_queue_size
+        # What follows much of a body is more of it, and may go another way (`long_body`).
+        if (crowded or len(data) >= LONG_BODY_BYTES) and not self._buffer_paused:
             self._pause_reading_for_buffer()
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -332,6 +334,22 @@ class Connection(web.RequestHandler):
         if transport is None or transport.is_closing():
             raise ClientGone
         transport.write(data)
+
+    def renew_parser(self) -> None:
+        """Have the next request read by a parser that has seen nothing; after a body that went past the old one."""
+        if self._parser is None:
+            return  # the connection is lost
+        self._parser = HttpRequestParser(
+            self,
+            self._loop,
+            self._read_bufsize,
+            max_line_size=MAX_LINE_BYTES,
+            max_field_size=MAX_LINE_BYTES,
+            max_headers=MAX_HEADERS,
+            payload_exception=RequestPayloadError,
+            auto_decompress=False,
+            max_msg_queue_size=self._max_msg_queue_size,
+        )
 
     def release(self) -> None:
         """Write what is held."""

@@ -208,6 +208,9 @@ class Connection(asyncio.Protocol):
             self._held = b"".join((head, *body))
             self._owner.ending.write(self._release)
         else:
+            first, *rest = body
+            if len(first) <= WRITE_BYTES:
+                head, body = head + first, tuple(rest)
             self._unsent = [memoryview(piece) for piece in (head, *body)][::-1]
             self._pump()
         return exchange
