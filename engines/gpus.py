@@ -5,13 +5,25 @@ Source: https://docs.nvidia.com/deploy/nvidia-smi/
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import logging
+import os
 import shutil
 import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from msgspec import Struct
 
+log = logging.getLogger(__name__)
+
 TIMEOUT_S = 20.0
 """A driver whose daemon doesn't run takes seconds to wake a GPU."""
+
+ASK_AGAIN_S = 0.1
 
 _FIELDS = "index,name,memory.total,memory.free,driver_version,compute_cap"
 
@@ -70,3 +82,43 @@ def _row(line: str) -> Gpu:
         )
     except ValueError as error:
         raise NoAnswer(f"nvidia-smi says {line.strip()[:100]!r}") from error
+
+
+@contextlib.contextmanager
+def turn(numbers: Sequence[int]) -> Iterator[None]:
+    """Load onto GPUs of those numbers while no other engine of this user does: two that look at once both see the same
+    memory as free. Blocks; a process that dies gives its turn back. Where no lock can be had it goes on without one.
+    """
+    with contextlib.ExitStack() as locks:
+        for number in sorted(set(numbers)):
+            locks.enter_context(_turn(number))
+        yield
+
+
+@contextlib.contextmanager
+def _turn(number: int) -> Iterator[None]:
+    path = Path(tempfile.gettempdir(), f"nenya-{os.getuid()}-gpu-{number}.lock")
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        log.warning("engines may load onto GPU %d at once: %s", number, error)
+        yield
+        return
+    try:
+        waits = False
+        while not _locked(file):
+            if not waits:
+                log.info("waiting for another engine that loads onto GPU %d", number)
+            waits = True
+            time.sleep(ASK_AGAIN_S)
+        yield
+    finally:
+        os.close(file)
+
+
+def _locked(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

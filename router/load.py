@@ -223,12 +223,8 @@ class Load:
             return NOTHING
         cached = demand.cached.get(self.slot, 0)
         new = demand.input_tokens - cached
-        return Claim(
-            uncached_tokens=new,
-            context_tokens=demand.input_tokens,
-            reserved_tokens=demand.input_tokens + int(demand.output_tokens),
-            work_us=int(1e6 * self.costs.prefill_s(new, cached)),
-        )
+        whole = demand.input_tokens + int(demand.output_tokens)
+        return Claim(new, demand.input_tokens, whole, int(1e6 * self.costs.prefill_s(new, cached)))
 
     def add(self, claim: Claim) -> None:
         """A request is sent; whoever sends it counts it in ``inflight``."""

@@ -14,6 +14,7 @@ Source: block hashes as in vLLM's automatic prefix caching; recording at dispatc
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -67,12 +68,13 @@ class PrefixIndex:
         low = 1
         while mask:
             high = len(blocks)
+            middle = high  # many prompts were sent whole before
             while low < high:  # the last block that all of mask hold
-                middle = (low + high + 1) // 2
                 if holders.get(blocks[middle - 1], 0) & mask == mask:
                     low = middle
                 else:
                     high = middle - 1
+                middle = (low + high + 1) // 2
             further = holders.get(blocks[low], 0) & mask if low < len(blocks) else 0
             found.append((low * self.block_tokens, mask & ~further))
             mask = further
@@ -110,9 +112,16 @@ def by_slot(depths: Sequence[tuple[int, int]], among: int) -> dict[int, int]:
     """The tokens that each target of the bits ``among`` holds, where it holds any."""
     found: dict[int, int] = {}
     for tokens, mask in depths:
-        rest = mask & among
-        while rest:
-            bit = rest & -rest
-            found[bit.bit_length() - 1] = tokens
-            rest ^= bit
+        found.update(dict.fromkeys(_slots(mask & among), tokens))
     return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _slots(mask: int) -> tuple[int, ...]:
+    """The targets of a mask; the same few masks come again and again."""
+    slots = []
+    while mask:
+        bit = mask & -mask
+        slots.append(bit.bit_length() - 1)
+        mask ^= bit
+    return tuple(slots)

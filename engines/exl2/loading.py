@@ -19,6 +19,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from engines import gpus
 from engines.base import EngineError
 from engines.exl2 import memory, positions
 from engines.exl2.folder import Library, ModelFolder, read_folder
@@ -177,17 +178,18 @@ def load_with(library: str, model: Model, make: Callable[[str], Machine]) -> Mac
             "unsupported",
             f"the {library} engine can't be imported: {error}. See docs/exllamav2.md",
         ) from error
-    free = room(torch, model)
-    try:
-        return make(torch.cuda.get_device_name(0))
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(model, free) from error
-    except (AssertionError, ValueError, OSError, NotImplementedError) as error:
-        raise EngineError("invalid", f"{library} could not load it: {error}") from error
-    except RuntimeError as error:
-        if "VRAM" in str(error):
+    with gpus.turn(model.spec.gpus):
+        free = room(torch, model)
+        try:
+            return make(torch.cuda.get_device_name(0))
+        except torch.OutOfMemoryError as error:
             raise out_of_memory(model, free) from error
-        raise EngineError("internal", f"{library} could not load it: {error}") from error
+        except (AssertionError, ValueError, OSError, NotImplementedError) as error:
+            raise EngineError("invalid", f"{library} could not load it: {error}") from error
+        except RuntimeError as error:
+            if "VRAM" in str(error):
+                raise out_of_memory(model, free) from error
+            raise EngineError("internal", f"{library} could not load it: {error}") from error
 
 
 def prepare_environment(spec: AnyExLlama) -> None:

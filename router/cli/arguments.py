@@ -11,6 +11,8 @@ from router.cli import bench_arguments, engines_arguments
 
 SERVER_URL = "http://127.0.0.1:8080"
 KEY_VARIABLE = "NENYA_KEY"
+ADMIN_URL = "http://127.0.0.1:9090"
+ADMIN_KEY_VARIABLE = "NENYA_ADMIN_KEY"
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _LOG_FORMATS = ("auto", "human", "json")
 
@@ -22,6 +24,7 @@ start here:
 then:
   nenya check nenya.yaml             every problem of a config, with its line
   nenya serve nenya.yaml             your GPUs and providers behind one endpoint
+  nenya status --watch               what it does now
   nenya schema > nenya.schema.json   completion for your editor
   nenya keys create alice --config nenya.yaml
   nenya usage --by key,day --config nenya.yaml
@@ -75,6 +78,16 @@ in a conversation:
   Ctrl-C          stop the answer; once more, leave
 
 The key comes from the environment, never from the command line, where others could read it.
+"""
+
+_STATUS = """\
+examples:
+  nenya status                             once
+  nenya status --watch                     every 2 seconds, until Ctrl-C
+  nenya status --json | jq '.targets[] | {id, state}'
+  nenya status --url http://gpu1:9090      with its admin key in NENYA_ADMIN_KEY
+
+The rates are those of the last minute. The same as a page with plots: the admin port in a browser.
 """
 
 _KEYS = """\
@@ -228,6 +241,28 @@ def _chat(commands: _Parsers) -> None:
     one.add_argument("--max-tokens", type=int, metavar="N", help="longest answer")
 
 
+def _status(commands: _Parsers) -> None:
+    one = _command(commands, "status", "show what a running router does now", _STATUS)
+    one.add_argument("--url", default=ADMIN_URL, help=f"its admin port; default: {ADMIN_URL}")
+    one.add_argument(
+        "--key-env",
+        metavar="NAME",
+        default=ADMIN_KEY_VARIABLE,
+        help=f"the environment variable with the admin key; default: {ADMIN_KEY_VARIABLE}",
+    )
+    one.add_argument(
+        "--watch", metavar="S", nargs="?", type=_interval, const=2.0, help="again every S seconds; default: 2"
+    )  # fmt: skip
+    one.add_argument("--json", action="store_true", help="the document as the server sends it")
+
+
+def _interval(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError("0.1 to 3600 seconds")
+    return seconds
+
+
 def _keys(commands: _Parsers) -> None:
     one = _command(commands, "keys", "make, list, rotate and revoke keys in the database", _KEYS)
     actions = one.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
@@ -379,6 +414,7 @@ _COMMANDS: tuple[Callable[[_Parsers], None], ...] = (
     _serve,
     _check,
     _chat,
+    _status,
     _schema,
     _keys,
     _usage,

@@ -119,12 +119,17 @@ class Client:
 
     def models(self) -> list[str]:
         """The names of the server's models. Raises ChatFailed."""
-        with self._sent("GET", "/v1/models", None) as response:
-            body = response.read(_MOST_BODY_BYTES)
         try:
-            return [model.id for model in msgspec.json.decode(body, type=_Models).data]
+            return [
+                model.id for model in msgspec.json.decode(self.get("/v1/models"), type=_Models).data
+            ]
         except msgspec.MsgspecError as error:
             raise ChatFailed(f"{self.url} does not speak OpenAI's API") from error
+
+    def get(self, path: str) -> bytes:
+        """What the server answers there. Raises ChatFailed."""
+        with self._sent("GET", path, None) as response:
+            return response.read(_MOST_BODY_BYTES)
 
     def stream(self, request: Request) -> Iterator[Piece]:
         """The answer, piece by piece as it comes. Raises ChatFailed."""

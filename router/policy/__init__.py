@@ -52,20 +52,21 @@ class Turns:
     ago, so that the first in the list doesn't get all the traffic of a quiet hour.
     """
 
-    __slots__ = ("_picked", "_turn")
+    __slots__ = ("_turn", "picked")
 
     def __init__(self) -> None:
         self._turn = 0
-        self._picked: dict[int, int] = {}
+        self.picked: dict[int, int] = {}
+        """The turn in which a candidate was picked last, by its order."""
 
     def last(self, candidate: Candidate) -> int:
         """The turn in which ``candidate`` was picked last; 0 for never."""
-        return self._picked.get(candidate.order, 0)
+        return self.picked.get(candidate.order, 0)
 
     def take(self, chosen: C) -> C:
         """Note that ``chosen`` is picked now."""
         self._turn += 1
-        self._picked[chosen.order] = self._turn
+        self.picked[chosen.order] = self._turn
         return chosen
 
     def least(self, candidates: Sequence[C], score: Callable[[C], float]) -> C:

@@ -38,7 +38,7 @@ class ExpectedCost:
     def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
         """The candidate with the smallest score."""
         length, output = demand.input_tokens, demand.output_tokens
-        hit_of, last = demand.cached.get, self._turns.last
+        hit_of, last = demand.cached.get, self._turns.picked.get
         need = length + output
         chosen, best = candidates[0], float("inf")
         known: Costs | None = None
@@ -59,7 +59,7 @@ class ExpectedCost:
             if capacity is not None and load.reserved_tokens + need > capacity:
                 score += self._crowding(load, need, output)
             score /= load.rate.value * candidate.weight
-            if score < best or (score == best and last(candidate) < last(chosen)):
+            if score < best or (score == best and last(candidate.order, 0) < last(chosen.order, 0)):
                 chosen, best = candidate, score
         return self._turns.take(chosen)
 
