@@ -1,4 +1,4 @@
-"""The router over HTTP: aiohttp in and out, and the only importer of ``aiohttp.web``.
+"""The router over HTTP: aiohttp's parser in, bytes out, and the only importer of ``aiohttp``.
 
     connection   one TCP connection: its clocks, its limits, and aiohttp's own errors made ours
     exchange     one request and its answer, as bytes
@@ -8,6 +8,6 @@
     chat, models, admin   the routes; chat has all that a model answers
     run          listeners, signals, draining
 
-aiohttp parses and keeps connections alive. Its Request and Response objects are left out: they cost more than the
-rest of this package together, and their errors are text where clients want OpenAI's error object.
+aiohttp parses. Its connections, Request and Response objects are left out: they cost more than the rest of this package
+together, and their errors are text where clients want OpenAI's error object.
 """

@@ -47,8 +47,9 @@ class Ask:
             self._trace_refusal(call, error)
             raise
         connection = exchange.connection
+        waited_for = connection.gate.waited_for
         if request.stream:
-            connection.keep_alive_from_now()
+            waited_for.begin(connection)
         try:
             reply = await self._router.open(
                 request,
@@ -59,7 +60,8 @@ class Ask:
                 headers=exchange.message.headers,
             )
         finally:
-            connection.comments_at = 0.0
+            if request.stream:
+                waited_for.end(connection)
         try:
             overhead_s = reply.overhead_s or 0.0
             exchange.served_by(reply.target, reply.attempts, overhead_s, reply.limits)

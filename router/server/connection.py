@@ -1,34 +1,38 @@
-"""One TCP connection: its clocks, its limits, and aiohttp's own errors made ours.
+"""One TCP connection: its requests one after the other, its clocks and its limits.
 
-aiohttp's RequestHandler parses, queues pipelined requests and closes idle connections. What it leaves open and is
-closed here: a head may drip for ever, a malformed request comes back with its raw header in the body and the log,
-a broken body leaves its reader waiting, a client that doesn't read holds an answer for ever, and there may be any
-number of connections.
+aiohttp's parser reads the requests and its StreamReader their bodies. What they leave open and is closed here: a head
+may drip for ever, a broken body leaves its reader waiting, a client that doesn't read holds an answer for ever, a
+pipeline may be endless, and there may be any number of connections.
 
-The clocks cost nothing on the straight path: a timer is set when a head comes in parts or a write doesn't go out.
-Requests are answered in the connection's own task; aiohttp's way, a task and a writer for each, costs two more turns
-of the loop, and a turn is a system call.
+A connection that has asked nothing yet is its transport and this object: the parser comes with the first bytes, the
+task with the first request, and the clocks are the listener's (`Timeouts`). Requests are answered in the connection's
+one task; aiohttp's way, a task and a writer for each, costs two more turns of the loop, and a turn is a system call.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import msgspec
-from aiohttp import StreamReader, web
+from aiohttp import StreamReader
 from aiohttp.http import HttpProcessingError, HttpRequestParser, RawRequestMessage
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import ERROR, RequestPayloadError
 
 from router.ending import Ending
 from router.errors import overloaded
-from router.server.exchange import LONG_BODY_BYTES, ClientGone, Dates, Exchange, error_bytes
+from router.server.exchange import (
+    LONG_BODY_BYTES,
+    BrokenBody,
+    ClientGone,
+    Dates,
+    Exchange,
+    error_bytes,
+)
 from router.server.one_by_one import OneByOne
 from router.server.screening import malformed
+from router.server.timeouts import Timeouts
 from router.wire.sse import KEEP_ALIVE
 
 MAX_LINE_BYTES = 8192
@@ -50,13 +54,16 @@ KEEP_ALIVE_S = 15.0
 """A quarter of the 60 s after which nginx and most load balancers give a silent upstream up; the interval that the
 WHATWG's specification of event streams advises."""
 
-NONE_CAME = [(ERROR, EMPTY_PAYLOAD)]
-"""What stands in the queue of requests for something that is no HTTP."""
+MAX_QUEUED = 32
+"""Pipelined requests that are parsed before their turn; above it nothing is read until half of them are answered."""
+BODY_BUFFER_BYTES = 256 * 1024
+"""Twice as much of a body may wait to be read before the network is told to stop."""
+
+NO_HTTP: list[tuple[RawRequestMessage | None, StreamReader]] = [(None, EMPTY_PAYLOAD)]
+"""What stands in the queue of requests for something that is none."""
 TORN_S = 0.1
 """Between a stream's error event and the cut: browsers drop what a page hasn't read when the connection breaks, so
 the event would be lost. At once Chromium lost 26 of 40, after 0.1 s none of 40 (`tests/e2e/test_page.py`)."""
-
-_log = logging.getLogger(__name__)
 
 Serve = Callable[[Exchange], Awaitable[None]]
 
@@ -72,18 +79,26 @@ class Limits(msgspec.Struct, frozen=True):
     read_stall_s: float = READ_STALL_S
 
 
-class Gate(web.Server):
+class Gate:
     """The connections of one listener."""
 
     def __init__(self, serve: Serve, limits: Limits) -> None:
         """``serve`` answers an exchange and raises only CancelledError and ClientGone."""
-        super().__init__(_unused, handler_cancellation=True)
+        self.loop = asyncio.get_running_loop()
         self.serve = serve
         self.limits = limits
         self.draining = False
         self.dates = Dates()
         self.ending = Ending()
         self.long_bodies = OneByOne()
+        self.connections: set[Connection] = set()
+        """Those whose socket is open or whose task runs."""
+        self.heads = Timeouts(limits.header_timeout_s, Connection.force_close)
+        """Who may send a head, or the rest of it."""
+        self.idle = Timeouts(limits.keep_alive_s, Connection.idle_late)
+        """Who may send another request."""
+        self.waited_for = Timeouts(KEEP_ALIVE_S, Connection.comment)
+        """Whose stream lets itself be waited for."""
 
     def __call__(self) -> Connection:
         """A protocol for a connection just accepted."""
@@ -92,188 +107,228 @@ class Gate(web.Server):
     @property
     def full(self) -> bool:
         """No connection more is taken."""
-        return len(self._connections) >= self.limits.max_connections
+        return len(self.connections) >= self.limits.max_connections
 
     @property
     def busy(self) -> bool:
         """An answer is under way or not yet taken."""
-        return any(one.busy for one in self._all())
+        return any(one.busy for one in self.connections)
 
     def drain(self) -> None:
         """Close idle connections now, and the others after their answer, which says so."""
         self.draining = True
-        for one in self._all():
+        for one in tuple(self.connections):
             if not one.busy:
                 one.force_close()
 
     def cut(self) -> None:
         """Cancel what still runs; each client gets an explicit error."""
-        for one in self._all():
+        for one in tuple(self.connections):
             one.cut()
 
     def abort(self) -> None:
         """Drop what is left, whatever it is."""
-        for transport in list(self._connections.values()):
-            transport.abort()
-
-    def _all(self) -> list[Connection]:
-        return cast("list[Connection]", self.connections)
+        for one in tuple(self.connections):
+            if one.transport is not None:
+                one.transport.abort()
 
 
-async def _unused(_request: web.BaseRequest) -> web.StreamResponse:
-    """What aiohttp would call for a request; connections here call ``serve``."""
-    raise NotImplementedError
-
-
-class Connection(web.RequestHandler):
+class Connection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_comment_timer", "_head_timer", "_stall_timer", "broken", "comments_at", "exchange", "gate", "held",
+        "_begun", "_buffer_paused", "_drained", "_messages", "_parser", "_reading_paused", "_stall_timer", "_task",
+        "_waiter", "broken", "closed", "deaf", "exchange", "gate", "held", "transport", "writing_paused",
     )  # fmt: skip
 
     def __init__(self, gate: Gate) -> None:
-        super().__init__(
-            gate,
-            loop=asyncio.get_running_loop(),
-            keepalive_timeout=gate.limits.keep_alive_s,
-            logger=_log,
-            access_log=cast("Any", None),
-            max_line_size=MAX_LINE_BYTES,
-            max_field_size=MAX_LINE_BYTES,
-            max_headers=MAX_HEADERS,
-            lingering_time=LINGER_S,
-            auto_decompress=False,
-        )
         self.gate = gate
+        self.transport: asyncio.Transport | None = None
+        """None before it is made and after it is lost."""
         self.exchange: Exchange | None = None
         """The request under way."""
+        self.closed = False
+        """No request is answered any more."""
+        self.deaf = False
+        """Nothing is read any more."""
         self.broken = False
         """What came is no HTTP; nothing after it can be read."""
         self.held = b""
         """An answer, or several of pipelined requests, that is yet to be written."""
-        self.comments_at = 0.0
-        """When a comment is due on a stream that is waited for (the loop's time); 0 while none is."""
-        self._comment_timer: asyncio.TimerHandle | None = None
-        self._head_timer: asyncio.TimerHandle | None = None
+        self.writing_paused = False
+        """The client reads slower than its answer comes."""
+        self._parser: HttpRequestParser | None = None
+        self._messages: list[tuple[RawRequestMessage | None, StreamReader]] = []
+        """Requests that wait for their turn."""
+        self._reading_paused = self._buffer_paused = False
+        """By a body that isn't read, and by requests that aren't answered."""
+        self._task: asyncio.Task[None] | None = None
+        self._begun = False
+        """The task has begun to run."""
+        self._waiter: asyncio.Future[None] | None = None
+        """What the task waits for while it is idle."""
+        self._drained: asyncio.Future[None] | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
 
     @property
     def address(self) -> str:
         """The client's, without its port."""
-        peer = self.peername
+        peer = self.transport.get_extra_info("peername") if self.transport is not None else None
         return str(peer[0]) if peer else ""
+
+    @property
+    def connected(self) -> bool:
+        """As StreamReader asks."""
+        return self.transport is not None
 
     @property
     def closing(self) -> bool:
         """No request will follow the one under way."""
-        return self._close or self._force_close or self.gate.draining
+        return self.closed or self.gate.draining
 
     # What the transport says
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection, or refuse it with a 503 where there are too many."""
-        if self.gate.full or self.gate.draining:
-            self._force_close = True
+        """Take the connection, or refuse it with a 503 where there are too many. The event loops have set TCP_NODELAY
+        on it.
+        """
+        gate = self.gate
+        self.transport = wire = cast("asyncio.Transport", transport)
+        if gate.full or gate.draining:
+            self.deaf = self.closed = True
             error = overloaded("The server has too many connections.", "too_many_connections", 1.0)
-            cast("asyncio.Transport", transport).write(error_bytes(error, self.gate.dates))
-            cast("asyncio.Transport", transport).close()
+            wire.write(error_bytes(error, gate.dates))
+            wire.close()
             return
-        super().connection_made(transport)
-        self._head_timer = self._loop.call_later(self.gate.limits.header_timeout_s, self._head_late)
+        gate.connections.add(self)
+        gate.heads.begin(self)
 
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop the clocks; aiohttp cancels the request under way."""
-        self._stop_head_timer()
+    def connection_lost(self, _exc: BaseException | None) -> None:
+        """Stop the clocks, and the request under way."""
+        gate, task, waiter = self.gate, self._task, self._waiter
+        self.transport = self._parser = None  # the parser knows this object
+        self.deaf = self.closed = True
+        gate.heads.end(self)
         self._stop_stall_timer()
-        if self._comment_timer is not None:
-            self._comment_timer.cancel()
-        super().connection_lost(exc)
+        if task is None:
+            gate.connections.discard(self)
+        elif waiter is not None:
+            _wake(waiter)
+        elif self._begun:
+            task.cancel()  # else it sees for itself
 
     def data_received(self, data: bytes) -> None:
         """Parse; watch heads that come in parts, and tell a body's reader that the rest is broken."""
-        if self._force_close or self._close or self._upgraded or self._parser is None:
+        if self.deaf:
             return
+        gate = self.gate
+        if self._parser is None:
+            self._parser = _parser(self)
+        messages: Sequence[tuple[RawRequestMessage | None, StreamReader]]
         try:
-            messages, self._upgraded, _ = self._parser.feed_data(data)
+            messages, upgraded, _ = self._parser.feed_data(data)
         except HttpProcessingError:
-            messages = NONE_CAME
-        waiter = self._waiter
+            messages, upgraded = NO_HTTP, False
+        waiter, task = self._waiter, self._task
         if not messages:
-            if self._head_timer is None and waiter is not None:
-                self._head_timer = self._loop.call_later(
-                    self.gate.limits.header_timeout_s, self._head_late
-                )
+            self._watch_head()
             return
-        if self._head_timer is not None:
-            self._stop_head_timer()
-        if messages is NONE_CAME:
+        if self in gate.heads.due:
+            gate.heads.end(self)
+        self.deaf = upgraded or messages is NO_HTTP
+        if messages is NO_HTTP:
             self._break()
-        self._messages.extend(messages)
-        crowded = len(self._messages) >= self._max_msg_queue_size
+        queue = self._messages
+        queue.extend(messages)
         # What follows much of a body is more of it, and may go another way (`long_body`).
-        if (crowded or len(data) >= LONG_BODY_BYTES) and not self._buffer_paused:
-            self._pause_reading_for_buffer()
-        if waiter is not None and not waiter.done():
+        crowded = len(queue) >= MAX_QUEUED or len(data) >= LONG_BODY_BYTES
+        if crowded and not self._buffer_paused:
+            self._buffer_paused = True
+            self._pause_transport()
+        if task is None:
+            self._task = gate.loop.create_task(self._answer())
+        elif waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
-        """Go on parsing, unless nothing was held back: aiohttp asks after every body that was read.
+    def _watch_head(self) -> None:
+        """Something came, and it is no whole head: the clock runs from the first such bytes."""
+        idle = self._task is None or self._waiter is not None
+        if idle and self not in self.gate.heads.due:
+            self.gate.heads.begin(self)
+
+    def pause_reading(self) -> None:
+        """A body's reader has more than it wants."""
+        assert self._parser is not None
+        self._reading_paused = True
+        self._parser.pause_reading()
+        self._pause_transport()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - as StreamReader asks
+        """Go on parsing, unless nothing was held back: it is asked after every body that was read.
 
         The parser may stop by itself in a body of many chunks, so only a body that is whole is sure.
         """
         exchange = self.exchange
-        unsure = resume_parser and (exchange is None or not exchange.payload.is_eof())
-        if self._reading_paused or unsure:
-            super().resume_reading(resume_parser)
+        sure = not resume_parser or (exchange is not None and exchange.payload.is_eof())
+        if sure and not self._reading_paused:
+            return
+        self._reading_paused = False
+        if resume_parser:
+            self.data_received(b"")
+        self._resume_transport()
 
     def pause_writing(self) -> None:
         """The client reads slower than the answer comes; from now on it is timed."""
-        super().pause_writing()
-        self._stall_timer = self._loop.call_later(self.gate.limits.read_stall_s, self._stalled)
+        self.writing_paused = True
+        self._stall_timer = self.gate.loop.call_later(self.gate.limits.read_stall_s, self._stalled)
 
     def resume_writing(self) -> None:
         """It took its buffer."""
+        self.writing_paused = False
         self._stop_stall_timer()
-        super().resume_writing()
+        if self._drained is not None:
+            _wake(self._drained)
 
     # The requests, one after the other
 
-    async def start(self) -> None:
+    async def _answer(self) -> None:
         """Answer requests until one of them is the last."""
-        loop, serve = self._loop, self.gate.serve
-        messages = cast("deque[tuple[RawRequestMessage, StreamReader]]", self._messages)
+        gate, messages = self.gate, self._messages
+        self._begun = True
         try:
-            while True:
+            while not self.closed:
                 if not messages:
-                    self._waiter = loop.create_future()
-                    try:
-                        await self._waiter
-                    finally:
-                        self._waiter = None
-                message, payload = messages.popleft()
+                    gate.idle.begin(self)
+                    self._waiter = gate.loop.create_future()
+                    await self._waiter
+                    self._waiter = None
+                    continue
+                message, payload = messages.pop(0)
                 if self._parser is not None:
                     self._parser.message_consumed()
-                if self._buffer_paused and len(messages) <= self._msg_queue_resume_size:
-                    self._resume_reading_if_drained()
-                if message is ERROR:
+                if self._buffer_paused and len(messages) <= MAX_QUEUED // 2:
+                    self._go_on_reading()
+                if message is None:
                     await self._refuse_malformed()
                     break
                 self.exchange = exchange = Exchange(message, payload, self)
                 try:
-                    await serve(exchange)
+                    await gate.serve(exchange)
                 finally:
                     self.exchange = None
-                if self._paused or exchange.torn or not exchange.body_read:
+                if self.writing_paused or exchange.torn or not exchange.body_read:
                     await self._wind_up(exchange)
-                if not exchange.keep_alive or self._close or self._force_close:
+                if not exchange.keep_alive:
                     break
-                self._expect_next()
         except ClientGone:
             pass
         finally:
-            self._task_handler = None
-            self.force_close()
+            self._task = self._waiter = None
+            gate.idle.end(self)
+            if self.transport is None:
+                gate.connections.discard(self)
+            else:
+                self.force_close()
 
     async def _wind_up(self, exchange: Exchange) -> None:
         """Let the client take its answer, and read what is left of its request."""
@@ -284,16 +339,8 @@ class Connection(web.RequestHandler):
         if not exchange.payload.is_eof():
             await self._linger(exchange.payload)
 
-    def _expect_next(self) -> None:
-        """Set the clock of an idle connection; an old timer that comes early sets itself again."""
-        due = self._loop.time() + self._keepalive_timeout
-        self._next_keepalive_close_time = due
-        if self._keepalive_handle is None:
-            self._keepalive_handle = self._loop.call_at(due, self._process_keepalive)
-
     async def _refuse_malformed(self) -> None:
         """A constant answer, and no line in the log: what was sent may hold a key."""
-        self.close()  # nothing is parsed from now on
         if self.transport is not None:
             self.write(error_bytes(malformed(), self.gate.dates))
             self.transport.write_eof()
@@ -305,7 +352,7 @@ class Connection(web.RequestHandler):
             async with asyncio.timeout(LINGER_S):
                 while not payload.at_eof() and not self.broken:
                     await payload.readany()
-        except (TimeoutError, RequestPayloadError):
+        except (TimeoutError, BrokenBody):
             pass
 
     # What the exchange asks
@@ -337,19 +384,7 @@ class Connection(web.RequestHandler):
 
     def renew_parser(self) -> None:
         """Have the next request read by a parser that has seen nothing; after a body that went past the old one."""
-        if self._parser is None:
-            return  # the connection is lost
-        self._parser = HttpRequestParser(
-            self,
-            self._loop,
-            self._read_bufsize,
-            max_line_size=MAX_LINE_BYTES,
-            max_field_size=MAX_LINE_BYTES,
-            max_headers=MAX_HEADERS,
-            payload_exception=RequestPayloadError,
-            auto_decompress=False,
-            max_msg_queue_size=self._max_msg_queue_size,
-        )
+        self._parser = None
 
     def release(self) -> None:
         """Write what is held."""
@@ -359,80 +394,101 @@ class Connection(web.RequestHandler):
 
     async def drain(self) -> None:
         """Wait until the client has taken its buffer. Raises ClientGone."""
+        if self.transport is None:
+            raise ClientGone
         if self.writing_paused:
-            try:
-                await self._drain_helper()
-            except ConnectionError as error:
-                raise ClientGone from error
+            self._drained = self.gate.loop.create_future()
+            await self._drained  # where the client leaves, that cancels
 
-    def keep_alive_from_now(self) -> None:
-        """Comments on the stream under way, one each KEEP_ALIVE_S, until `comments_at` is 0 again. A timer that is set
-        for an earlier stream serves this one, too.
-        """
-        self.comments_at = self._loop.time() + KEEP_ALIVE_S
-        if self._comment_timer is None:
-            self._comment_timer = self._loop.call_at(self.comments_at, self._comment)
+    def comment(self) -> None:
+        """Tell the client of a stream that waits that it is still waited for, now and again."""
+        if self.exchange is None:
+            return
+        try:
+            self.exchange.stream(KEEP_ALIVE)
+        except ClientGone:  # Whoever waits for the answer hears it from the connection.
+            return
+        self.gate.waited_for.begin(self)
 
     def force_close(self) -> None:
         """Close after what is written; a client that doesn't take it is cut off."""
         if self.held:
             self.release()
+        self.deaf = self.closed = True
+        if self._waiter is not None:
+            _wake(self._waiter)
         transport = self.transport
-        super().force_close()
-        if transport is not None and transport.get_write_buffer_size():
-            self._loop.call_later(self.gate.limits.read_stall_s, transport.abort)
+        if transport is not None and not transport.is_closing():
+            transport.close()
+            if transport.get_write_buffer_size():
+                self.gate.loop.call_later(self.gate.limits.read_stall_s, transport.abort)
 
     # What the gate asks
 
     @property
     def busy(self) -> bool:
         """A request is under way, or its answer not yet taken."""
-        return not self._idle
+        return self._task is not None and (self._waiter is None or self._waiter.done())
 
     def cut(self) -> None:
         """Cancel the request under way, telling its client why."""
-        exchange, task = self.exchange, self._task_handler
+        exchange, task = self.exchange, self._task
         if exchange is not None and task is not None:
             exchange.stopped = True
             task.cancel()
 
-    @property
-    def _idle(self) -> bool:
-        return self._waiter is not None and not self._waiter.done()
+    def idle_late(self) -> None:
+        """No request has come for long, or one that is under way came in time."""
+        if not self.busy:
+            self.force_close()
 
     def _break(self) -> None:
         self.broken = True
         exchange = self.exchange
         if exchange is not None and not exchange.payload.is_eof():
-            exchange.payload.set_exception(RequestPayloadError("the body is broken"))
+            exchange.payload.set_exception(BrokenBody("the body is broken"))
 
-    def _comment(self) -> None:
-        self._comment_timer = None
-        if not self.comments_at or self.exchange is None:
-            return
-        if self._loop.time() >= self.comments_at:
-            try:
-                self.exchange.stream(KEEP_ALIVE)
-            except ClientGone:  # Whoever waits for the answer hears it from the connection.
-                return
-            self.comments_at += KEEP_ALIVE_S
-        self._comment_timer = self._loop.call_at(self.comments_at, self._comment)
+    def _go_on_reading(self) -> None:
+        """Parse what was read behind a long queue, and read on unless it is as long again."""
+        self.data_received(b"")
+        if len(self._messages) < MAX_QUEUED:
+            self._buffer_paused = False
+            self._resume_transport()
 
-    def _head_late(self) -> None:
-        self._head_timer = None
-        self.force_close()
+    def _pause_transport(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.pause_reading()
+
+    def _resume_transport(self) -> None:
+        paused = self._reading_paused or self._buffer_paused
+        if not paused and self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def _stalled(self) -> None:
         self._stall_timer = None
         if self.transport is not None:
             self.transport.abort()
 
-    def _stop_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
     def _stop_stall_timer(self) -> None:
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
+
+
+def _parser(connection: Connection) -> HttpRequestParser:
+    return HttpRequestParser(
+        cast("Any", connection),
+        connection.gate.loop,
+        BODY_BUFFER_BYTES,
+        max_line_size=MAX_LINE_BYTES,
+        max_field_size=MAX_LINE_BYTES,
+        max_headers=MAX_HEADERS,
+        payload_exception=BrokenBody,
+        auto_decompress=False,
+        max_msg_queue_size=MAX_QUEUED,
+    )
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

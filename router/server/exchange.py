@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 import msgspec
 from aiohttp import HttpVersion11, StreamReader, hdrs
 from aiohttp.streams import EMPTY_PAYLOAD
-from aiohttp.web_protocol import RequestPayloadError
 
 from router.errors import ApiError
 from router.server.long_body import LongBody
@@ -60,6 +59,10 @@ LONG_BODY_BYTES = 128 * 1024
 
 class ClientGone(ConnectionError):  # noqa: N818 - names the event
     """Nobody is there to write to."""
+
+
+class BrokenBody(Exception):  # noqa: N818 - names the event
+    """A request's body is no HTTP."""
 
 
 class Dates:
@@ -169,7 +172,7 @@ class Exchange(msgspec.Struct, eq=False):
                 return await self._receive(int(length))
         except TimeoutError as error:
             raise too_slow(limits.body_timeout_s) from error
-        except RequestPayloadError as error:
+        except BrokenBody as error:
             raise malformed() from error
 
     async def _receive(self, size: int) -> bytes:

@@ -37,7 +37,7 @@ class LongBody(asyncio.BufferedProtocol):
         self._connection = connection
         self._payload = payload
         self._transport = transport
-        self._loop = connection._loop  # noqa: SLF001
+        self._loop = connection.gate.loop
         self._waiter: asyncio.Future[None] | None = None
         self._left = size
         self._data = io.BytesIO()
@@ -106,10 +106,6 @@ class LongBody(asyncio.BufferedProtocol):
             self._payload.feed_eof()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-    def eof_received(self) -> None:
-        """Who sends no more doesn't wait for an answer, either: the event loop closes the connection."""
-        self._connection.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection cancels the request."""

@@ -7,6 +7,7 @@ connection. When they stop, readiness goes first and the admin port last.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING
 
 from router.config import address
@@ -135,6 +136,9 @@ class Serving:
         except OSError as error:
             message = f"can't listen there: {error.strerror or error}"
             raise ConfigError(f"{at.host}:{at.port}", [Problem(message, knob)]) from error
+        for listening in server.sockets:
+            # Those accepted inherit it. A client that vanished in a long silence of its answer is noticed some day.
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._gates.append(gate)
         self._servers.append(server)
         host = f"[{at.host}]" if ":" in at.host else at.host
