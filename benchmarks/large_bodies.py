@@ -6,10 +6,10 @@ A router with a limited key in front of an upstream that answers at once. For ea
 as messages of 5,000 characters: CPU a body, one after another for a second. Then bodies are sent over so many
 connections for 3 s while short requests to another upstream go on beside them, one every 10 ms, whose p50, p99 and
 most are printed. Of the router there is also the longest time for which its event loop turned to nothing else, taken
-by a beat of 1 ms in it; the line ``bare loop`` is an event loop with such a beat and nothing else, which is the
-machine's part. Those who send long bodies and who answers them give way to who measures (nice 19), for they share the
-last core; the one that is measured has the first. nginx keeps bodies in memory, as the router does. Linux, best two
-cores.
+by a beat of 1 ms in it, and the most CPU time that it spent between two beats, which nobody else's work adds to; the
+line ``bare loop`` is an event loop with such a beat and nothing else, which is the machine's part. Those who send
+long bodies and who answers them give way to who measures (nice 19), for they share the last core; the one that is
+measured has the first. nginx keeps bodies in memory, as the router does. Linux, best two cores.
 """
 
 from __future__ import annotations
@@ -72,6 +72,9 @@ http {{ access_log off; client_body_temp_path {home}/b; proxy_temp_path {home}/p
 """
 
 
+Stall = tuple[float, float] | None
+
+
 class Row(msgspec.Struct, frozen=True):
     """One subject with one kind of body; ``none`` is short requests alone."""
 
@@ -82,8 +85,8 @@ class Row(msgspec.Struct, frozen=True):
     """A body, one after another."""
     short_ms: tuple[float, float, float]
     """Short requests beside: p50, p99, most."""
-    stall_ms: float | None = None
-    """The longest time for which the router's loop turned to nothing else."""
+    stall_ms: Stall = None
+    """The longest time for which the router's loop turned to nothing else, and the most that it worked meanwhile."""
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -93,8 +96,8 @@ class Subject(msgspec.Struct, frozen=True):
     pid: int
     port: int
     short_port: int
-    stall_ms: Callable[[], float | None]
-    """The longest gap in its loop since this was last asked for."""
+    stall_ms: Callable[[], Stall]
+    """Of its loop, since this was last asked for."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     for row in _measure([int(word) for word in arguments.mib.split(",")], arguments.at_once):
         if not rows:
-            print(f"{'':36}{'CPU ms':>8}{'stall ms':>10}{'short: p50':>12}{'p99':>8}{'most ms':>9}")
+            print(
+                f"{'':36}{'CPU ms':>8}{'stall ms':>10}{'of it CPU':>10}{'short: p50':>12}{'p99':>8}{'most ms':>9}"
+            )
         _print(row)
         rows.append(row)
     keep(rows, arguments.json)
@@ -164,9 +169,9 @@ def _rows(subject: Subject, sizes: list[int], at_once: int) -> Iterator[Row]:
 
 def _print(row: Row) -> None:
     what = f"{row.name:10}{f'{row.mib} MiB' if row.mib else 'quiet':>8}  {row.shape:16}"
-    stall = "" if row.stall_ms is None else f"{row.stall_ms:.1f}"
+    stall = "".join(f"{ms:10.1f}" for ms in row.stall_ms or ())
     middle, high, most = row.short_ms
-    print(f"{what}{row.cpu_ms:8.2f}{stall:>10}{middle:12.2f}{high:8.2f}{most:9.2f}", flush=True)
+    print(f"{what}{row.cpu_ms:8.2f}{stall:20}{middle:12.2f}{high:8.2f}{most:9.2f}", flush=True)
 
 
 # Who is measured
@@ -198,8 +203,8 @@ def _nginx(home: Path, up: int, quick: int, core: int) -> Iterator[Subject | Non
         yield Subject("nginx", pid, port, other, lambda: None)
 
 
-def _bare(home: Path, core: int) -> float:
-    """The longest gap in a loop that has nothing to do."""
+def _bare(home: Path, core: int) -> Stall:
+    """Of a loop that has nothing to do."""
     bare = home / BARE
     command = (sys.executable, "-m", "benchmarks.large_bodies", "--serve", str(bare))
     with process(command, core, home / "bare.out") as pid:
@@ -285,28 +290,31 @@ BARE = "bare"
 
 
 def serve(config: Path) -> int:
-    """The server, with a beat in its loop; the longest gap between two beats is written when SIGUSR1 comes."""
+    """The server, with a beat in its loop; the longest gap between two beats, and the most CPU time between two, are
+    written when SIGUSR1 comes.
+    """
     import uvloop  # noqa: PLC0415 - only the child needs these
 
+    from router.cli.serve import keep_freed_memory  # noqa: PLC0415
     from router.config.reader import Options, examine  # noqa: PLC0415
     from router.server.run import serve_until_stopped  # noqa: PLC0415
 
     async def run() -> int:
         loop = asyncio.get_running_loop()
-        last = time.perf_counter()
-        most = 0.0
+        last, worked = time.perf_counter(), time.thread_time()
+        most = most_worked = 0.0
 
         def beat() -> None:
-            nonlocal last, most
-            now = time.perf_counter()
-            most = max(most, now - last - BEAT_S)
-            last = now
+            nonlocal last, worked, most, most_worked
+            now, work = time.perf_counter(), time.thread_time()
+            most, most_worked = max(most, now - last - BEAT_S), max(most_worked, work - worked)
+            last, worked = now, work
             loop.call_later(BEAT_S, beat)
 
         def tell() -> None:
-            nonlocal most
-            _told(config).write_text(f"{most * 1e3:.3f}", encoding="ascii")
-            most = 0.0
+            nonlocal most, most_worked
+            _told(config).write_bytes(msgspec.json.encode((most * 1e3, most_worked * 1e3)))
+            most = most_worked = 0.0
 
         loop.add_signal_handler(signal.SIGUSR1, tell)
         beat()
@@ -315,18 +323,19 @@ def serve(config: Path) -> int:
         parsed = examine(str(config), Options()).config
         return await serve_until_stopped(parsed, on_ready=lambda _: None)
 
+    keep_freed_memory()
     return uvloop.run(run())
 
 
-def stall_ms(config: Path, pid: int) -> float:
-    """The longest gap since it was last asked for."""
+def stall_ms(config: Path, pid: int) -> Stall:
+    """The longest gap since it was last asked for, and the most work between two beats."""
     told = _told(config)
     told.unlink(missing_ok=True)
     os.kill(pid, signal.SIGUSR1)
     until = time.monotonic() + 10
     while time.monotonic() < until:
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            return float(told.read_text(encoding="ascii"))
+        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
+            return msgspec.json.decode(told.read_bytes(), type=tuple[float, float])
         time.sleep(0.01)
     raise SystemExit("the router says no more")
 

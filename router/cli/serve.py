@@ -93,7 +93,7 @@ def _serve(config: Config) -> int:
         print(bold(f"Nenya {__version__} is ready", sys.stdout), end="\n\n")
         print(banner(config, serving.url, serving.admin_url), flush=True)
 
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         return _runner()(serve_until_stopped(config, on_ready=on_ready))
     except KeyboardInterrupt:
@@ -102,7 +102,7 @@ def _serve(config: Config) -> int:
         return _fail(str(error))
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc's allocator keep what long prompts free; other C libraries stay as they are.
 
     It gives a free buffer back to the system and gets the next one from there, a page fault each 4 KiB: 0.4 of 2 ms

@@ -270,7 +270,7 @@ def test_the_end_is_the_exit_code(
 FREED = """
 import resource
 from router.cli import serve
-serve._keep_freed_memory()
+serve.keep_freed_memory()
 def prompt():
     return [bytes(2**20).decode() for _ in range(3)]
 prompt()
