@@ -33,10 +33,10 @@ from router.log import install
 if TYPE_CHECKING:
     from router.server.serving import Serving
 
-MMAP_FROM_BYTES = 4 * 1024 * 1024
-"""Below it a buffer comes from the heap, where the next one finds its memory."""
-KEPT_BYTES = 16 * 1024 * 1024
-"""So much free memory at the heap's end isn't given back: a long prompt's body, its text, and those of a few more."""
+MMAP_FROM_BYTES = 32 * 1024 * 1024
+"""Below it a buffer comes from the heap, where the next one finds its memory; as much as glibc chooses by itself."""
+KEPT_BYTES = 32 * 1024 * 1024
+"""So much free memory at the heap's end isn't given back: a prompt of 8 MiB, its text, and what is between."""
 
 
 def run(arguments: argparse.Namespace) -> int:
