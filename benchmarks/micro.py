@@ -15,17 +15,21 @@ import functools
 import io
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import msgspec
 
 from benchmarks.running import keep, options
 from benchmarks.upstream import events
 from router.accounts.accounts import Accounts
+from router.accounts.bookkeeper import BATCH
 from router.accounts.estimate import request_size
 from router.accounts.prices import Tokens
+from router.accounts.store import Entry, Store
 from router.app import RouteStats, Stats, TargetStats
 from router.backends.http.relay import Relay
 from router.clock import SystemClock
@@ -141,6 +145,9 @@ def _accounts() -> Iterator[tuple[str, Callable[[], object]]]:
         "admit by two limits, and settle",
         lambda: accounts.admit(pair, size).settle(used, clock.now()),
     )
+    batch = [Entry(clock.wall(), DONE, 33_000)] * BATCH
+    with tempfile.TemporaryDirectory() as folder, Store(str(Path(folder, "nenya.db"))) as store:
+        yield f"write {BATCH} records of usage", lambda: store.book(batch, usage=True)
 
 
 @functools.cache

@@ -5,9 +5,10 @@
 An upstream that answers at once, the router with a limited key, four targets, usage records and its log at info, by
 each of two policies, and every peer found on the PATH are started, and each is driven in turn: whole answers over 32
 connections (``whole``), streams of 64 chunks in one write (``stream``), whole answers over one connection (``alone``),
-many streams of 64 chunks 20 ms apart at once (``paced``: all must come whole, and p50 is the first token's). CPU is
-read from /proc for a process and its children, so it holds on a busy machine where rates don't; compare within one run
-only. Linux, and best two cores: those who are measured run on the first, upstream and driver on the last.
+many streams of 64 chunks 20 ms apart at once, over new connections (``paced``: all must come whole, p50 is the first
+token's, and KiB what memory grew by for each when first so many were open, the text that is kept of it included). CPU
+is read from /proc for a process and its children, so it holds on a busy machine where rates don't; compare within one
+run only. Linux, and best two cores: those who are measured run on the first, upstream and driver on the last.
 """
 
 from __future__ import annotations
@@ -18,13 +19,23 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
-from benchmarks.running import answer, chat, cpu_s, keep, options, process, said, until_up
+from benchmarks.running import (
+    answer,
+    chat,
+    cpu_s,
+    keep,
+    options,
+    process,
+    resident_bytes,
+    said,
+    until_up,
+)
 from benchmarks.upstream import PACED_EVENTS, free_port
 
 KEY = "sk-overhead-0123456789"
@@ -35,6 +46,8 @@ PACE_MS = 20
 """Between two chunks of a paced stream."""
 APART_S = 0.001
 """Paced streams begin; all at the same moment would measure that moment."""
+LOOK_S = 0.02
+"""Between two looks at a process' memory."""
 
 NENYA = {"nenya": "power_of_two", "nenya, cost": "expected_cost"}
 """Its policies that are measured."""
@@ -90,6 +103,8 @@ class Row(msgspec.Struct, frozen=True):
     requests_s: float
     p50_ms: float
     """Of the answer; of a paced stream its first token."""
+    stream_kib: float = 0.0
+    """Memory that a paced stream takes at most, with both its connections."""
 
 
 SUBJECTS = (
@@ -188,12 +203,12 @@ def _drive_paced(name: str, version: str, port: int, pid: int, streams: int) -> 
     request = chat(KEY, stream=True)
     if not streams or not asyncio.run(until_up(port, request)):
         return
-    asyncio.run(_streams(port, request, streams))
+    kib = asyncio.run(_grown_bytes(pid, _streams(port, request, streams))) / streams / 1024
     before, began = cpu_s(pid), time.perf_counter()
     times = asyncio.run(_streams(port, request, streams))
     spent_us = (cpu_s(pid) - before) / streams * 1e6
     rate = streams / (time.perf_counter() - began)
-    yield Row(name, version, "paced", spent_us, rate, _median_ms(times))
+    yield Row(name, version, "paced", spent_us, rate, _median_ms(times), kib)
 
 
 def _median_ms(times: list[float]) -> float:
@@ -205,9 +220,10 @@ def _log(home: str, name: str) -> Path:
 
 
 def _print(rows: list[Row]) -> None:
-    print(f"{'':14}{'':10}{'CPU µs/request':>16}{'requests/s':>12}{'p50 ms':>9}")
+    print(f"{'':14}{'':10}{'CPU µs/request':>16}{'requests/s':>12}{'p50 ms':>9}{'KiB':>7}")
     for row in rows:
         cells = f"{row.cpu_us:16.1f}{row.requests_s:12.0f}{row.p50_ms:9.2f}"
+        cells += f"{row.stream_kib:7.1f}" if row.stream_kib else " " * 7
         print(f"{row.name:14}{row.workload:10}{cells}  {row.version}".rstrip())
 
 
@@ -228,6 +244,17 @@ async def _load(port: int, request: bytes, connections: int, seconds: float) -> 
 
     await asyncio.gather(*(client() for _ in range(connections)))
     return times
+
+
+async def _grown_bytes(pid: int, load: Coroutine[None, None, list[float]]) -> int:
+    """What a process' memory grew by at most while ``load`` ran. Allocators keep it, so only the first time counts."""
+    before = most = resident_bytes(pid)
+    running = asyncio.ensure_future(load)
+    while not running.done():
+        most = max(most, resident_bytes(pid))
+        await asyncio.sleep(LOOK_S)
+    await running
+    return most - before
 
 
 async def _streams(port: int, request: bytes, count: int) -> list[float]:

@@ -165,6 +165,7 @@ class Router:
         self.config = config
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()  # noqa: S311 - jitter, no secrets
+        self._total_s = config.timeouts.total_s
         self._created = int(self._clock.wall())
         self._events = Events()
         self._emit = self._events.emit
@@ -191,6 +192,8 @@ class Router:
             rng=self._rng,
             emit=self._emit,
         )
+        self.send = self._dispatcher.open
+        """The answer to what was admitted; see `open`."""
 
     async def start(self) -> None:
         """Read the accounts' database and begin to start the engines' nodes; providers can be used at once.
@@ -284,6 +287,29 @@ class Router:
         Whoever opens a reply closes it, on every way out. ``received_at`` is monotonic seconds; ``headers`` are those
         that it came with, for its trace.
         """
+        call = self.admit(
+            request,
+            body,
+            key_id=key_id,
+            request_id=request_id,
+            received_at=received_at,
+            headers=headers,
+        )
+        return await self.send(call)
+
+    def admit(
+        self,
+        request: Request,
+        body: bytes,
+        *,
+        key_id: str,
+        request_id: str | None,
+        received_at: float | None,
+        headers: Mapping[str, str] | None,
+    ) -> Call:
+        """What `open` does before anything is sent: its key's limits and budget hold what it is likely to take, so it
+        goes to ``send`` at once. Raises ApiError.
+        """
         now = self._clock.now()
         request_id = request_id or new_request_id()
         received_at = now if received_at is None else received_at
@@ -293,28 +319,20 @@ class Router:
             trace = self.tracing.begin(
                 Arrival(operation, request, request_id, key_id, received_at, headers)
             )
+        charge, priority = None, 0
         try:
             route, pair = self._route(request.model or "", key_id)
             route = self._eligible.narrow(route, request, body)
-            call = Call(
-                request=request,
-                body=body,
-                route=route,
-                request_id=request_id,
-                key_id=key_id,
-                received_at=received_at,
-                deadline=now + self.config.timeouts.total_s,
-                charge=None
-                if pair is None
-                else self.accounts.admit(pair, request_size(request, body)),
-                priority=0 if pair is None else pair.priority,
-                trace=trace,
-            )
+            if pair is not None:
+                charge = self.accounts.admit(pair, request_size(request, body))
+                priority = pair.priority
         except ApiError as error:
             if trace is not None:
                 trace.refuse(error)
             raise
-        return await self._dispatcher.open(call)
+        deadline = now + self._total_s
+        came = request_id, key_id, received_at
+        return Call(request, body, route, *came, deadline, "", charge, priority, trace)
 
     # Looking.
 

@@ -49,8 +49,9 @@ _ROUND = 10.0**_ROUND_DIGITS
 FLUSH_S = 0.1
 """How long a line may wait to be written; who watches a log doesn't notice it."""
 MOST_HELD = 128
-"""Lines that wait together: to make them takes about a millisecond of the loop's time."""
+"""Lines that wait together: to make them takes about a quarter of a millisecond of the loop's time."""
 
+_encoder = msgspec.json.Encoder()
 _requests = logging.getLogger("nenya.requests")
 
 
@@ -159,7 +160,8 @@ class JsonFormatter(LineFormatter):
 
     def write_all(self, lines: Iterable[Line]) -> str:
         """All lines; each is only looked at where something in one of them is not plain ASCII, or long."""
-        raws = [self._encoded(line) for line in lines]
+        lines = list(lines)
+        raws = self._encoded_all(lines)
         raw = b"\n".join([*raws, b""])
         is_plain = (
             raw.isascii() and b"\\" not in raw and b"\x7f" not in raw
@@ -168,18 +170,34 @@ class JsonFormatter(LineFormatter):
             return raw.decode()
         return super().write_all(lines)
 
+    def _encoded_all(self, lines: list[Line]) -> list[bytes]:
+        """The lines as JSON; where all are of requests, as most are, with one call of the encoder."""
+        events = [
+            _rounded(one)
+            for line in lines
+            if type(one := line.fields) is RequestDone and not line.traceback
+        ]
+        if len(events) < len(lines):
+            return [self._encoded(line) for line in lines]
+        try:
+            ends = _encoder.encode_lines(events).split(b"\n")
+        except UnicodeEncodeError:  # a lone surrogate
+            return [self._encoded(line) for line in lines]
+        raws, at_ms, stamp = [], -1, b""
+        for line, end in zip(lines, ends, strict=False):
+            ms = int(line.at * 1000)
+            if ms != at_ms:
+                at_ms, stamp = ms, self._stamp(ms)
+            raws.append(stamp + _head(line.level, line.logger, line.message) + end[1:])
+        return raws
+
     def _encoded(self, line: Line) -> bytes:
         """The line as JSON. A backslash in it says that something was escaped, or must be."""
         fields = line.fields
         try:
             if not isinstance(fields, msgspec.Struct) or line.traceback:
                 return msgspec.json.encode(self._values(line))
-            ms = int(line.at * 1000)
-            second = ms // 1000
-            if second != self._second:
-                self._second = second
-                self._begin = b'{"time":"%b.' % _second(second).encode()
-            head = _head(line.level, line.logger, line.message)
+            head = self._stamp(int(line.at * 1000)) + _head(line.level, line.logger, line.message)
             rounded = {}
             for name in _fractions(type(fields)):
                 value = getattr(fields, name)
@@ -188,9 +206,17 @@ class JsonFormatter(LineFormatter):
                         (value * _ROUND + 0.5) // 1 / _ROUND
                     )  # a third of what round takes
             rest = msgspec.json.encode(msgspec.structs.replace(fields, **rounded))
-            return b'%b%03dZ",%b,%b' % (self._begin, ms % 1000, head, rest[1:])
+            return head + rest[1:]
         except UnicodeEncodeError:  # a lone surrogate
             return b"\\"
+
+    def _stamp(self, ms: int) -> bytes:
+        """What a line of that millisecond since the epoch begins with."""
+        second = ms // 1000
+        if second != self._second:
+            self._second = second
+            self._begin = b'{"time":"%b.' % _second(second).encode()
+        return b'%b%03dZ",' % (self._begin, ms % 1000)
 
     def _values(self, line: Line) -> dict[str, Value]:
         """The line's names and values; the first four keep their place and their value."""
@@ -322,9 +348,21 @@ class RequestLog(Hearer):
 
 @cache
 def _head(level: int, logger: str, message: str) -> bytes:
-    """What lines of events have alike, as JSON without its braces."""
+    """What lines of events say between their time and the event, as a part of their JSON."""
     alike = {"level": _level(level), "logger": logger, "message": message}
-    return msgspec.json.encode(alike)[1:-1]
+    return msgspec.json.encode(alike)[1:-1] + b","
+
+
+def _rounded(event: RequestDone) -> RequestDone:
+    """``event`` with its fractions rounded: what is done to any, field by field, for the most common."""
+    first, overhead, cost = event.first_token_s, event.overhead_s, event.cost_usd
+    return msgspec.structs.replace(
+        event,
+        duration_s=(event.duration_s * _ROUND + 0.5) // 1 / _ROUND,
+        first_token_s=None if first is None else (first * _ROUND + 0.5) // 1 / _ROUND,
+        overhead_s=None if overhead is None else (overhead * _ROUND + 0.5) // 1 / _ROUND,
+        cost_usd=None if cost is None else (cost * _ROUND + 0.5) // 1 / _ROUND,
+    )
 
 
 @cache

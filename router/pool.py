@@ -283,7 +283,7 @@ class Route:
         quota, hold = target.quota, None
         if quota is not None and quota.counting:
             hold = quota.reserve(self._need(facts), now)
-        return Lease(target, now, claim, self.outputs, hold)
+        return target.lease(now, claim, self.outputs, hold)
 
     @staticmethod
     def _reason(member: Member, choices: int, now: float) -> Choice:
@@ -310,14 +310,15 @@ class Route:
             target = one.target
             if (  # Target.admits without its call, which takes longer than what it asks
                 target.available
-                and target.load.inflight < target.concurrency.limit
+                and one.load.inflight < target.concurrency.limit
                 and now >= target.resting_until
                 and (target.breaker.state is ADMITTING or target.breaker.admits(now))
                 and target not in exclude
             ):
                 ready.append(one)
                 quota = target.quota
-                limited = limited or (quota is not None and quota.knows)
+                if quota is not None and quota.knows:
+                    limited = True
         if limited:
             return self._fitting(ready, shown, facts, now, exclude)
         if ready:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from msgspec import Struct
+
 from router.counting import Need
 from router.errors import IllegalMove
 from router.load import NOTHING, Claim, Load, MeanOutput
-from router.policy.breaker import Breaker, State, Verdict
+from router.policy.breaker import Breaker, Permit, State, Verdict
 from router.policy.concurrency import Concurrency
 from router.policy.quota import Hold, Quota
 from router.policy.slow_start import Place, SlowStart
@@ -149,52 +151,36 @@ class Target:
         """Send a request there: counted until the lease is settled. ``outputs`` hears how long the answer was; ``hold``
         is what the request takes of the quota.
         """
-        return Lease(self, now, claim, outputs, hold)
+        breaker, load = self.breaker, self.load
+        permit = breaker.permit if breaker.state is ADMITTING else breaker.enter()
+        lease = Lease(self, now, permit, claim, outputs, hold, load.pending_us + claim.work_us)
+        load.inflight += 1
+        if claim is not NOTHING:
+            load.add(claim)
+        if self.concurrency.learned:
+            self.concurrency.entered(load.inflight, now)
+        return lease
 
     def __repr__(self) -> str:
         return f"Target({self.id}, {self.state}, inflight={self.inflight})"
 
 
-class Lease:
-    """One request's hold on a target, and on a share of its load."""
+class Lease(Struct, eq=False):
+    """One request's hold on a target, and on a share of its load; see `Target.lease`."""
 
-    __slots__ = (
-        "_begun",
-        "_claim",
-        "_outputs",
-        "_permit",
-        "_predicted_us",
-        "_settled",
-        "hold",
-        "since",
-        "target",
-    )
+    target: Target
+    since: float
+    _permit: Permit
+    _claim: Claim
+    _outputs: MeanOutput | None
+    hold: Hold | None
+    """What it takes of the target's quota; None where nobody counts."""
+    _predicted_us: int
+    _begun: bool = False
+    _settled: bool = False
 
-    def __init__(
-        self,
-        target: Target,
-        since: float,
-        claim: Claim,
-        outputs: MeanOutput | None,
-        hold: Hold | None,
-    ) -> None:
-        """See `Target.lease`."""
-        breaker, load = target.breaker, target.load
-        self.target = target
-        self.since = since
-        self._permit = breaker.permit if breaker.state is ADMITTING else breaker.enter()
-        self._claim = claim
-        self._outputs = outputs
-        self.hold = hold
-        """What it takes of the target's quota; None where nobody counts."""
-        self._begun = False
-        self._settled = False
-        self._predicted_us = load.pending_us + claim.work_us
-        load.inflight += 1
-        if claim is not NOTHING:
-            load.add(claim)
-        if target.concurrency.learned:
-            target.concurrency.entered(load.inflight, since)
+    def __repr__(self) -> str:
+        return f"<Lease on {self.target.id}>"
 
     def first_token(self, now: float) -> None:
         """The answer began: its prompt is computed. Only the first call counts, and none after ``settle``."""

@@ -58,7 +58,7 @@ class Whole:
         self.facts.finished = True
         return piece
 
-    async def pour(self, sink):
+    async def pour(self, sink, record=None):
         pass
 
     def close(self):

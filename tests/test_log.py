@@ -31,6 +31,7 @@ from router.log import (
     MOST_HELD,
     HumanFormatter,
     JsonFormatter,
+    Line,
     RequestLog,
     install,
     plain,
@@ -363,3 +364,21 @@ def test_requests_alone_and_with_others_make_the_same_line(
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     assert line() == with_others
+
+
+def test_lines_of_a_moment_say_what_each_says_alone() -> None:
+    costs = [None, 0.0, 1.23456789, 2e-7]
+    held = [
+        Line(
+            1e9 + number / 700,
+            logging.INFO,
+            "nenya.requests",
+            "request",
+            msgspec.structs.replace(REQUEST, overhead_s=number / 3e5, cost_usd=cost),
+        )
+        for number, cost in enumerate(costs)
+    ]
+    odd = Line(1e9, logging.INFO, "nenya", "odd", msgspec.structs.replace(REQUEST, model="\ud800"))
+    for together in (held, [*held, odd], [*held, Line(1e9, 20, "nenya", "target", {"a": 1})]):
+        alone = [JsonFormatter().write(line) for line in together]
+        assert JsonFormatter().write_all(together).splitlines() == alone

@@ -186,7 +186,7 @@ class Whole:
     async def read(self):
         return self.pieces.pop() if self.pieces else b""
 
-    async def pour(self, sink):
+    async def pour(self, sink, record=None):
         pass
 
     def close(self):

@@ -74,9 +74,12 @@ async def test_each_attempt_is_settled_once_and_one_request_is_said():
 
 
 async def test_what_was_poured_is_gone_on_from(monkeypatch):
-    async def pour(self, sink):
-        while len(self.pieces) > 1 and sink(await self.read()):
-            pass
+    async def pour(self, sink, record):
+        taken = True
+        while taken and len(self.pieces) > 1:
+            piece = await self.read()
+            record.add(piece)
+            taken = sink(piece)
 
     monkeypatch.setattr(Pieces, "pour", pour)
     world, pieces, poured = three(), [], []

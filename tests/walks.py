@@ -55,7 +55,7 @@ class Pieces:
             self.facts.output_tokens = 7
         return piece
 
-    async def pour(self, sink):
+    async def pour(self, sink, record=None):
         pass
 
     def told(self):

@@ -6,14 +6,14 @@ input and the events that were relayed, about a token each; for one that never b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from router.accounts.estimate import BYTES_PER_TOKEN, Guess, Size
 from router.accounts.limits import headers_of
 from router.accounts.pairs import Pair
-from router.accounts.prices import NANOS, Tokens, cost_nanos
+from router.accounts.prices import NANOS, Tokens, cost_nanos, nanos_at
 from router.config.schema import Price
 from router.errors import IllegalMove
 from router.policy.gcra import Gcra, Hold
@@ -51,7 +51,7 @@ class Charge(msgspec.Struct, eq=False):
     seen_bytes: int = 0
     """Of the answer."""
     seen_events: int = 0
-    unread: Sequence[bytes] = ()
+    unread: Iterable[bytes] = ()
     """Pieces of the answer that were kept anyway: they are counted as if `saw`, if its usage is never told."""
     settled: bool = False
 
@@ -80,8 +80,8 @@ class Charge(msgspec.Struct, eq=False):
             used = max(0, (tokens.input or 0) + (tokens.output or 0))
             for gcra, hold in self.holds:
                 gcra.settle(hold, used, now)
-        price = pair.model.price
-        spent = 0 if price is None else cost_nanos(price, tokens)
+        price = pair.price
+        spent = 0 if price is None else nanos_at(price, tokens)
         if self.budget_nanos is not None:
             pair.budgets.settle(pair.key_id, self.budget_nanos, spent)
         elif spent:

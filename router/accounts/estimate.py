@@ -109,9 +109,11 @@ class _Outputs:
         samples, ordered = self.samples, self._ordered
         samples.append(tokens)
         insort(ordered, tokens)
-        if len(samples) > SAMPLES:
+        count = len(ordered)
+        if count > SAMPLES:
             del ordered[bisect_left(ordered, samples.popleft())]
-        self.high = ordered[min(len(ordered) - 1, int(PERCENTILE * len(ordered)))]
+            count = SAMPLES
+        self.high = ordered[int(PERCENTILE * count)]
 
 
 Kind = tuple[str, str, int]
@@ -142,8 +144,10 @@ class Estimator:
         """
         ratio = self._ratios.get(model)
         share = ratio.value if ratio is not None else 1 / BYTES_PER_TOKEN
-        given = max(1, round(size.text_bytes * share) + size.overhead_tokens)
-        limit = most_output(size, cap)
+        given = round(size.text_bytes * share) + size.overhead_tokens or 1
+        limit = size.output_limit
+        if limit is not None or cap is not None:
+            limit = most_output(size, cap)
         kind = (model, key_id, limit.bit_length() if limit else 0)
         if limit == 0:
             return Guess(given, 0, kind)
@@ -159,10 +163,11 @@ class Estimator:
             ratio = self._ratios.get(kind[0])
             if ratio is None:
                 ratio = self._ratios[kind[0]] = _Ratio()
-            of_text = max(0, min(given - size.overhead_tokens, size.text_bytes))
-            ratio.bytes = ratio.bytes * MEMORY + size.text_bytes
-            ratio.tokens = ratio.tokens * MEMORY + of_text
-            ratio.value = ratio.tokens / ratio.bytes if ratio.bytes > 1 else 1 / BYTES_PER_TOKEN
+            sent = size.text_bytes
+            of_text = max(0, min(given - size.overhead_tokens, sent))
+            ratio.bytes = weight = ratio.bytes * MEMORY + sent
+            ratio.tokens = tokens = ratio.tokens * MEMORY + of_text
+            ratio.value = tokens / weight if weight > 1 else 1 / BYTES_PER_TOKEN
         if wrote is not None:
             outputs = self._outputs
             past = outputs.pop(kind, None) or _Outputs()

@@ -62,7 +62,7 @@ class Windows:
         self._weighed = tuple(w.gcra for w in (tpm, tpd) if w is not None)
         # As Galadriel's headers did: requests of the day, tokens of the minute; else what there is.
         shown = tuple(w for w in (rpd or rpm, tpm or tpd) if w is not None)
-        self._shown = tuple((self._all.index(w), w.gcra, *_words(w)) for w in shown)
+        self._shown = tuple(_Shown(self._all.index(w), w) for w in shown)
         self.resources: tuple[Resource, ...] = tuple(w.resource for w in shown)
         """What is limited."""
 
@@ -91,12 +91,9 @@ class Windows:
     def _lines(self, levels: Sequence[int]) -> str:
         """The same for windows of those levels."""
         text = ""
-        for place, gcra, to_remaining, to_reset in self._shown:
-            level = levels[place]
-            remaining = (gcra.window - level) // gcra.step if level < gcra.window else 0
-            ms = -(-level // (_NS_PER_MS * gcra.limit))
-            reset = f"{ms}ms" if 0 < ms < _SHORT_MS else go_ms(ms)
-            text += f"{to_remaining}{remaining}{to_reset}{reset}\r\n"
+        for one in self._shown:
+            level = levels[one.place]
+            text += one.first if level == one.step else one.lines(level)
         return text
 
     def is_idle(self, now: float) -> bool:
@@ -108,13 +105,34 @@ def _window(words: str, resource: Resource, limit: int | None, window_s: int) ->
     return None if limit is None else Window(words, resource, Gcra(limit, window_s))
 
 
-def _words(window: Window) -> tuple[str, str]:
-    """What stands before what remains in the lines of the head, and what between that and the reset."""
-    limit, resource = window.gcra.limit, window.resource
-    return (
-        f"x-ratelimit-limit-{resource}: {limit}\r\nx-ratelimit-remaining-{resource}: ",
-        f"\r\nx-ratelimit-reset-{resource}: ",
-    )
+class _Shown:
+    """A window as an answer's head tells of it."""
+
+    __slots__ = ("_limit", "_ms", "_remaining", "_reset", "first", "place", "step")
+
+    def __init__(self, place: int, window: Window) -> None:
+        gcra, resource = window.gcra, window.resource
+        self.place = place
+        """Among all windows."""
+        self.step = gcra.step
+        self._limit = gcra.limit
+        self._ms = _NS_PER_MS * gcra.limit
+        """A millisecond, in the limit's own time."""
+        self._remaining = (
+            f"x-ratelimit-limit-{resource}: {gcra.limit}\r\nx-ratelimit-remaining-{resource}: "
+        )
+        """What stands before what remains."""
+        self._reset = f"\r\nx-ratelimit-reset-{resource}: "
+        """What stands between that and the reset."""
+        self.first = self.lines(gcra.step)
+        """The lines for one unit alone: what a request hears that finds all others drained."""
+
+    def lines(self, level: int) -> str:
+        """The lines for a window of that level."""
+        remaining = max(0, self._limit + -level // self.step)
+        ms = -(-level // self._ms)
+        reset = f"{ms}ms" if 0 < ms < _SHORT_MS else go_ms(ms)
+        return f"{self._remaining}{remaining}{self._reset}{reset}\r\n"
 
 
 def headers_of(lines: str) -> dict[str, str]:

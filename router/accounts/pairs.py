@@ -11,6 +11,7 @@ import msgspec
 from router.accounts.budgets import Budgets
 from router.accounts.estimate import Estimator
 from router.accounts.limits import Windows
+from router.accounts.prices import Steps, steps_of
 from router.accounts.terms import NO_RATES, Account, Tiers
 from router.config.schema import Model
 from router.events import Admitted
@@ -30,6 +31,8 @@ class Pair(msgspec.Struct, frozen=True):
     name: str
     """The model's."""
     model: Model
+    price: Steps | None
+    """The model's; None where it has none."""
     allowed: bool
     """The key may ask for the model."""
     priority: int
@@ -77,6 +80,7 @@ class Pairs:
             key_id=key_id,
             name=name,
             model=model,
+            price=None if model.price is None else steps_of(model.price),
             allowed=terms.allows(name),
             priority=0 if terms.tier is None else terms.tier.priority,
             windows=windows,

@@ -27,21 +27,28 @@ class Tokens(msgspec.Struct, frozen=True, gc=False):
     output: int | None = None
 
 
+Steps = tuple[int, int, int]
+"""What a token of input, of cached input and of output costs, in whole thousandths of a nano-dollar."""
+
+
 def cost_nanos(price: Price | None, tokens: Tokens) -> int:
     """The cost of ``tokens``, rounded up; what is unknown costs nothing."""
-    if price is None:
-        return 0
-    input_steps, cached_steps, output_steps = _steps(price)
+    return 0 if price is None else nanos_at(steps_of(price), tokens)
+
+
+def nanos_at(steps: Steps, tokens: Tokens) -> int:
+    """The same at a price that was prepared."""
+    input_steps, cached_steps, output_steps = steps
     given, cached = tokens.input or 0, tokens.cached_input
-    steps = given * input_steps + (tokens.output or 0) * output_steps
+    cost = given * input_steps + (tokens.output or 0) * output_steps
     if cached:
-        steps += min(cached, given) * (cached_steps - input_steps)
-    return -(-steps // _STEPS_PER_NANO)
+        cost += min(cached, given) * (cached_steps - input_steps)
+    return -(-cost // _STEPS_PER_NANO)
 
 
 @cache
-def _steps(price: Price) -> tuple[int, int, int]:
-    """What a token of input, of cached input and of output costs; a config has few prices."""
+def steps_of(price: Price) -> Steps:
+    """A price, prepared; a config has few."""
     cached = price.cached_input if price.cached_input is not None else price.input
     return round(price.input * _STEPS), round(cached * _STEPS), round(price.output * _STEPS)
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import msgspec
 
 from router.ratelimits import Readings
+from router.wire.record import Record
 from router.wire.request import Request
 
 
@@ -90,8 +91,9 @@ class Answer(Protocol):
         streaming there is one piece, the whole JSON. Raises Fault, once; cancelling it cancels nothing but the wait.
         """
 
-    async def pour(self, sink: Sink) -> None:
-        """Hand what `read` would give to ``sink`` as it comes, without waking a task for each piece.
+    async def pour(self, sink: Sink, record: Record | None = None) -> None:
+        """Hand what `read` would give to ``sink`` as it comes, without waking a task for each piece, and keep it in
+        ``record``.
 
         Returns when the sink says stop, or where only `read` can go on: at the end, at a fault, where something is
         there already. An answer that can't do it returns at once. Cancelling it cancels nothing but the wait.

@@ -37,6 +37,7 @@ from router.wire.completion import (
     new_id,
 )
 from router.wire.legacy import CompletionRequest
+from router.wire.record import Record
 from router.wire.request import Request
 from router.wire.text_completion import ID_PREFIX, Form, text_writer
 
@@ -218,7 +219,7 @@ class EngineAnswer:
                 return blob
         return b""
 
-    async def pour(self, sink: Sink) -> None:
+    async def pour(self, sink: Sink, record: Record | None = None) -> None:
         """Nothing: its events come several at a time, and are written out where they are read."""
 
     def close(self) -> None:

@@ -106,9 +106,9 @@ class Mailbox(Struct, Generic[T], eq=False):
             return
         self.items.append(item)
         self.size += size
-        if self.size > self.high_water and not self._paused and self.on_full is not None:
+        if self.size > self.high_water and not self._paused:
             self._paused = True
-            self.on_full()
+            self.full()
         self.alarm.wake()
 
     def end(self, error: BaseException | None = None) -> None:
@@ -130,12 +130,25 @@ class Mailbox(Struct, Generic[T], eq=False):
                     raise self.error
                 return []
             await self.alarm.wait(until)
+        return self.taken()
+
+    def taken(self) -> list[T]:
+        """Everything that has come, without waiting."""
         items, self.items, self.size = self.items, [], 0
         if self._paused:
             self._paused = False
-            if self.on_drained is not None:
-                self.on_drained()
+            self.drained()
         return items
+
+    def full(self) -> None:
+        """More than ``high_water`` waits."""
+        if self.on_full is not None:
+            self.on_full()
+
+    def drained(self) -> None:
+        """It was taken."""
+        if self.on_drained is not None:
+            self.on_drained()
 
     async def pour(self, tap: Callable[[T], bool], until: float) -> None:
         """Have ``tap`` called with each item as it is put, instead of waking the reader for it.

@@ -36,6 +36,7 @@ from router.config.schema import Provider
 from router.errors import ConfigError, Fault, FaultKind, Problem
 from router.wire import continuation, rewrite
 from router.wire.operation import Operation
+from router.wire.record import Record
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 """A whole answer: images and audio come as base64; text is never near."""
@@ -144,21 +145,42 @@ class OpenAIBackend:
         hide_usage = streams and not request.wants_usage
         body = rewrite.pieces_for_upstream(request, order.body, order.model, ask_usage=hide_usage)
         if order.said:
-            body = (continuation.with_beginning(b"".join(body), order.said, self._form),)
+            body = self._going_on(body, order.said)
         heads = self._heads[request.operation]
         head = _head(heads.stream if streams else heads.whole, order, sum(map(len, body)))
-        exchange = await self._send(head, body, order)
-        if exchange.status >= 300:
+        pool = self._pool or self._start()
+        connection, fresh = pool.take(), False
+        while True:
+            if connection is None:
+                connection = await self._acquire(pool, order, fresh=fresh)
+            exchange = connection.send(head, *body)
+            until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
+            try:
+                while not exchange.status:
+                    await exchange.turn(until)
+                break
+            except TimeoutError:
+                exchange.leave()
+                raise _late(order, FaultKind.TIMEOUT_FIRST_BYTE) from None
+            except Fault:
+                if fresh or not exchange.stale:
+                    raise
+                connection, fresh = None, True
+            except BaseException:
+                exchange.leave()
+                raise
+        if exchange.status >= 300 or (streams and not _is_stream(exchange)):
             raise await self._refused(exchange, order)
-        facts = Facts()
+        return self._answer(exchange, order, until)
+
+    def _answer(self, exchange: Exchange, order: Order, until: float) -> Answer:
+        """What comes behind a good head; its first byte by ``until``."""
+        facts, request = Facts(), order.request
         if exchange.limits:
             facts.readings = limits.read(exchange.limits, time.time())
-        until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
-        if not streams:
+        if not request.stream:
             return WholeAnswer(exchange, exchange.headers, order, self._secrets, facts, until)
-        kind = exchange.headers.get("content-type", "text/event-stream")
-        if not kind.lower().startswith("text/event-stream"):
-            raise await self._no_stream(exchange, order)
+        hide_usage = not request.wants_usage
         relay = Relay(hide_usage=hide_usage, choices=request.choices, secrets=self._secrets)
         return StreamAnswer(exchange, exchange.headers, order, relay, facts, until)
 
@@ -166,30 +188,6 @@ class OpenAIBackend:
         """Close what is idle and cancel what runs."""
         if self._pool is not None:
             await self._pool.close()
-
-    async def _send(self, head: bytes, body: Pieces, order: Order) -> Exchange:
-        pool = self._pool or self._start()
-        connection = pool.take()
-        for fresh in (False, True):
-            if connection is None or fresh:
-                connection = await self._acquire(pool, order, fresh=fresh)
-            exchange = connection.send(head, *body)
-            try:
-                until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
-                while not exchange.status:
-                    await exchange.turn(until)
-            except TimeoutError:
-                exchange.leave()
-                raise _late(order, FaultKind.TIMEOUT_FIRST_BYTE) from None
-            except Fault:
-                if fresh or not exchange.stale:
-                    raise
-            except BaseException:
-                exchange.leave()
-                raise
-            else:
-                return exchange
-        raise AssertionError("unreachable")
 
     async def _acquire(self, pool: Pool, order: Order, *, fresh: bool) -> Connection:
         now = asyncio.get_running_loop().time()
@@ -211,7 +209,12 @@ class OpenAIBackend:
         return self._pool
 
     async def _refused(self, exchange: Exchange, order: Order) -> Fault:
+        """What an answer means that has an error's status, or isn't the stream that was asked for."""
         body = await _error_body(exchange, order)
+        if exchange.status < 300:
+            if refusal.read(body) is not None:
+                return refusal.in_answer(body, started=False, secrets=self._secrets)
+            return Fault(FaultKind.MALFORMED, "the provider answered without a stream")
         wall = time.time()
         fault = refusal.of_status(
             exchange.status, exchange.headers, body, wall=wall, secrets=self._secrets
@@ -220,11 +223,9 @@ class OpenAIBackend:
             fault.readings = limits.read(exchange.limits, wall)
         return fault
 
-    async def _no_stream(self, exchange: Exchange, order: Order) -> Fault:
-        body = await _error_body(exchange, order)
-        if refusal.read(body) is not None:
-            return refusal.in_answer(body, started=False, secrets=self._secrets)
-        return Fault(FaultKind.MALFORMED, "the provider answered without a stream")
+    def _going_on(self, body: Pieces, said: str) -> Pieces:
+        """``body`` with the answer's beginning, ``said``, in the provider's form."""
+        return (continuation.with_beginning(b"".join(body), said, self._form),)
 
 
 class StreamAnswer(Struct, eq=False):
@@ -269,17 +270,20 @@ class StreamAnswer(Struct, eq=False):
             raise failure
         return b""
 
-    async def pour(self, sink: Sink) -> None:
+    async def pour(self, sink: Sink, record: Record | None = None) -> None:
         """Whole events as they come, behind the first that is read; see `base.Answer`."""
-        if self.over or not self.relay.started:
+        relay = self.relay
+        if self.over or not relay.started:
             return
         self.sink = sink
+        relay.record(record)
         try:
             await self.exchange.pour(self._pass_on, self.until)
         except TimeoutError:
             return  # `read` looks whether it is still so.
         finally:
             self.sink = None
+            relay.record(None)
 
     def _pass_on(self, data: bytes) -> bool:
         """What `read` does with a piece of the network, in the network's callback; whether more may come like this."""
@@ -290,8 +294,7 @@ class StreamAnswer(Struct, eq=False):
             exchange, order = self.exchange, self.order
             until = exchange.connection.time() + order.limits.idle_s
             self.until = exchange.alarm.due = min(order.deadline, until)
-        wanted = sink(blob) if blob else True
-        return wanted and not relay.done and relay.fault is None
+        return (not blob or sink(blob)) and not relay.done and relay.fault is None
 
     def close(self) -> None:
         """Let go; the provider is cut off if it isn't done."""
@@ -347,7 +350,8 @@ class WholeAnswer(Struct, eq=False):
         exchange = self.exchange
         try:
             while exchange.items or not exchange.closed:
-                self._collect(await exchange.take(self.until))
+                came = exchange.taken() if exchange.items else await exchange.take(self.until)
+                self._collect(came)
             if exchange.error is not None:
                 raise exchange.error
         except TimeoutError:
@@ -361,7 +365,7 @@ class WholeAnswer(Struct, eq=False):
         parts = self.parts
         return self._checked(parts[0] if len(parts) == 1 else b"".join(parts))
 
-    async def pour(self, sink: Sink) -> None:
+    async def pour(self, sink: Sink, record: Record | None = None) -> None:
         """Nothing: it is one piece; see `base.Answer`."""
 
     def close(self) -> None:
@@ -387,8 +391,9 @@ class WholeAnswer(Struct, eq=False):
             now = self.exchange.connection.time()
             if self.facts.first_token_at is None:
                 self.facts.first_token_at = now
-            order = self.order
-            self.until = min(now + order.limits.idle_s, order.deadline)
+            if not self.exchange.closed:
+                order = self.order
+                self.until = min(now + order.limits.idle_s, order.deadline)
 
     def _checked(self, body: bytes) -> bytes:
         embeds = self.order.request.operation is Operation.EMBEDDINGS
@@ -426,6 +431,11 @@ async def _error_body(exchange: Exchange, order: Order) -> bytes:
     finally:
         exchange.leave()
     return body[:MAX_ERROR_BYTES]
+
+
+def _is_stream(exchange: Exchange) -> bool:
+    kind = exchange.headers.get("content-type", "text/event-stream")
+    return kind.lower().startswith("text/event-stream")
 
 
 def _late(order: Order, kind: FaultKind) -> Fault:

@@ -11,7 +11,7 @@ from router.dispatch.admission import Admission
 from router.dispatch.call import LONG_BODY_BYTES, Call, Terms
 from router.dispatch.hedge import Sending, sooner
 from router.dispatch.reply import Reply, answer_headers
-from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
+from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk, begin
 from router.errors import ApiError, Fault, FaultKind, api_error
 from router.events import Fallback, Hedge, Listener, RetryRefused
 from router.events import Retry as Retried
@@ -47,14 +47,36 @@ class Dispatcher:
         self._admission = Admission(terms.retry, clock=clock, rng=rng, emit=emit)
 
     async def open(self, call: Call) -> Reply:
-        """The answer's first piece, in hand. Raises ApiError when no attempt gave one."""
-        walk = Walk(call, self._terms, self._clock, self._emit)
-        route = call.route
+        """The answer's first piece, in hand: of the model that was asked for, or of one of its fallbacks.
+
+        Raises ApiError when no attempt gave one: the model's own, unless a fallback found the request itself wrong.
+        """
+        walk = begin(call, self._terms, self._clock, self._emit)
+        target: Target | None = None
         try:
-            if route.fallbacks is NO_FALLBACKS:
-                attempt = await self._of(walk, route)
-            else:
-                attempt = await self._of_any(walk, route)
+            self._ask(walk)
+            while True:
+                route, tried = walk.route, walk.tried
+                try:
+                    if route.line.waiting:
+                        lease = self._admission.lease(walk, route, tried, walk.facts)
+                    else:
+                        lease = route.lease(self._clock.now(), tried, walk.facts)
+                    if isinstance(lease, Refusal):
+                        lease = await self._admission.wait(
+                            walk, route, tried, walk.facts, lease, may_turn=bool(walk.left)
+                        )
+                    target = lease.target
+                    if self._hedges.on and target.kind == "provider" and call.request.stream:
+                        attempt = await self._hedged(walk, route, lease, tried)
+                    else:
+                        attempt = await self._send(walk, lease, walk.sent)
+                    break
+                except Fault as fault:
+                    assert target is not None, "it was sent"
+                    self._retry_or_turn(walk, fault, target)
+                except ApiError as error:
+                    self._turn_or_raise(walk, error)
         except ApiError as error:
             walk.end(error.error.code or error.error.type, error.status)
             error.headers = answer_headers(error.headers, call.charge)
@@ -68,27 +90,45 @@ class Dispatcher:
         """Whoever waits in line, now or later, hears that the server shuts down; what runs goes on."""
         self._admission.close()
 
-    # Who answers: the model, or a fallback
+    # Who is asked: the model, again or not, or a fallback
 
-    async def _of_any(self, walk: Walk, route: Route) -> Attempt:
-        """From the model that was asked for, or else from one of its fallbacks. Raises ApiError: the model's own,
-        unless a fallback found the request itself wrong.
-        """
-        left = {one.name: one for one in route.fallbacks.all}
-        first: ApiError | None = None
-        while True:
-            try:
-                return await self._of(walk, route, may_turn=bool(left))
-            except ApiError as error:
-                first = first or error
-                turned = self._instead(walk, left)
-                if turned is None:
-                    raise error if walk.is_final else first from None
-                walk.say(Fallback(walk.call.route.name, turned.name, error.error.code or ""))
-                route = turned
+    def _ask(self, walk: Walk) -> None:
+        """A model is asked: what its policy wants to know, and what its retries are paid with."""
+        route, call = walk.route, walk.sent
+        budget = self._budgets.get(route.name) or self._budget(route.name)
+        budget.request()
+        if route.wants_facts:
+            walk.facts = facts_of(call.request)
+        elif route.wants_size:
+            walk.facts = size_of(call.request, len(call.body))
 
-    def _instead(self, walk: Walk, left: dict[str, Route]) -> Route | None:
-        """The next fallback that can serve the request after what befell it; taken from ``left``."""
+    def _retry_or_turn(self, walk: Walk, fault: Fault, target: Target) -> None:
+        """An attempt failed: return where the model or a fallback may be asked again. Raises ApiError."""
+        walk.last_fault = fault
+        if fault.retryable and walk.tries < self._terms.retry.attempts:
+            if self._budgets[walk.route.name].take(self._clock.now()):
+                walk.tried.add(target)
+                walk.say(Retried(target.id, fault.kind))
+                return
+            walk.say(RetryRefused(walk.route.name, target.id, fault.kind))
+        error = api_error(fault)
+        error.__cause__ = fault
+        self._turn_or_raise(walk, error)
+
+    def _turn_or_raise(self, walk: Walk, error: ApiError) -> None:
+        """The model can't answer: return where a fallback is asked from now on. Raises ApiError, for the client."""
+        if walk.call.route.fallbacks is NO_FALLBACKS:
+            raise error
+        first = walk.refusal = walk.refusal or error
+        route = self._instead(walk)
+        if route is None:
+            raise error if walk.is_final else first from None
+        walk.turn_to(route)
+        walk.say(Fallback(walk.call.route.name, route.name, error.error.code or ""))
+        self._ask(walk)
+
+    def _instead(self, walk: Walk) -> Route | None:
+        """The next fallback that can serve the request after what befell it."""
         call, fault = walk.call, walk.last_fault
         fallbacks = call.route.fallbacks
         options = fallbacks.failed
@@ -99,53 +139,13 @@ class Dispatcher:
         elif walk.is_final:
             return None
         for option in options:
-            if left.pop(option.name, None) is None:
+            if walk.left.pop(option.name, None) is None:
                 continue
             try:
-                route = self._terms.narrow(option, call.request, call.body)
+                return self._terms.narrow(option, call.request, call.body)
             except ApiError:
                 continue
-            walk.turn_to(route)
-            return route
         return None
-
-    async def _of(self, walk: Walk, route: Route, *, may_turn: bool = False) -> Attempt:
-        """From one model. ``may_turn``: a fallback could answer, so nobody waits for long. Raises ApiError."""
-        tried: set[Target] = set()
-        budget = self._budgets.get(route.name) or self._budget(route.name)
-        budget.request()
-        call = walk.sent
-        facts = facts_of(call.request) if route.wants_facts else None
-        if facts is None and route.wants_size:
-            facts = size_of(call.request, len(call.body))
-        while True:
-            if route.line.waiting:
-                lease = self._admission.lease(walk, route, tried, facts)
-            else:
-                lease = route.lease(self._clock.now(), tried, facts)
-            if isinstance(lease, Refusal):
-                lease = await self._admission.wait(
-                    walk, route, tried, facts, lease, may_turn=may_turn
-                )
-            try:
-                if self._hedges.on and lease.target.kind == "provider" and call.request.stream:
-                    return await self._hedged(walk, route, lease, tried)
-                return await self._send(walk, lease, call)
-            except Fault as fault:
-                self._retry_or_raise(walk, fault, lease.target, budget)
-                tried.add(lease.target)
-                walk.say(Retried(lease.target.id, fault.kind))
-
-    def _retry_or_raise(
-        self, walk: Walk, fault: Fault, target: Target, budget: RetryBudget
-    ) -> None:
-        """Return where the request may be sent again. Raises ApiError, the client's answer."""
-        walk.last_fault = fault
-        if not fault.retryable or walk.tries >= self._terms.retry.attempts:
-            raise api_error(fault) from fault
-        if not budget.take(self._clock.now()):
-            walk.say(RetryRefused(walk.route.name, target.id, fault.kind))
-            raise api_error(fault) from fault
 
     def _budget(self, model: str) -> RetryBudget:
         """A model's own, made now: what fails on one must not cost another its retries."""
@@ -203,7 +203,7 @@ class Dispatcher:
 
         ``call``: what the target is asked, which may be the rest of an answer.
         """
-        attempt, target = Attempt(lease, walk, hedge=hedge), lease.target
+        attempt, target = walk.attempt(lease, hedge=hedge), lease.target
         try:
             answer = await self._backends[target.backend].open(self._order(call, attempt))
             attempt.answer, attempt.facts = answer, answer.facts

@@ -8,7 +8,7 @@ on, the client hears the error of the target that broke off first.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from msgspec.structs import replace
 
@@ -25,6 +25,7 @@ from router.target import Lease, Target
 from router.wire import continuation
 from router.wire.continuation import Keep
 from router.wire.legacy import CompletionRequest
+from router.wire.record import Record
 from router.wire.request import Request
 from router.wire.said import Said, read
 from router.wire.seam import Diverges, Seam
@@ -91,7 +92,7 @@ class Rest:
             return b""
         return await self._next(await self._inner.read())
 
-    async def pour(self, sink: Sink) -> None:
+    async def pour(self, sink: Sink, record: Record | None = None) -> None:
         """Nothing: every piece is read; see `Answer.pour`."""
 
     def told(self) -> Told:
@@ -150,7 +151,7 @@ class Ended:
         """See `Answer.read`."""
         return self._pieces.pop() if self._pieces else b""
 
-    async def pour(self, sink: Sink) -> None:
+    async def pour(self, sink: Sink, record: Record | None = None) -> None:
         """Nothing: every piece is read; see `Answer.pour`."""
 
     def close(self) -> None:
@@ -212,7 +213,7 @@ class Recovery:
         self._walk = walk
         self._open = open_
 
-    async def mend(self, kept: list[bytes], broken: Attempt) -> Rest | Ended | None:
+    async def mend(self, kept: Iterable[bytes], broken: Attempt) -> Rest | Ended | None:
         """The rest of the answer that began with ``kept`` and that ``broken``, settled, didn't end; its first piece is
         in hand. None where nobody has one. Cancelling it leaves nothing behind.
         """

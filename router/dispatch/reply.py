@@ -10,6 +10,7 @@ from router.dispatch.recovery import Open, Recovery, room
 from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk
 from router.errors import Fault, api_error
 from router.policy.breaker import Verdict
+from router.wire.record import Record
 
 
 def answer_headers(theirs: Mapping[str, str], charge: Charge | None) -> Mapping[str, str]:
@@ -24,13 +25,13 @@ class Reply:
     __slots__ = (
         "_answer",
         "_attempt",
+        "_begun",
         "_charge",
         "_first",
         "_given",
-        "_kept",
         "_open",
         "_over",
-        "_room",
+        "_record",
         "_walk",
         "attempts",
         "limits",
@@ -50,13 +51,14 @@ class Reply:
         self._attempt: Attempt | None = attempt
         self._answer = answer
         self._first = attempt.first
+        self._begun = b""
+        """The same, when the client has got it."""
         self._given = self._over = False
         call = walk.call
         self._charge = call.charge
         self.streaming = bool(call.request.stream)
-        self._room = room(walk) if self.streaming else 0
-        self._kept: list[bytes] | None = [] if self._room else None
-        """What the client got, to go on from; None where that is not possible, or not any more."""
+        self._record: Record | None = None
+        """What the client got of a stream that didn't come in one piece: to go on from, and to be counted."""
         attempt.used = True
         self.attempts = walk.attempts
         self.overhead_s = walk.overhead_s
@@ -74,8 +76,7 @@ class Reply:
         """All of an answer that isn't a stream: it is one piece, and with it all is said. Instead of `read`."""
         assert not self.streaming, "a stream is read"
         self._given = True
-        if self._charge is not None:
-            self._charge.unread = (self._first,)
+        self._begun = self._first
         return self._first
 
     async def read(self) -> bytes:
@@ -88,16 +89,16 @@ class Reply:
             return b""
         if self._first:
             piece, self._first = self._first, b""
-        else:
-            try:
-                piece = await self._answer.read()
-            except Fault as fault:
-                piece = await self._mended(fault)
-        if not piece:
-            if not self._over:
-                self._finish(None, "ok", 200)
-            return b""
-        self._saw(piece)
+            self._begun = piece
+            return piece
+        try:
+            piece = await self._answer.read()
+        except Fault as fault:
+            piece = await self._mended(fault)
+        if piece:
+            (self._record or self._begin_record()).add(piece)
+        elif not self._over:
+            self._finish(None, "ok", 200)
         return piece
 
     async def pour(self, sink: Sink) -> None:
@@ -105,27 +106,8 @@ class Reply:
 
         Returns at once where it can't be done, and at the latest where the answer ends or breaks: `read` goes on.
         """
-        if self._first or self._over:
-            return
-        charge, kept = self._charge, self._kept
-
-        def counted(piece: bytes) -> bool:
-            assert charge is not None, "else the sink is given itself"
-            charge.saw(piece)
-            return sink(piece)
-
-        def keeping(piece: bytes) -> bool:
-            assert kept is not None, "else the pieces are counted"
-            kept.append(piece)
-            self._room -= len(piece)
-            return (
-                sink(piece) and self._room >= 0
-            )  # what is more is no longer kept, from the next `read` on
-
-        if kept is not None:
-            await self._answer.pour(keeping)
-        else:
-            await self._answer.pour(sink if charge is None else counted)
+        if not (self._first or self._over):
+            await self._answer.pour(sink, self._record or self._begin_record())
 
     def close(self) -> None:
         """Let go: what still runs is cancelled at once, everything is settled. May be called twice."""
@@ -136,18 +118,12 @@ class Reply:
         else:
             self._finish(None, CLIENT_GONE, CLIENT_GONE_STATUS)
 
-    def _saw(self, piece: bytes) -> None:
-        """Keep a piece that goes to the client while there is room; count it where it isn't kept."""
-        charge, kept = self._charge, self._kept
-        if kept is not None:
-            kept.append(piece)
-            self._room -= len(piece)
-            if self._room >= 0:
-                return
-            self._kept = None
-        if charge is not None:
-            for one in kept or (piece,):
-                charge.saw(one)
+    def _begin_record(self) -> Record:
+        """Keep what the client gets, from its first piece on."""
+        charge = self._charge
+        self._record = record = Record(room(self._walk), None if charge is None else charge.saw)
+        record.add(self._begun)
+        return record
 
     async def _mended(self, fault: Fault) -> bytes:
         """The answer broke: the first bytes of its rest; none where the reply was closed meanwhile. Raises ApiError."""
@@ -155,8 +131,9 @@ class Reply:
         rest = None
         if broken is not None:
             broken.end(fault, Verdict.VOID)
-            if self._kept is not None and fault.retryable:
-                rest = await Recovery(self._walk, self._open).mend(self._kept, broken)
+            record = self._record or self._begin_record()
+            if record.whole and fault.retryable:
+                rest = await Recovery(self._walk, self._open).mend(record, broken)
         if self._over:
             if rest is not None and rest.attempt is not None:
                 rest.attempt.end(None, Verdict.VOID)
@@ -172,8 +149,8 @@ class Reply:
 
     def _finish(self, fault: Fault | None, outcome: str, status: int) -> None:
         self._over = True
-        if self._charge is not None and self._kept:
-            self._charge.unread = self._kept
+        if self._charge is not None and self._begun:
+            self._charge.unread = self._record or (self._begun,)
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.end(fault, Verdict.GOOD if outcome == "ok" else Verdict.VOID)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from router.accounts.charge import bill
@@ -9,12 +10,13 @@ from router.accounts.prices import Tokens
 from router.backends.base import Answer, Facts
 from router.clock import Clock
 from router.dispatch.call import Call, Terms
-from router.errors import BUSY, Fault, FaultKind
+from router.errors import BUSY, ApiError, Fault, FaultKind
 from router.events import AttemptDone, Event, Listener, RequestDone, TargetState
+from router.load import Facts as Demands
 from router.policy.breaker import Verdict
-from router.pool import Route
+from router.pool import NO_FALLBACKS, Route
 from router.ratelimits import NOTHING_SPENT, Spent
-from router.target import Lease
+from router.target import Lease, Target
 from router.tracing import AttemptTrace, Sent
 
 CLIENT_GONE = "client_gone"
@@ -25,51 +27,59 @@ UNHEARD = Facts()
 """What is known of an answer that hasn't begun; nobody writes to it."""
 
 
-class Walk:
+def begin(call: Call, terms: Terms, clock: Clock, emit: Listener) -> Walk:
+    """The walk of ``call``; ``emit`` tells the listeners."""
+    say, trace = emit, call.trace
+    if trace is not None:
+
+        def say(event: Event) -> None:
+            trace.note(event)
+            emit(event)
+
+    route = call.route
+    walk = Walk(call, terms, clock, emit, say, route, call)
+    if route.fallbacks is not NO_FALLBACKS:
+        walk.left = {one.name: one for one in route.fallbacks.all}
+    return walk
+
+
+class Walk(Struct, eq=False):
     """One request, from its first attempt to its end."""
 
-    __slots__ = (
-        "_burnt",
-        "_emit",
-        "attempts",
-        "call",
-        "clock",
-        "first_at",
-        "last_fault",
-        "latest",
-        "overhead_s",
-        "route",
-        "say",
-        "sent",
-        "terms",
-        "tries",
-        "waited_s",
-    )
+    call: Call
+    terms: Terms
+    clock: Clock
+    _emit: Listener
+    say: Listener
+    """Tell the listeners, and the request's trace."""
+    route: Route
+    """The model that is asked at present: the call's, or a fallback."""
+    sent: Call
+    """What it is asked."""
+    tried: set[Target] = set()
+    """Its targets that failed, and may not be tried again yet."""
+    facts: Demands | None = None
+    """What is known of the request, as far as its policy looks at that."""
+    left: dict[str, Route] = {}
+    """Fallbacks that were not asked yet, by name."""
+    refusal: ApiError | None = None
+    """Why the model that was asked for didn't answer, where a fallback was asked then."""
+    tries: int = 0
+    """Attempts at it."""
+    attempts: int = 0
+    latest: Attempt | None = None
+    """The one that was sent last, or whose answer the client gets."""
+    last_fault: Fault | None = None
+    first_at: float | None = None
+    """When the client's answer began."""
+    waited_s: float = 0.0
+    """In line, before the first attempt."""
+    overhead_s: float | None = None
+    """What the router itself took before the first attempt; None while there was none."""
+    _burnt: tuple[int | None, int | None] = NOTHING_BURNT
 
-    def __init__(self, call: Call, terms: Terms, clock: Clock, emit: Listener) -> None:
-        self._emit = emit
-        self.say = emit if call.trace is None else self._say
-        """Tell the listeners, and the request's trace."""
-        self.call = call
-        self.terms = terms
-        self.clock = clock
-        self._burnt = NOTHING_BURNT
-        self.attempts = 0
-        self.route = call.route
-        """The model that is asked at present: the call's, or a fallback."""
-        self.sent = call
-        """What it is asked."""
-        self.tries = 0
-        """Attempts at it."""
-        self.latest: Attempt | None = None
-        """The one that was sent last, or whose answer the client gets."""
-        self.last_fault: Fault | None = None
-        self.first_at: float | None = None
-        """When the client's answer began."""
-        self.waited_s = 0.0
-        """In line, before the first attempt."""
-        self.overhead_s: float | None = None
-        """What the router itself took before the first attempt; None while there was none."""
+    def __repr__(self) -> str:
+        return f"<Walk {self.call.request_id}>"
 
     @property
     def is_final(self) -> bool:
@@ -82,9 +92,22 @@ class Walk:
         self.route = route
         self.sent = replace(self.call, request=request)
         self.tries = 0
+        self.tried = set()
+        self.facts = None
         self.last_fault = None
 
-    def sending(self, lease: Lease, *, hedge: bool) -> Sent:
+    def attempt(self, lease: Lease, *, hedge: bool) -> Attempt:
+        """One that is about to be sent: the latest. ``hedge``: beside one that is late."""
+        self.attempts += 1
+        self.tries += 1
+        if self.overhead_s is None:
+            self.overhead_s = lease.since - self.call.received_at - self.waited_s
+        trace = self.call.trace
+        told = None if trace is None else trace.attempt(self._sending(lease, hedge=hedge))
+        self.latest = attempt = Attempt(lease, self, UNHEARD, told)
+        return attempt
+
+    def _sending(self, lease: Lease, *, hedge: bool) -> Sent:
         """The latest attempt as a trace is told of it."""
         target, reason = lease.target, "first"
         if hedge:
@@ -96,11 +119,6 @@ class Walk:
         elif self.route is not self.call.route:
             reason = "fallback"
         return Sent(target.id, target.backend, target.model, self.attempts, reason, lease.since)
-
-    def _say(self, event: Event) -> None:
-        assert self.call.trace is not None, "else the listeners are told without a step between"
-        self.call.trace.note(event)
-        self._emit(event)
 
     def burn(self, input_tokens: int | None, output_tokens: int | None) -> None:
         """Targets took so many tokens that the client's answer has no part in."""
@@ -122,60 +140,55 @@ class Walk:
         charge = call.charge
         took = bill(call.route.model.price, told) if charge is None else charge.settle(told, now)
         trace = call.trace
-        done = RequestDone(
-            request_id=call.request_id,
-            key_id=call.key_id,
-            model=call.route.name,
-            target=target.id if target is not None else "",
-            provider=target.backend if target is not None else "",
-            streaming=bool(call.request.stream),
-            outcome=outcome,
-            status=status,
-            attempts=self.attempts,
-            duration_s=now - call.received_at,
-            first_token_s=self.first_at - call.received_at if self.first_at is not None else None,
-            input_tokens=took.tokens.input,
-            cached_input_tokens=took.tokens.cached_input,
-            output_tokens=took.tokens.output,
-            overhead_s=self.overhead_s,
-            cost_usd=took.cost_usd,
-            tokens_estimated=took.estimated or None,
-            burnt_input_tokens=self._burnt[0],
-            burnt_output_tokens=self._burnt[1],
-            reasoning_tokens=facts.reasoning_tokens,
-            operation=call.request.operation.genai,
-            trace_id=trace.id if trace is not None else None,
+        received_at, first_at = call.received_at, self.first_at
+        given_in_vain, written_in_vain = self._burnt
+        tokens = took.tokens
+        done = RequestDone(  # by place: names take 0.9 µs, places 0.1
+            call.request_id,
+            call.key_id,
+            call.route.name,
+            target.id if target is not None else "",
+            target.backend if target is not None else "",
+            bool(call.request.stream),
+            outcome,
+            status,
+            self.attempts,
+            now - received_at,
+            first_at - received_at if first_at is not None else None,
+            tokens.input,
+            tokens.cached_input,
+            tokens.output,
+            self.overhead_s,
+            took.cost_usd,
+            took.estimated or None,
+            given_in_vain,
+            written_in_vain,
+            trace.id if trace is not None else None,
+            facts.reasoning_tokens,
+            call.request.operation.genai,
         )
         self._emit(done)
         if trace is not None:
             trace.end(done)
 
 
-class Attempt:
+class Attempt(Struct, eq=False):
     """One lease on one target, and the answer that came of it."""
 
-    __slots__ = ("_walk", "answer", "facts", "first", "lease", "trace", "used")
+    lease: Lease
+    _walk: Walk
+    facts: Facts
+    """What is known of its answer; empty while there is none."""
+    trace: AttemptTrace | None = None
+    used: bool = False
+    """The client gets of its answer; else what it took is burnt."""
+    answer: Answer | None = None
+    """None until its head is there."""
+    first: bytes = b""
+    """The answer's first piece."""
 
-    def __init__(self, lease: Lease, walk: Walk, *, hedge: bool = False) -> None:
-        """It is about to be sent: the walk's latest. ``hedge``: beside one that is late."""
-        walk.attempts += 1
-        walk.tries += 1
-        walk.latest = self
-        if walk.overhead_s is None:
-            walk.overhead_s = lease.since - walk.call.received_at - walk.waited_s
-        self.lease = lease
-        self.used = False
-        """The client gets of its answer; else what it took is burnt."""
-        self.answer: Answer | None = None
-        """None until its head is there."""
-        self.first = b""
-        """The answer's first piece."""
-        self.facts = UNHEARD
-        """What is known of its answer; empty while there is none."""
-        self.trace: AttemptTrace | None = None
-        if walk.call.trace is not None:
-            self.trace = walk.call.trace.attempt(walk.sending(lease, hedge=hedge))
-        self._walk = walk
+    def __repr__(self) -> str:
+        return f"<Attempt at {self.lease.target.id}>"
 
     def end(self, fault: Fault | None, verdict: Verdict) -> None:
         """It is over, by ``fault`` or else with ``verdict``: let the backend go and settle the lease.
@@ -201,15 +214,15 @@ class Attempt:
         spent = _spent(facts, fault) if lease.hold is not None else None
         moved = lease.settle(verdict, now, retry_after_s, facts.output_tokens, spent, overloads)
         walk.say(
-            AttemptDone(
-                model=walk.call.route.name,
-                target=target.id,
-                provider=target.backend,
-                duration_s=now - lease.since,
-                fault=fault.kind if fault is not None else None,
-                operation=walk.call.request.operation.genai,
-                resource=_used_up(fault),
-                request_id=walk.call.request_id,
+            AttemptDone(  # by place, as above
+                walk.call.route.name,
+                target.id,
+                target.backend,
+                now - lease.since,
+                fault.kind if fault is not None else None,
+                walk.call.request_id,
+                walk.call.request.operation.genai,
+                _used_up(fault) if fault is not None else None,
             )
         )
         if self.trace is not None:
@@ -231,10 +244,8 @@ def _verdict(fault: Fault) -> Verdict:
     return Verdict.BAD if fault.blames_target else Verdict.VOID
 
 
-def _used_up(fault: Fault | None) -> str | None:
+def _used_up(fault: Fault) -> str | None:
     """The limit for which a provider refused, as far as it told: the one of which the least is left."""
-    if fault is None or not fault.readings:
-        return None
     told = [
         (one.remaining / (one.limit or 1), one.name)
         for one in fault.readings

@@ -73,9 +73,11 @@ class Gcra:
 
     def reserve(self, units: int, now: float) -> Hold:
         """Take ``units``, which fit now, until they are settled."""
-        at = round(now * _NS) * self.limit
-        tat = self.tat
-        self.tat = tat = max(at, tat) + units * self.step
+        return self.hold(units, max(round(now * _NS) * self.limit, self.tat) + units * self.step)
+
+    def hold(self, units: int, tat: int) -> Hold:
+        """The same where it is known what ``tat`` becomes."""
+        self.tat = tat
         self._place += 1
         hold = Hold(units, tat, self._place, self._moved)
         self._holds[hold] = None
@@ -179,9 +181,12 @@ def reserve_all(
         if level > gcra.window:
             return None
         levels.append(level)
-    for place, gcra in enumerate(counted):
+    place = 0
+    for gcra in counted:
         gcra.tat = ns * gcra.limit + levels[place]
+        place += 1
     holds = []
     for gcra in weighed:
-        holds.append((gcra, gcra.reserve(units, now)))  # noqa: PERF401 - a comprehension is a call
+        holds.append((gcra, gcra.hold(units, ns * gcra.limit + levels[place])))
+        place += 1
     return levels, holds

@@ -34,7 +34,8 @@ class RetryBudget:
 
     def request(self) -> None:
         """A request came."""
-        self._balance = min(self._most, self._balance + self._share)
+        if self._balance < self._most:
+            self._balance = min(self._most, self._balance + self._share)
 
     def take(self, now: float) -> bool:
         """Whether there may be one more retry; it is paid for if there may."""

@@ -51,13 +51,15 @@ class Ask:
         if request.stream:
             waited_for.begin(connection)
         try:
-            reply = await self._router.open(
-                request,
-                body,
-                key_id=call.key_id,
-                request_id=exchange.request_id,
-                received_at=exchange.received_at,
-                headers=exchange.message.headers,
+            reply = await self._router.send(
+                self._router.admit(
+                    request,
+                    body,
+                    key_id=call.key_id,
+                    request_id=exchange.request_id,
+                    received_at=exchange.received_at,
+                    headers=exchange.message.headers,
+                )
             )
         finally:
             if request.stream:
@@ -72,10 +74,10 @@ class Ask:
             else:
                 exchange.answer(200, reply.whole())
         finally:
-            if reply.streaming or not exchange.started:
-                reply.close()
+            if connection.held and exchange.started:
+                connection.gate.ending.later(reply.close)  # behind the answer
             else:
-                connection.gate.ending.later(reply.close)  # behind the answer, which is held
+                reply.close()
 
     def _trace_refusal(self, call: Call, error: ApiError) -> None:
         """What can't be read is never opened, and has a span all the same."""
@@ -92,10 +94,11 @@ async def _stream(exchange: Exchange, reply: Reply) -> None:
             exchange.stream(blob)
             if connection.writing_paused:
                 await connection.drain()
-            if exchange.streaming:  # its end hasn't come
-                await reply.pour(exchange.offer)
-                if connection.writing_paused:
-                    await connection.drain()
+            if not exchange.streaming:
+                return  # its end has gone out
+            await reply.pour(exchange.offer)
+            if connection.writing_paused:
+                await connection.drain()
     except ApiError as error:
         exchange.refuse(error)
     else:

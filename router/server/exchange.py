@@ -147,7 +147,7 @@ class Exchange(msgspec.Struct, eq=False):
         self.body_read = True
         pieces = payload._buffer  # noqa: SLF001
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
+        self.payload = EMPTY_PAYLOAD  # an answer may last for minutes, and its reader takes a KiB
         if len(body) > self.connection.gate.limits.max_body_bytes:
             self.last = True
             raise too_large(self.connection.gate.limits.max_body_bytes)
@@ -252,7 +252,7 @@ class Exchange(msgspec.Struct, eq=False):
         self.chunked = chunked = self.message.version == HttpVersion11
         framing = "transfer-encoding: chunked\r\n" if chunked else ""
         head = self._head(200, EVENTS, f"cache-control: no-cache\r\n{framing}", bounded=chunked)
-        data = head + self._framed(blob)
+        data = self._framed(blob, head)
         if self.keep_alive and not self.streaming:
             self.connection.hold(data)  # it came whole
         else:
@@ -273,7 +273,7 @@ class Exchange(msgspec.Struct, eq=False):
             transport.write(b"%x\r\n%b\r\n" % (len(blob), blob))
         else:
             transport.write(self._framed(blob))
-        return not connection.writing_paused
+        return not connection._paused  # noqa: SLF001 - the property is a call for each chunk of a stream
 
     def end(self) -> None:
         """The stream is whole, if its [DONE] didn't say so already."""
@@ -282,14 +282,14 @@ class Exchange(msgspec.Struct, eq=False):
             if self.chunked:
                 self.connection.write(_LAST_CHUNK)
 
-    def _framed(self, blob: bytes) -> bytes:
+    def _framed(self, blob: bytes, head: bytes = b"") -> bytes:
         """A chunk; the end goes out with [DONE], which saves a system call."""
         last = blob.endswith(DONE)
         if last:
             self.streaming = False
         if not self.chunked:
-            return blob
-        return b"%x\r\n%b\r\n%b" % (len(blob), blob, _LAST_CHUNK if last else b"")
+            return head + blob
+        return b"%b%x\r\n%b\r\n%b" % (head, len(blob), blob, _LAST_CHUNK if last else b"")
 
     def refuse(self, error: ApiError) -> None:
         """An error, whatever was written before it."""

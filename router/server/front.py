@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 
 from aiohttp import hdrs
+from multidict import istr
 
 from router.errors import ApiError, ErrorObject, shutting_down
 from router.server.exchange import ClientGone, Exchange
@@ -27,6 +28,7 @@ from router.server.screening import screen, screen_type
 _log = logging.getLogger(__name__)
 
 Authenticate = Callable[[str | None], str]
+_REQUEST_ID_HEADER = istr("X-Request-Id")  # looked up without being folded to lower case anew
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """What a client may call its request: safe in headers and logs."""
 
@@ -49,7 +51,7 @@ class Front:
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer. Raises only CancelledError and ClientGone."""
-        asked = exchange.message.headers.get("X-Request-Id")
+        asked = exchange.message.headers.get(_REQUEST_ID_HEADER)
         exchange.request_id = (
             asked
             if asked is not None and _REQUEST_ID.fullmatch(asked)

@@ -41,13 +41,15 @@ def for_upstream(body: bytes, model: str, *, ask_usage: bool) -> bytes:
 
     ``body`` must be a JSON object that was decoded as a request before.
     """
-    name = model.encode()
     found = _MODEL.search(body)
-    if found is None or body.count(b'"model"') != 1 or not _plain(name):
+    if found is None or body.count(b'"model"') != 1:
         return _slowly(body, model, ask_usage=ask_usage)
     if ask_usage and b'"stream_options"' in body:
         return _slowly(body, model, ask_usage=True)
+    name = model.encode()
     if found[1] != name:
+        if not _plain(name):
+            return _slowly(body, model, ask_usage=ask_usage)
         start, end = found.span(1)
         body = body[:start] + name + body[end:]
     if ask_usage:

@@ -53,6 +53,33 @@ async def test_entries_are_written_within_a_tick_and_the_rest_at_the_end(path):
     assert not [t for t in threading.enumerate() if t.name == "nenya-accounts"]
 
 
+async def test_a_full_batch_waits_for_no_tick(path):
+    books = Bookkeeper(path, PEPPER, usage=True, on_change=lambda _: None, tick_s=60.0)
+    await books.start()
+    for _ in range(2 * bookkeeper.BATCH + 1):
+        books.book(entry())
+    await until(lambda: books.waiting == 1)
+    assert written(path) == 2 * bookkeeper.BATCH
+    await books.stop()
+    assert written(path) == 2 * bookkeeper.BATCH + 1
+
+
+async def test_no_load_keeps_a_change_from_being_noticed(path):
+    seen = []
+    books = keeper(path, seen)
+    await books.start()
+    with Store(path) as other:
+        other.add([key("bob")])
+
+    def noticed():
+        for _ in range(bookkeeper.BATCH):
+            books.book(entry())
+        return len(seen) == 2
+
+    await until(noticed)
+    await books.stop()
+
+
 async def test_changes_of_others_are_noticed_and_ones_own_are_not(path):
     seen = []
     books = keeper(path, seen)

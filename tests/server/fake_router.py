@@ -97,10 +97,14 @@ class FakeRouter:
             raise unauthorized("Incorrect API key provided.")
         return key_id
 
-    async def open(
+    def admit(
         self, request: ChatRequest, body: bytes, *, key_id: str, request_id: str, **_: object
-    ) -> FakeReply:
+    ) -> tuple[ChatRequest, bytes]:
         self.opened.append((key_id, request_id))
+        return request, body
+
+    async def send(self, call: tuple[ChatRequest, bytes]) -> FakeReply:
+        request, body = call
         try:
             if self._open is not None:
                 reply = await self._open(request, body)

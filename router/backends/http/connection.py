@@ -61,15 +61,16 @@ class State(enum.IntEnum):
     CLOSED = 6
 
 
-_MOVES = {
-    State.OPENING: frozenset({State.IDLE, State.CLOSED}),
-    State.IDLE: frozenset({State.AWAITING_HEAD, State.CLOSED}),
-    State.AWAITING_HEAD: frozenset({State.READING_BODY, State.CLOSED}),
-    State.READING_BODY: frozenset({State.IDLE, State.HOLDING, State.LINGERING, State.CLOSED}),
-    State.HOLDING: frozenset({State.IDLE, State.CLOSED}),
-    State.LINGERING: frozenset({State.IDLE, State.CLOSED}),
-    State.CLOSED: frozenset[State](),
-}
+_MOVES: tuple[tuple[State, ...], ...] = (
+    (State.IDLE, State.CLOSED),  # OPENING
+    (State.AWAITING_HEAD, State.CLOSED),  # IDLE
+    (State.READING_BODY, State.CLOSED),  # AWAITING_HEAD
+    (State.IDLE, State.HOLDING, State.LINGERING, State.CLOSED),  # READING_BODY
+    (State.IDLE, State.CLOSED),  # HOLDING
+    (State.IDLE, State.CLOSED),  # LINGERING
+    (),  # CLOSED
+)
+"""By a state's number: a dict would ask the enum for its hash, in Python."""
 
 _ONE = (None,)
 
@@ -97,6 +98,7 @@ class Owner(Protocol):
 class Exchange(Mailbox[bytes], kw_only=True, eq=False):
     """One request and its response: a head, then the body's pieces."""
 
+    high_water: int = HIGH_WATER_BYTES
     connection: Connection
     reused: bool
     """The connection had served before."""
@@ -122,6 +124,14 @@ class Exchange(Mailbox[bytes], kw_only=True, eq=False):
         if self.error is not None:
             raise self.error
         return self.alarm.wait(until)
+
+    def full(self) -> None:
+        """Its connection reads no more."""
+        self.connection.full()
+
+    def drained(self) -> None:
+        """It reads again."""
+        self.connection.drained()
 
     def leave(self, *, whole: bool = False) -> None:
         """Nobody reads on. What still comes is cut off at once, so that the provider stops working; but where the
@@ -196,18 +206,15 @@ class Connection(asyncio.Protocol):
             raise IllegalMove("Connection", self.state.name, _AWAITING_HEAD.name)
         self.state = _AWAITING_HEAD
         self._exchange = exchange = Exchange(
-            self._alarm,
-            HIGH_WATER_BYTES,
-            self._full,
-            self._drained,
-            connection=self,
-            reused=self.served > 0,
-            sent_at=self.time(),
+            self._alarm, connection=self, reused=self.served > 0, sent_at=self.time()
         )
         self._barren = 0
         self._awaited[:] = self._unended[:] = _ONE
         self._fields.clear()
-        if sum(map(len, body), len(head)) <= WRITE_BYTES:
+        size = len(head)
+        for piece in body:
+            size += len(piece)
+        if size <= WRITE_BYTES:
             self._held = b"".join((head, *body))
             self._owner.ending.write(self._release)
         else:
@@ -291,6 +298,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is closed."""
         self._owner.gone(self)
+        del self._parser  # it knows this object
         before = self.state
         if before is _CLOSED:
             return
@@ -379,12 +387,14 @@ class Connection(asyncio.Protocol):
             )
         return None
 
-    def _full(self) -> None:
+    def full(self) -> None:
+        """The reader is behind: nothing is read until it took what waits."""
         if self.state is not _CLOSED:
             self._read_paused = True
             self._wire().pause_reading()
 
-    def _drained(self) -> None:
+    def drained(self) -> None:
+        """The reader took what waited."""
         if self.state is _HOLDING:
             self._rest()
         elif self.state is not _CLOSED:

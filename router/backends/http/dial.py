@@ -140,14 +140,19 @@ class Dialer:
         self._literal = literal(origin.host)
         self._private = private_network or self._literal is not None or origin.host == "localhost"
         self._tls = trust(ca_file) if origin.tls else None
+        written = [] if self._literal is None else [self._literal]
+        self._written = self._permitted(written)
+        """The address, where it is written out and may be connected to."""
 
     async def dial(self, make: Callable[[], Connection]) -> Connection:
         """A connection made by ``make``, connected and with TLS verified. Raises Fault.
 
         Cancelling it leaves nothing behind.
         """
-        addresses = await self._addresses()
+        addresses = self._written or await self._addresses()
         try:
+            if len(addresses) == 1:
+                return await self._connect(make(), addresses[0])
             return await first(addresses, lambda address: self._connect(make(), address))
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", None) or error.reason or "handshake failed"
@@ -162,17 +167,16 @@ class Dialer:
             raise Fault(FaultKind.CONNECT, f"no connection to the provider: {reason}") from error
 
     async def _addresses(self) -> list[Address]:
-        if self._literal is not None:
-            found: list[Address] = [self._literal]
-        else:
-            found = await self._resolve()
-        permitted = [address for address in found if allowed(address, private=self._private)]
+        permitted = self._permitted([] if self._literal is not None else await self._resolve())
         if not permitted:
             raise Fault(
                 FaultKind.CONNECT,
                 "the provider's address is one that the router must not connect to",
             )
         return permitted
+
+    def _permitted(self, found: Sequence[Address]) -> list[Address]:
+        return [address for address in found if allowed(address, private=self._private)]
 
     async def _resolve(self) -> list[Address]:
         loop = asyncio.get_running_loop()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Literal
 
 MAX_HEADERS = 128
 """No provider seen sends more than 40; above this it is an attack or a bug."""
@@ -34,6 +35,9 @@ _READ = {
 }
 
 
+Use = Literal["framing", "date", "limit", "kept"]
+
+
 class Refused(Exception):  # noqa: N818 - never leaves this package
     """A response that the parser would take and we don't."""
 
@@ -52,17 +56,17 @@ def read_head(
     date = b""
     for raw_name, value in fields:
         size += len(raw_name) + len(value)
-        name = _known(raw_name)
-        if name is None:
+        use, name = _use(raw_name)
+        if use is None:
             continue
-        if name in _READ:
+        if use == "framing":
             framed = _framing(name, value) or framed
-        elif name == _DATE:
+        elif use == "date":
             date = value
         elif len(value) <= MAX_VALUE_BYTES and value.isascii():
             text = value.decode("ascii")
             if text.isprintable():
-                (limits if name.startswith(_LIMIT_PREFIXES) else headers)[name] = text
+                (limits if use == "limit" else headers)[name] = text
     if limits:
         limits[_DATE] = date.decode("latin-1")
     if size > MAX_HEAD_BYTES:
@@ -71,16 +75,16 @@ def read_head(
 
 
 @functools.lru_cache(maxsize=512)
-def _known(name: bytes) -> str | None:
-    """A header's name in lower case, if it is kept or read; a provider's few names are the same in every answer."""
+def _use(name: bytes) -> tuple[Use | None, str]:
+    """What a header is for, and its name in lower case; a provider's few names are the same in every answer."""
     lower = name.decode("latin-1").lower()
-    wanted = (
-        lower in _KEPT
-        or lower in _READ
-        or lower == _DATE
-        or lower.startswith(_KEPT_PREFIXES + _LIMIT_PREFIXES)
-    )
-    return lower if wanted else None
+    if lower in _READ:
+        return "framing", lower
+    if lower == _DATE:
+        return "date", lower
+    if lower.startswith(_LIMIT_PREFIXES):
+        return "limit", lower
+    return "kept" if lower in _KEPT or lower.startswith(_KEPT_PREFIXES) else None, lower
 
 
 def _framing(name: str, value: bytes) -> bool:

@@ -24,6 +24,14 @@ from router.backends.base import Facts
 from router.backends.http import refusal
 from router.errors import Fault, FaultKind
 from router.wire import sse
+from router.wire.alike import UNREADABLE, Form, form_of, is_text, unlike
+from router.wire.record import FOLD, Around, Record
+
+LESSONS = 4
+"""How often a stream's form is learnt: it has one after its first event, another where it thought before it spoke."""
+
+MANY = 16
+"""Events from which on it pays to look whether they are alike."""
 
 TAIL_BLOBS = 64
 """The finish_reason and the usage are in the last chunk with text or in the two behind it, and a blob holds at least
@@ -125,14 +133,14 @@ _authors = msgspec.json.Decoder(Author)
 _plain_one = msgspec.json.Decoder(_Plain)
 _plain_many = msgspec.json.Decoder(list[_Plain | Literal[_MARK]])  # type: ignore[valid-type]
 _errors = msgspec.json.Decoder(_Error)
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class Relay:
     """One stream. `feed` and `end` give what the client gets; `fault` is what comes after it."""
 
     __slots__ = (
-        "_choices", "_finished", "_hide_usage", "_secrets", "_splitter", "_tail", "done", "fault", "heard", "started",
+        "_choices", "_finished", "_form", "_hide_usage", "_learnt", "_lessons", "_record", "_secrets", "_shown",
+        "_splitter", "_tail", "_texts", "done", "fault", "heard", "started",
     )  # fmt: skip
 
     def __init__(
@@ -144,8 +152,18 @@ class Relay:
         self._choices = choices
         self._secrets = secrets
         self._finished: frozenset[int] = frozenset()
+        self._learnt: Form | None = None
+        """Of the events with text; None behind the answer's finish."""
+        self._form: Form | None = None
+        """The same where what comes next begins a line: an event of it is good, and tells nothing but its text."""
+        self._shown: Around | None = None
+        """What the client gets around the texts; None: all that came."""
+        self._lessons = LESSONS if choices == 1 else 0
+        self._record: Record | None = None
+        self._texts: list[bytes] | None = None
+        """The record's."""
         self._tail: list[bytes] = []
-        """The last `TAIL_BLOBS` blobs with data, or some more."""
+        """The last `TAIL_BLOBS` blobs with data that are of no form, or some more."""
         self.heard = False
         """The last call saw a data event; comments are none."""
         self.started = False
@@ -168,17 +186,57 @@ class Relay:
 
     def feed(self, data: bytes) -> bytes:
         """What the client gets of ``data``: whole events, or ``b""``. After `done` or `fault`: nothing."""
+        form = self._form
+        if form is not None and data.startswith(form.head) and data.endswith(form.tail):
+            text = data[form.quoted]
+            try:
+                is_text(text)
+            except UNREADABLE:
+                pass
+            else:
+                self.heard = True
+                texts = self._texts
+                if texts is not None:
+                    texts.append(text)
+                    if len(texts) == FOLD:
+                        assert self._record is not None, "whose texts they are"
+                        self._record.fold()
+                shown = self._shown
+                return data if shown is None else shown[0] + text + shown[1]
+        return self._feed(data)
+
+    def record(self, record: Record | None) -> None:
+        """Keep what `feed` gives from now on in ``record``; None: no longer."""
+        self._record = record
+        self._texts = None if record is None else record.texts
+        if record is not None and self._learnt is not None:
+            record.begin(*self._around(self._learnt))
+
+    def _feed(self, data: bytes) -> bytes:
+        """`feed`, of what is not known to be of the stream's form."""
         self.heard = False
         if self.done or self.fault is not None:
             return b""
-        if self._splitter.clean and _one_event(data):
-            return self._note_data(data)
-        try:
-            blob = self._splitter.feed(data)
-        except sse.EventTooLong:
-            self.fault = Fault(FaultKind.MALFORMED, "the provider sent an endless event")
-            return b""
-        return self._pass(blob) if blob else b""
+        splitter = self._splitter
+        if splitter.clean and _one_event(data):
+            blob = self._note_data(data)
+            if self._lessons and len(self._tail) > 1:
+                self._learn(data)
+        else:
+            try:
+                blob = splitter.feed(data)
+            except sse.EventTooLong:
+                self.fault = Fault(FaultKind.MALFORMED, "the provider sent an endless event")
+                return b""
+            if blob:
+                blob = self._pass(blob)
+        if self._record is not None and blob:
+            self._record.add(blob)
+        if self._learnt is not None:
+            if self.ended or _has_finish(blob):
+                self._learnt = None
+            self._form = self._learnt if splitter.clean else None
+        return blob
 
     def end(self, cut: Fault | None = None) -> bytes:
         """The body is over, or was ``cut``. What the client still gets; sets `done` or `fault`."""
@@ -223,10 +281,13 @@ class Relay:
 
     def _pass(self, blob: bytes) -> bytes:
         ended = blob.endswith(sse.DONE)
-        events = blob[: -len(sse.DONE)] if ended else blob
-        if events and _plain(events):
-            events = self._note_data(events)
-            return events + self._close(None) if ended else events
+        end = len(blob) - len(sse.DONE) if ended else len(blob)
+        if end and _plain(blob, end):
+            shown = self._note_data(blob)
+            if ended and not self._close(None):
+                return shown[: -len(sse.DONE)]
+            return shown
+        events = blob[:end]
         wrong: Fault | None = None
         if events or not self.started:
             events, ended, wrong = self._sort(blob)
@@ -241,12 +302,31 @@ class Relay:
             self._note_finish(events)
         if self._hide_usage and b'"usage"' in events:
             shown = _without_nulls(events)
-            if b'"usage"' in shown:
+            if times := shown.count(b'"usage"'):
                 self._keep(events)
-                return _without_usage(shown)
+                return _without_usage(shown, times)
             events = shown
         self._keep(events)  # mostly the very bytes that are kept elsewhere, to go on from
         return events
+
+    def _learn(self, event: bytes) -> None:
+        """Take the form of ``event``, which is good, unless it has more to tell than a text."""
+        self._lessons -= 1
+        form = form_of(event)
+        if form is None or _FINISHED.search(event):
+            return
+        head, tail = _without_nulls(form.head), _without_nulls(form.tail)
+        if b'"usage"' in head or b'"usage"' in tail:
+            return
+        self._learnt = form
+        hides = self._hide_usage and len(head) + len(tail) < len(event)
+        self._shown = (head[:-1], tail[1:]) if hides else None
+        if self._record is not None:
+            self._record.begin(*self._around(form))
+
+    def _around(self, form: Form) -> Around:
+        """What the client gets around the texts of events of ``form``."""
+        return self._shown or (form.head[:-1], form.tail[1:])
 
     def _keep(self, events: bytes) -> None:
         self._tail.append(events)
@@ -313,7 +393,7 @@ def author_of(data: bytes) -> Author:
     """Who wrote it; an empty one where that can't be read."""
     try:
         return _authors.decode(data)
-    except _UNREADABLE:
+    except UNREADABLE:
         return Author()
 
 
@@ -324,20 +404,22 @@ def _one_event(data: bytes) -> bool:
         return False
     try:
         _plain_one.decode(data[6:end])
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     return data.endswith(b"\n")
 
 
-def _plain(events: bytes) -> bool:
-    """Whether each is one line of data with a JSON object in it, and no error."""
-    if not events.startswith(b"data: {") or not events.endswith(b"}\n\n"):
+def _plain(blob: bytes, end: int) -> bool:
+    """Whether each event before ``end`` is one line of data with a JSON object in it, and no error."""
+    if not blob.startswith(b"data: {") or not blob.endswith(b"}\n\n", 0, end):
         return False
     try:
-        objects = events[7:-3].split(_BETWEEN)
+        objects = blob[7 : end - 3].split(_BETWEEN)
+        if len(objects) >= MANY:
+            objects = unlike(objects)
         array = b"[{%b}]" % _MARKED.join(objects)
         found = _plain_many.decode(array)
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     # All marks are where they belong, so each object is one by itself; a line end that is left is inside of an event.
     marks = len(objects) - 1
@@ -350,7 +432,7 @@ def _whole(data: bytes) -> bool:
         return True
     try:
         _errors.decode(data)
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     return True
 
@@ -405,14 +487,15 @@ def _without_nulls(events: bytes) -> bytes:
     return events
 
 
-def _without_usage(events: bytes) -> bytes:
-    """``events`` without the chunk that is there for usage alone."""
-    at = events.rfind(b'"usage"')
-    while at >= 0:
+def _without_usage(events: bytes, times: int) -> bytes:
+    """``events`` without the chunk that is there for usage alone; ``times``: how often usage stands in them."""
+    start = len(events)
+    while times > 0:
+        at = events.rfind(b'"usage"', 0, start)
         start, stop = _around(events, at)
+        times -= events.count(b'"usage"', start, stop)
         event = events[start : stop - 2]
         chunk = _decode(event) if any(mark in event for mark in _NO_CHOICES) else None
         if chunk is not None and chunk.usage is not None and not chunk.choices:
             events = events[:start] + events[stop:]
-        at = events.rfind(b'"usage"', 0, start)
     return events

@@ -10,6 +10,7 @@ from router.backends.base import Facts
 from router.backends.http.relay import Relay
 from router.errors import Fault, FaultKind
 from router.wire import sse
+from router.wire.record import Record
 from tests import upstream as up
 
 
@@ -284,3 +285,76 @@ def test_segmentation_never_matters(
     for line in one[0].split(b"\n\n"):
         if line.startswith(b"data: {"):
             json.loads(line[6:])
+
+
+def relayed_by_event(pieces: list[bytes], *, hide: bool, lessons: int) -> tuple[object, ...]:
+    relay, record = Relay(hide_usage=hide), Record(1 << 20)
+    relay._lessons = lessons
+    relay.record(record)
+    out = [(relay.feed(piece), relay.heard) for piece in pieces]
+    fed = b"".join(blob for blob, _ in out)
+    assert b"".join(record) == fed
+    relay.record(None)
+    fault, finished = relay.fault, relay.finished
+    rest, facts = relay.end(), Facts()
+    relay.note(facts)
+    ended = relay.done, str(fault), str(relay.fault), finished
+    return out, rest, ended, facts.finished, facts.input_tokens, facts.output_tokens, relay.told()
+
+
+ODD = [
+    b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}],"error":{"message":"no"}}\n\n',
+    b'data: {"choices":[{"delta":{"content":"a\\"},"finish_reason":null}]}\n\n',
+    b'data: {"choices":[{"delta":{"content":"a"b"},"finish_reason":null}]}\n\n',
+    b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n',
+    b'data: {"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":2}}\n\n',
+    b"data: [DONE]\n\n",
+    b": a comment\n\n",
+    b"\r\n",
+    b"\n",
+    b"data: {",
+    b"event: error\ndata: {}\n\n",
+]
+
+
+@given(
+    st.lists(st.text(max_size=5), min_size=2, max_size=30),
+    st.lists(st.tuples(st.integers(0, 32), st.sampled_from(ODD)), max_size=3),
+    st.lists(st.tuples(st.integers(0, 31), st.integers(1, 200)), max_size=3),
+    st.booleans(),
+    st.integers(0, 3),
+)
+@settings(max_examples=300, deadline=None)
+def test_what_is_learnt_of_a_stream_changes_nothing(
+    texts: list[str],
+    odd: list[tuple[int, bytes]],
+    splits: list[tuple[int, int]],
+    hide: bool,
+    joined: int,
+) -> None:
+    pieces = [up.event(up.chunk({"content": text}) | {"usage": None}) for text in texts]
+    pieces += [up.event(up.chunk({}, finish="stop")), ODD[4], up.DONE]
+    for at, one in odd:
+        pieces.insert(at, one)
+    for at, size in splits:
+        if at < len(pieces):
+            pieces[at : at + 1] = [part for part in (pieces[at][:size], pieces[at][size:]) if part]
+    pieces = [b"".join(pieces[at : at + joined + 1]) for at in range(0, len(pieces), joined + 1)]
+    learnt = relayed_by_event(pieces, hide=hide, lessons=4)
+    assert learnt == relayed_by_event(pieces, hide=hide, lessons=0)
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b ", "é", '"', "\\", "\n"]), min_size=20, max_size=40),
+    st.integers(0, 39),
+)
+@settings(deadline=None)
+def test_many_events_at_once_are_checked_as_one_by_one(texts: list[str], at: int) -> None:
+    pieces = [up.event(up.chunk({"content": text})) for text in texts]
+    for bad in (None, *ODD[:3]):
+        data = b"".join(
+            [*pieces[:at], bad or b"", *pieces[at:], up.event(up.chunk({}, finish="stop")), up.DONE]
+        )
+        one, two = relayed(data), relayed(data, up.at_random(at, 50))
+        assert one[0] == two[0]
+        assert (one[1] is None) == (two[1] is None) == (bad is None)
