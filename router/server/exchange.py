@@ -273,7 +273,7 @@ class Exchange(msgspec.Struct, eq=False):
             transport.write(b"%x\r\n%b\r\n" % (len(blob), blob))
         else:
             transport.write(self._framed(blob))
-        return not connection._paused  # noqa: SLF001 - the property is a call for each chunk of a stream
+        return not connection.writing_paused
 
     def end(self) -> None:
         """The stream is whole, if its [DONE] didn't say so already."""
