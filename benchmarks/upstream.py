@@ -78,6 +78,10 @@ class Connection(asyncio.Protocol):
         self._pace_s = pace_s
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
+        self._missing = 0
+        """So much, at least, until a request is whole."""
+        self._pieces: list[bytes] = []
+        """What came of it since."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep it."""
@@ -85,11 +89,19 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Answer what is whole."""
+        if self._missing > 0:
+            self._missing -= len(data)
+            self._pieces.append(data)
+            if self._missing > 0:
+                return
+            data = b"".join(self._pieces)
+            self._pieces.clear()
         self._buffer += data
         while (end := self._buffer.find(b"\r\n\r\n")) >= 0:
             size = _size(self._buffer[:end].lower())
             request, rest = self._buffer[: end + 4 + size], self._buffer[end + 4 + size :]
-            if len(request) < end + 4 + size:
+            self._missing = end + 4 + size - len(request)
+            if self._missing > 0:
                 return
             self._buffer = rest
             assert self._transport is not None

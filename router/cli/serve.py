@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import ctypes
 import errno
 import socket
 import sys
@@ -30,6 +32,11 @@ from router.log import install
 
 if TYPE_CHECKING:
     from router.server.serving import Serving
+
+MMAP_FROM_BYTES = 32 * 1024 * 1024
+"""Below it a buffer comes from the heap, where the next one finds its memory; as much as glibc chooses by itself."""
+KEPT_BYTES = 32 * 1024 * 1024
+"""So much free memory at the heap's end isn't given back: a prompt of 8 MiB, its text, and what is between."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -86,12 +93,25 @@ def _serve(config: Config) -> int:
         print(bold(f"Nenya {__version__} is ready", sys.stdout), end="\n\n")
         print(banner(config, serving.url, serving.admin_url), flush=True)
 
+    keep_freed_memory()
     try:
         return _runner()(serve_until_stopped(config, on_ready=on_ready))
     except KeyboardInterrupt:
         return INTERRUPTED
     except (NenyaError, EngineError) as error:
         return _fail(str(error))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc's allocator keep what long prompts free; other C libraries stay as they are.
+
+    It gives a free buffer back to the system and gets the next one from there, a page fault each 4 KiB: 0.4 of 2 ms
+    for a body of 1 MiB. Source: mallopt(3), M_TRIM_THRESHOLD and M_MMAP_THRESHOLD.
+    """
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, KEPT_BYTES)
+        mallopt(-3, MMAP_FROM_BYTES)
 
 
 def _runner() -> Callable[[Coroutine[None, None, int]], int]:

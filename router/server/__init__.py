@@ -2,6 +2,7 @@
 
     connection   one TCP connection: its clocks, its limits, and aiohttp's own errors made ours
     exchange     one request and its answer, as bytes
+    long_body    the rest of a long request, read where it stays
     screening    what is refused from the head alone
     routes       which path is whose, as data
     front        match, authenticate, serve; the last resort

@@ -22,7 +22,14 @@ from aiohttp.streams import EMPTY_PAYLOAD
 
 from router.ending import Ending
 from router.errors import overloaded
-from router.server.exchange import BrokenBody, ClientGone, Dates, Exchange, error_bytes
+from router.server.exchange import (
+    LONG_BODY_BYTES,
+    BrokenBody,
+    ClientGone,
+    Dates,
+    Exchange,
+    error_bytes,
+)
 from router.server.one_by_one import OneByOne
 from router.server.screening import malformed
 from router.server.timeouts import Timeouts
@@ -233,7 +240,9 @@ class Connection(asyncio.Protocol):
             self._break()
         queue = self._messages
         queue.extend(messages)
-        if len(queue) >= MAX_QUEUED and not self._buffer_paused:
+        # What follows much of a body is more of it, and may go another way (`long_body`).
+        crowded = len(queue) >= MAX_QUEUED or len(data) >= LONG_BODY_BYTES
+        if crowded and not self._buffer_paused:
             self._buffer_paused = True
             self._pause_transport()
         if task is None:
@@ -372,6 +381,10 @@ class Connection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             raise ClientGone
         transport.write(data)
+
+    def renew_parser(self) -> None:
+        """Have the next request read by a parser that has seen nothing; after a body that went past the old one."""
+        self._parser = None
 
     def release(self) -> None:
         """Write what is held."""

@@ -24,6 +24,7 @@ from aiohttp import HttpVersion11, StreamReader, hdrs
 from aiohttp.streams import EMPTY_PAYLOAD
 
 from router.errors import ApiError
+from router.server.long_body import LongBody
 from router.server.screening import malformed, too_large, too_slow
 from router.wire.completion import error_event
 from router.wire.sse import DONE
@@ -166,11 +167,28 @@ class Exchange(msgspec.Struct, eq=False):
         self._say_continue()
         try:
             async with asyncio.timeout(limits.body_timeout_s):
-                return await self._collect(limits.max_body_bytes)
+                if length is None or int(length) < LONG_BODY_BYTES:
+                    return await self._collect(limits.max_body_bytes)
+                return await self._receive(int(length))
         except TimeoutError as error:
             raise too_slow(limits.body_timeout_s) from error
         except BrokenBody as error:
             raise malformed() from error
+
+    async def _receive(self, size: int) -> bytes:
+        """A long body whose length is known."""
+        line = self.connection.gate.long_bodies
+        body = LongBody(self.connection, self.payload, size)
+        try:
+            while not body.whole:
+                await line.turn()
+                await body.more()
+            await line.turn()  # it is decoded next
+        except BaseException:
+            body.abandon()
+            raise
+        self.body_read = True
+        return body.take()
 
     async def _collect(self, limit_bytes: int) -> bytes:
         pieces: list[bytes] = []

@@ -1,7 +1,9 @@
 """`nenya serve` up to the server: what it starts, what it prints, and why it doesn't start."""
 
 import logging
+import platform
 import socket
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -263,3 +265,23 @@ def test_the_end_is_the_exit_code(
     server.ends = end
     assert main(["serve"]) == code
     assert "Traceback" not in capsys.readouterr().err
+
+
+FREED = """
+import resource
+from router.cli import serve
+serve.keep_freed_memory()
+def prompt():
+    return [bytes(2**20).decode() for _ in range(3)]
+prompt()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(50):
+    prompt()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_what_long_prompts_free_is_kept() -> None:
+    run = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 1000  # else 1,200 a prompt

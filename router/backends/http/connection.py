@@ -28,9 +28,12 @@ from router.errors import Fault, FaultKind, IllegalMove
 WRITE_BYTES = 64 * 1024
 """Up to here head and body are one write."""
 
-PIECE_BYTES = 256 * 1024
-"""More goes out in pieces of this size as the network takes them, so that a long prompt is neither copied into the
-transport's buffer nor encrypted in one go; a piece takes below 0.2 ms to encrypt."""
+PIECE_BYTES = 4 * 1024 * 1024
+"""More goes out in pieces of this size as the network takes them; Linux' buffer of a socket grows to as much. In pieces
+of 256 KiB a prompt of 1 MiB costs 0.1 ms more: the provider's machine is woken for each."""
+
+ENCRYPTED_PIECE_BYTES = 256 * 1024
+"""The same under TLS, where the whole piece is encrypted in one go, in below 0.2 ms, and kept by the transport."""
 
 HIGH_WATER_BYTES = 256 * 1024
 """What may wait for a slow reader before the network is told to stop: about 1,300 stream chunks, or one read."""
@@ -215,6 +218,8 @@ class Connection(asyncio.Protocol):
             self._held = b"".join((head, *body))
             self._owner.ending.write(self._release)
         else:
+            if body and len(body[0]) <= WRITE_BYTES:  # what is before a long prompt's messages
+                head, body = head + body[0], body[1:]
             self._unsent = [memoryview(piece) for piece in (head, *body)][::-1]
             self._pump()
         return exchange
@@ -408,12 +413,16 @@ class Connection(asyncio.Protocol):
 
     def _pump(self) -> None:
         unsent = self._unsent
+        if not unsent:
+            return
+        wire = self._wire()
+        size = ENCRYPTED_PIECE_BYTES if wire.get_extra_info("sslcontext") else PIECE_BYTES
         while unsent and not self._write_paused:
             piece = unsent.pop()
-            if len(piece) > PIECE_BYTES:
-                unsent.append(piece[PIECE_BYTES:])
-                piece = piece[:PIECE_BYTES]
-            self._wire().write(piece)
+            if len(piece) > size:
+                unsent.append(piece[size:])
+                piece = piece[:size]
+            wire.write(piece)
 
     def _stop_timers(self) -> None:
         self._alarm.stop()
