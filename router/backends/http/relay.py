@@ -268,11 +268,11 @@ class Relay:
                 return
 
     def told(self) -> tuple[str | None, tuple[str, ...]]:
-        """The model and the choices' finish reasons, by what came last."""
+        """The model and the choices' finish reasons, by what came last of those that tell them."""
         model: str | None = None
         reasons: dict[int, str] = {}
         for blob in self._tail:
-            if blob is self._tail[-1] or _FINISHED.search(blob):
+            if model is None or blob is self._tail[-1] or _FINISHED.search(blob):
                 for event in sse.split(blob):
                     author = author_of(sse.data_of(event) or b"")
                     model = author.model or model

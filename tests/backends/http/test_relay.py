@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from router.backends.base import Facts
@@ -317,6 +317,7 @@ ODD = [
 ]
 
 
+@example(["", "", ""], [(2, ODD[4]), (4, ODD[0])], [], False, 0)  # what came last tells no model
 @given(
     st.lists(st.text(max_size=5), min_size=2, max_size=30),
     st.lists(st.tuples(st.integers(0, 32), st.sampled_from(ODD)), max_size=3),
