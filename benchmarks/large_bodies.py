@@ -220,11 +220,10 @@ def _bare(home: Path, core: int) -> Stall:
 def body(size: int, shape: str) -> bytes:
     """A request whose body has about so many bytes, and not more."""
     data = b'{"model": "long", "messages": [%b]}'
-    text = TEXT * ((size if shape == "one" else MESSAGE_BYTES) // len(TEXT))
-    message = json.dumps({"role": "user", "content": text}).encode()
+    lines = MESSAGE_BYTES // len(TEXT)
     if shape == "one":  # what is escaped takes two bytes
         lines = (size - len(data) - 50) // len(json.dumps(TEXT).encode())
-        message = json.dumps({"role": "user", "content": TEXT * lines}).encode()
+    message = json.dumps({"role": "user", "content": TEXT * lines}).encode()
     data %= b", ".join([message] * max(1, (size - len(data)) // (len(message) + 2)))
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"

@@ -33,6 +33,8 @@ from router.log import (
     JsonFormatter,
     Line,
     RequestLog,
+    _fractions,
+    _rounded,
     install,
     plain,
 )
@@ -382,3 +384,9 @@ def test_lines_of_a_moment_say_what_each_says_alone() -> None:
     for together in (held, [*held, odd], [*held, Line(1e9, 20, "nenya", "target", {"a": 1})]):
         alone = [JsonFormatter().write(line) for line in together]
         assert JsonFormatter().write_all(together).splitlines() == alone
+
+
+def test_every_fraction_of_a_request_is_rounded_in_its_own_way_too():
+    names = _fractions(RequestDone)
+    rounded = _rounded(msgspec.structs.replace(REQUEST, **dict.fromkeys(names, 1.23456789)))
+    assert {name: getattr(rounded, name) for name in names} == dict.fromkeys(names, 1.234568)

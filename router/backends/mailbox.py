@@ -78,8 +78,6 @@ class Mailbox(Struct, Generic[T], eq=False):
     """What may wait, in the unit of put's size, before the writer is asked to pause."""
     on_full: Callable[[], None] | None = None
     """Called when more than ``high_water`` waits."""
-    on_drained: Callable[[], None] | None = None
-    """Called when it was taken."""
     size: int = 0
     """What waits to be taken, in the unit of put's size."""
     closed: bool = False
@@ -146,9 +144,7 @@ class Mailbox(Struct, Generic[T], eq=False):
             self.on_full()
 
     def drained(self) -> None:
-        """It was taken."""
-        if self.on_drained is not None:
-            self.on_drained()
+        """It was taken; nothing here, for who can pause its writer."""
 
     async def pour(self, tap: Callable[[T], bool], until: float) -> None:
         """Have ``tap`` called with each item as it is put, instead of waking the reader for it.

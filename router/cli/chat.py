@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 import time
 
 from msgspec import Struct
 
 from router.cli import FAILED, INTERRUPTED, OK, USAGE
-from router.cli.completions import ChatFailed, Client, Message, NoServer, Request
+from router.cli.completions import ChatFailed, Client, Message, NoServer, Request, key_in
 from router.cli.terminal import clean, dim
 
 _PROMPT = "> "
@@ -83,14 +82,9 @@ class Conversation:
 
 def run(arguments: argparse.Namespace) -> int:
     """One answer if there is a prompt, else a conversation."""
-    key = os.environ.get(arguments.key_env) or None
-    if key is not None and not (key.isascii() and key.isprintable()):
-        return _fail(
-            f"the key in {arguments.key_env} has characters that a header can't have", USAGE
-        )
     asking = Asking(arguments.system, arguments.temperature, arguments.max_tokens)
     try:
-        client = Client(arguments.url, key)
+        client = Client(arguments.url, key_in(arguments.key_env))
     except ChatFailed as error:
         return _fail(str(error), USAGE)
     try:

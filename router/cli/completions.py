@@ -7,6 +7,7 @@ ChatFailed whose text is for people; a stream that ends without ``[DONE]`` is on
 from __future__ import annotations
 
 import http.client
+import os
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,6 +95,14 @@ class _Model(Struct, frozen=True):
 
 class _Models(Struct, frozen=True):
     data: tuple[_Model, ...]
+
+
+def key_in(variable: str) -> str | None:
+    """The key in that environment variable, if it has one. Raises ChatFailed where a header can't have it."""
+    key = os.environ.get(variable) or None
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise ChatFailed(f"the key in {variable} has characters that a header can't have")
+    return key
 
 
 class Client:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from collections.abc import Iterator
 import msgspec
 
 from router.cli import FAILED, OK, USAGE
-from router.cli.completions import ChatFailed, Client, NoServer
+from router.cli.completions import ChatFailed, Client, NoServer, key_in
 from router.cli.table import Cell, aligned
 from router.cli.terminal import bold, clean
 from router.recent import Error, Rates
@@ -25,13 +24,8 @@ _MOST_CHARS = 80
 
 def run(arguments: argparse.Namespace) -> int:
     """Print it once; or again and again, whatever happens to the router, until Ctrl-C."""
-    key = os.environ.get(arguments.key_env) or None
-    if key is not None and not (key.isascii() and key.isprintable()):
-        why = f"the key in {arguments.key_env} has characters that a header can't have"
-        print(f"nenya: {why}", file=sys.stderr)
-        return USAGE
     try:
-        client = Client(arguments.url, key)
+        client = Client(arguments.url, key_in(arguments.key_env))
     except ChatFailed as error:
         print(f"nenya: {error}", file=sys.stderr)
         return USAGE

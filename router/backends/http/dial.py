@@ -151,8 +151,6 @@ class Dialer:
         """
         addresses = self._written or await self._addresses()
         try:
-            if len(addresses) == 1:
-                return await self._connect(make(), addresses[0])
             return await first(addresses, lambda address: self._connect(make(), address))
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", None) or error.reason or "handshake failed"
