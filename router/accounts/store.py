@@ -59,7 +59,13 @@ ALTER TABLE usage ADD COLUMN burnt_output_tokens INTEGER;
 )
 """To each version of the schema from the one before it; the first is `_SCHEMA`."""
 _VERSION = 1 + len(_CHANGES)
-_ROW = f"({', '.join('?' * 20)})"
+_NONE = -1
+"""What NULL is bound as: sqlite3 looks for an adapter for None, and for a bool, by an exception of its own, 2,000
+instructions each. No count and no time is negative."""
+_ROW = (
+    "(?, ?, ?, ?, ?, ?, NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1), ?, ?, ?, ?, ?, ?, NULLIF(?, -1), ?,"
+    " NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1))"
+)
 _ROWS_A_STATEMENT = 32
 """A quarter less to write than row by row; more make no difference."""
 _INSERT = f"INSERT INTO usage VALUES {_ROW}"  # noqa: S608 - ours
@@ -258,15 +264,18 @@ def _key(row: tuple[object, ...]) -> StoredKey:
 def _usage_row(entry: Entry) -> tuple[object, ...]:
     """What an upstream says of its usage, or calls its error, may be nonsense; a row must not fail on it."""
     done = entry.done
-    given, cached, wrote = done.input_tokens, done.cached_input_tokens, done.output_tokens
-    burnt, burnt_output = done.burnt_input_tokens, done.burnt_output_tokens
+    first_token_s, overhead_s = done.first_token_s, done.overhead_s
     return (
         entry.at, _text(done.request_id), _text(done.key_id), done.model, done.target, done.provider,
-        given and min(given, MOST_TOKENS), cached and min(cached, MOST_TOKENS), wrote and min(wrote, MOST_TOKENS),
-        1 if done.tokens_estimated else 0, min(entry.cost_nanos, MOST_NANOS), done.status,
-        _text(done.outcome), done.attempts, done.streaming, done.first_token_s, done.duration_s, done.overhead_s,
-        burnt and min(burnt, MOST_TOKENS), burnt_output and min(burnt_output, MOST_TOKENS),
+        _count(done.input_tokens), _count(done.cached_input_tokens), _count(done.output_tokens),
+        1 if done.tokens_estimated else 0, min(entry.cost_nanos, MOST_NANOS), done.status, _text(done.outcome),
+        done.attempts, 1 if done.streaming else 0, _NONE if first_token_s is None else first_token_s, done.duration_s,
+        _NONE if overhead_s is None else overhead_s, _count(done.burnt_input_tokens), _count(done.burnt_output_tokens),
     )  # fmt: skip
+
+
+def _count(tokens: int | None) -> int:
+    return _NONE if tokens is None else tokens if tokens < MOST_TOKENS else MOST_TOKENS
 
 
 def _text(text: str) -> str:
