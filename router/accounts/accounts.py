@@ -11,7 +11,7 @@ from collections.abc import Set as AbstractSet
 
 from router.accounts.bookkeeper import Bookkeeper, Snapshot
 from router.accounts.budgets import Budgets, quota_error
-from router.accounts.charge import NO_HOLDS, Charge
+from router.accounts.charge import Charge, Holds
 from router.accounts.estimate import Size, most_output
 from router.accounts.keys import KeyRing
 from router.accounts.limits import Windows, headers_of, limit_error
@@ -87,7 +87,8 @@ class Accounts(Hearer):
         worst = None
         if pair.budget_nanos is not None:
             worst = self._worst(pair, size, given, likely, now)
-        windows, holds, lines = pair.windows, NO_HOLDS, ""
+        windows, lines = pair.windows, ""
+        holds: Holds = ()
         if windows is not None:
             taken = windows.admit(given + likely, now)
             if taken is None:
@@ -144,7 +145,7 @@ class Accounts(Hearer):
 
         Raises ApiError 429 where that isn't left; first of all the one of the limits, if they refuse the request too.
         """
-        most = most_output(size, None)
+        most = most_output(size)
         worst = cost_nanos(pair.model.price, Tokens(given, None, likely if most is None else most))
         if pair.spending.fits(worst, pair.budget_nanos or 0):
             return worst

@@ -21,8 +21,7 @@ from router.policy.gcra import Gcra, Hold
 FRAME_EVENTS = 2
 """A stream's first event has the role and its last the end: no token's."""
 
-NO_HOLDS: tuple[tuple[Gcra, Hold], ...] = ()
-"""Of a request that no window of tokens limits."""
+Holds = Sequence[tuple[Gcra, Hold]]
 
 
 class Bill(msgspec.Struct, frozen=True, gc=False):
@@ -48,7 +47,7 @@ class Charge(msgspec.Struct, eq=False):
     """Tokens of input, as they were guessed."""
     past: Outputs
     """What learns how much it wrote."""
-    holds: Sequence[tuple[Gcra, Hold]]
+    holds: Holds
     """Of the pair's windows of tokens."""
     budget_nanos: int | None
     """Reserved of the budget; None for a key without one."""

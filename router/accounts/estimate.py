@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from math import floor
 
 import msgspec
 
@@ -37,8 +38,8 @@ SAMPLES = 32
 """Past outputs kept for each kind of request: enough for a percentile, small for ten thousand keys."""
 LEAST_SAMPLES = 5
 """Below it the percentile is one answer's luck."""
-LOOK_EVERY = 4
-"""Answers between two looks for the percentile: a look sorts all samples, a fifth of a microsecond for each answer."""
+LOOK_EVERY = 8
+"""Answers from one look for the percentile to the next: it hardly moves with fewer, and a look sorts all samples."""
 MOST_OUTPUT = 1_000_000
 """More than any model writes; an upstream that says more is wrong."""
 MOST_MAGNITUDE = MOST_OUTPUT.bit_length()
@@ -62,7 +63,7 @@ def request_size(request: Request, body: bytes) -> Size:
     others = 0
     for message in messages:
         content = message.content
-        if type(content) is not str and content is not None:
+        if content is not None and not isinstance(content, str):
             others += sum(part.__struct_config__.tag not in TEXTS for part in content)
     if not others:
         return Size(len(body), 0, request.output_limit, request.choices)
@@ -128,7 +129,7 @@ class Outputs:
 
 
 Guess = tuple[int, int, Outputs]
-"""Tokens of input, at least 1; of output in all choices, at most what the limit allows; and what learns of the answer."""
+"""Tokens of input, at least 1; of output in all choices, at most what the limit allows; what learns of the answer."""
 
 
 class Estimator:
@@ -145,16 +146,18 @@ class Estimator:
 
     def guess(self, size: Size) -> Guess:
         """What a request of that size will take."""
-        given = int(size.text_bytes * self.ratio.value + 0.5) + size.overhead_tokens or 1
-        limit, magnitude = most_output(size, self._cap), 0
+        given = floor(size.text_bytes * self.ratio.value + 0.5) + size.overhead_tokens or 1
+        limit, magnitude = size.output_limit, 0
+        if limit is None:
+            limit = self._cap
         if limit is not None:
+            limit *= size.choices
             magnitude = min(limit.bit_length(), MOST_MAGNITUDE)
         past = self._outputs.get(magnitude) or self._outputs.setdefault(magnitude, Outputs())
         likely = past.high or PRIOR_OUTPUT * size.choices
         return given, likely if limit is None or likely < limit else limit, past
 
 
-def most_output(size: Size, cap: int | None) -> int | None:
-    """Most tokens that all choices can have; None where nobody set a limit."""
-    limit = size.output_limit if size.output_limit is not None else cap
-    return None if limit is None else limit * size.choices
+def most_output(size: Size) -> int | None:
+    """Most tokens that all choices can have; None where the client set no limit."""
+    return None if size.output_limit is None else size.output_limit * size.choices
