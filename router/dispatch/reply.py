@@ -14,7 +14,8 @@ from router.errors import Fault, api_error
 from router.policy.breaker import Verdict
 from router.wire.record import Record
 
-_GOOD, _VOID = Verdict.GOOD, Verdict.VOID  # reading them through their class takes longer than a call
+# Reading them through their class takes longer than a call.
+_GOOD, _VOID = Verdict.GOOD, Verdict.VOID
 
 
 def answer_headers(theirs: Mapping[str, str], charge: Charge | None) -> Mapping[str, str]:
