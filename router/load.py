@@ -133,22 +133,23 @@ class FirstTokens:
         return sorted(samples)[int(q * (len(samples) - 1))]
 
 
+FIRST_MEAN = 200.0
+"""Public chat traces have means of 211 (Azure 2023) and 347 (Mooncake); a few answers correct it."""
+MEAN_SHARE = 1 / 64
+"""Of a new answer in the mean."""
+
+
 class MeanOutput:
     """The mean length of a model's answers, in tokens."""
 
     __slots__ = ("value",)
 
-    START = 200.0
-    """Public chat traces have means of 211 (Azure 2023) and 347 (Mooncake); a few answers correct it."""
-    SHARE = 1 / 64
-    """Of a new answer in the mean."""
-
     def __init__(self) -> None:
-        self.value = self.START
+        self.value = FIRST_MEAN
 
     def saw(self, tokens: int) -> None:
         """An answer ended."""
-        self.value += self.SHARE * (tokens - self.value)
+        self.value += MEAN_SHARE * (tokens - self.value)
 
 
 class Load:

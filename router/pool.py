@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import final
 
 import msgspec
 
@@ -31,7 +32,7 @@ from router.policy.least_tokens import LeastTokens
 from router.policy.lmetric import LMetric
 from router.policy.local_first import LocalFirst
 from router.policy.power_of_two import PowerOfTwo
-from router.policy.quota import Quota
+from router.policy.quota import Hold, Quota
 from router.policy.round_robin import RoundRobin
 from router.policy.slow_start import SlowStart
 from router.policy.weighted import Weighted
@@ -109,7 +110,7 @@ class Member:
     ) -> None:
         """``price``: what it costs us; ``thrift``: how much that matters, 0 to 1."""
         self.target = target
-        self.local = target.kind == "engine"
+        self.local = target.local
         self._price = price
         self._thrift = thrift
         self.load = target.load
@@ -137,6 +138,7 @@ class Member:
         return float((usd + LEAST_EXPENSE) ** self._thrift)
 
 
+@final
 class Refusal(msgspec.Struct, frozen=True):
     """Nobody can take the request."""
 
@@ -154,6 +156,8 @@ class Shared(msgspec.Struct, frozen=True):
     index: PrefixIndex
     rng: random.Random
     slow_start: SlowStart
+    guarded: set[Target]
+    """See `router.target`."""
     queue: Queue = Queue()
 
 
@@ -163,6 +167,7 @@ class Route:
     __slots__ = (
         "_by_slot",
         "_chooser",
+        "_guarded",
         "_index",
         "_mixed",
         "_quotas",
@@ -174,6 +179,7 @@ class Route:
         "_sized",
         "_slots",
         "_slow_start",
+        "_targets",
         "decisions",
         "fallbacks",
         "line",
@@ -218,6 +224,8 @@ class Route:
         self._index = shared.index
         self._rng = shared.rng
         self._slow_start = shared.slow_start
+        self._guarded = shared.guarded
+        self._targets = frozenset(member.target for member in members)
         self._by_slot = {member.load.slot: member for member in members}
         self._slots = sum(1 << slot for slot in self._by_slot)
 
@@ -234,12 +242,7 @@ class Route:
     @property
     def wants_size(self) -> bool:
         """Whether ``lease`` is of use with facts that say no more than a request's length."""
-        if self._sized:
-            return True
-        for quota in self._quotas:  # noqa: SIM110 - asked of every request, and a generator costs more than the loop
-            if quota.counting:
-                return True
-        return False
+        return self._sized or (bool(self._guarded) and any(one.counting for one in self._quotas))
 
     def providers(self) -> Route:
         """The same route with its providers alone."""
@@ -250,40 +253,54 @@ class Route:
         self, now: float, exclude: Collection[Target] = (), facts: Facts | None = None
     ) -> Lease | Refusal:
         """A lease on the member that should serve, or why there is none. ``exclude``: those tried already."""
-        if self._slow_start.places:
+        guarded = self._guarded
+        if guarded and self._slow_start.places:
             self._slow_start.update(now)
+        free = not exclude and (not guarded or guarded.isdisjoint(self._targets))
         blocks = facts.blocks if facts is not None else ()
         depths = self._index.depths(blocks) if blocks else NOBODY
         policy, rotation = self._chooser, self._rotation
+        ready: Sequence[Member]
         if policy is None:
             assert rotation is not None, "a policy is one or the other"
-            member = self._next(rotation, facts, now, exclude)
-            if isinstance(member, Refusal):
-                return member
-            demand = UNKNOWN if facts is None else self._demand(facts, depths, (member,))
-            choices = len(self.members)
+            turn = self._next(rotation, facts, now, exclude)
+            if type(turn) is Refusal:
+                return turn
+            ready, member = self.members, turn
+            demand = UNKNOWN if facts is None else self._demand(facts, depths, (turn,))
         else:
-            ready = self._ready(depths, facts, now, exclude)
-            if isinstance(ready, Refusal):
-                return ready
+            ready = self.members
+            if self._samples:
+                ready = self._sample(depths)
+            if not free:
+                admitting = self._ready(ready, facts, now, exclude)
+                if type(admitting) is Refusal:
+                    return admitting
+                ready = admitting
             demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
-            choices = len(ready)
             alone = len(self.members) == 1
             member = ready[0] if alone else policy.pick(ready, demand, now, self._rng)
-        target, counts = member.target, self.decisions.counts
-        if target.breaker.state is ADMITTING and not self._mixed:
-            counts["policy" if choices > 1 else "only"] += 1
-        else:
-            counts[self._reason(member, choices, now)] += 1
-        if blocks:
-            slot = member.load.slot
-            self._index.record(slot, blocks)
-            self.decisions.matches.observe(demand.cached.get(slot, 0) / demand.input_tokens)
-        claim = NOTHING if facts is None else member.load.claim(demand)
-        quota, hold = target.quota, None
-        if quota is not None and quota.counting:
-            hold = quota.reserve(self._need(facts), now)
+        target = member.target
+        reason: Choice = "policy" if len(ready) > 1 else "only"
+        if self._mixed or target.breaker.state is not ADMITTING:
+            reason = self._reason(member, len(ready), now)
+        self.decisions.counts[reason] += 1
+        claim = NOTHING
+        if facts is not None:
+            claim = member.load.claim(demand)
+            if blocks:
+                slot = member.load.slot
+                self._index.record(slot, blocks)
+                self.decisions.matches.observe(demand.cached.get(slot, 0) / demand.input_tokens)
+        hold = None if free else self._hold(target, facts, now)
         return target.lease(now, claim, self.outputs, hold)
+
+    def _hold(self, target: Target, facts: Facts | None, now: float) -> Hold | None:
+        """What the request takes of the target's quota; None where nobody counts."""
+        quota = target.quota
+        if quota is None or not quota.counting:
+            return None
+        return quota.reserve(self._need(facts), now)
 
     @staticmethod
     def _reason(member: Member, choices: int, now: float) -> Choice:
@@ -297,24 +314,21 @@ class Route:
 
     def _ready(
         self,
-        depths: Sequence[tuple[int, int]],
+        shown: Sequence[Member],
         facts: Facts | None,
         now: float,
         exclude: Collection[Target],
     ) -> list[Member] | Refusal:
-        """Those whom the policy may choose among."""
-        shown = self._sample(depths) if self._samples else self.members
+        """Those of ``shown`` whom the policy may choose among; of all where none of those admits."""
         ready: list[Member] = []
-        limited = False
+        guarded, limited = self._guarded, False
         for one in shown:
             target = one.target
-            if (  # Target.admits without its call, which takes longer than what it asks
-                target.available
-                and one.load.inflight < target.concurrency.limit
-                and now >= target.resting_until
-                and (target.breaker.state is ADMITTING or target.breaker.admits(now))
-                and target not in exclude
-            ):
+            if target in exclude:
+                continue
+            if target not in guarded:
+                ready.append(one)
+            elif target.admits(now):
                 ready.append(one)
                 quota = target.quota
                 if quota is not None and quota.knows:
@@ -454,12 +468,13 @@ class Pool:
     """All routes and all targets."""
 
     def __init__(
-        self, routes: Mapping[str, Route], targets: Mapping[str, Target], index: PrefixIndex
+        self, routes: Mapping[str, Route], targets: Mapping[str, Target], shared: Shared
     ) -> None:
         """``routes`` by name and alias in lower case; ``targets`` by id."""
         self.routes = routes
         self.targets = targets
-        self.index = index
+        self.index = shared.index
+        self.guarded = shared.guarded
 
     def route(self, name: str) -> Route | None:
         """The model of that name or alias; the case of an alias doesn't matter."""
@@ -484,7 +499,8 @@ def build(
     health = config.health
     slow_start = SlowStart(health.slow_start_s, health.slow_start_aggression)
     rng = rng or random.Random(0)  # noqa: S311 - balancing, no secrets
-    shared = Shared(index, rng, slow_start, config.queue)
+    guarded: set[Target] = set()
+    shared = Shared(index, rng, slow_start, guarded, config.queue)
     targets: dict[str, Target] = {}
     routes: dict[str, Route] = {}
     for name, model in config.models.items():
@@ -503,6 +519,8 @@ def build(
                     id_, backend, there, kind=kind, breaker=breaker, load=load, quota=quota
                 )
                 targets[id_].slow_start = slow_start
+                targets[id_].guarded = guarded
+                guarded.add(targets[id_])
                 if provider is not None:
                     targets[id_].continues = provider.continues
             target = targets[id_]
@@ -514,7 +532,7 @@ def build(
             routes[known_as] = route
     for name, model in config.models.items():
         routes[name].fallbacks = _fallbacks(model, routes)
-    return Pool(routes, targets, index)
+    return Pool(routes, targets, shared)
 
 
 def _fallbacks(model: Model, routes: Mapping[str, Route]) -> Fallbacks:

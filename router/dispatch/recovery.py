@@ -281,20 +281,21 @@ class Recovery:
             self._note(fault, target)
             return None
         rest = Rest(walk, attempt, parts)
-        attempt.answer, attempt.facts = rest, rest.facts
+        attempt.answer = rest
         try:
             await rest.begin()
         except Diverges:
-            attempt.end(None, Verdict.VOID)
-            target.not_continuing_until = walk.clock.now() + NOT_CONTINUING_S
+            now = walk.clock.now()
+            attempt.waste(None, Verdict.VOID, now)
+            target.not_continuing_until = now + NOT_CONTINUING_S
             self._say(target, "diverged")
             return None
         except Fault as fault:
-            attempt.end(fault, Verdict.VOID)
+            attempt.waste(fault, Verdict.VOID, walk.clock.now())
             self._note(fault, target)
             return None
         except BaseException:
-            attempt.end(None, Verdict.VOID)
+            attempt.waste(None, Verdict.VOID, walk.clock.now())
             raise
         self._say(target, "restarted" if parts.said.nothing else "continued")
         return rest
