@@ -189,13 +189,15 @@ class Target:
             self.concurrency.entered(load.inflight, now)
         return Lease(self, now, permit, claim, outputs, hold, predicted_us)
 
-    def heed(self, since: float, now: float, *, good: bool) -> None:
-        """A request sent at ``since`` is over while this target or another was guarded: what its limits learn of that,
-        and whether it is to be guarded any longer.
+    def heed(self, lease: Lease, now: float, *, good: bool) -> None:
+        """A request is over while this target or another was guarded: what its limits learn of that, and whether it is
+        to be guarded any longer.
         """
         concurrency, quota = self.concurrency, self.quota
         if good and concurrency.learned:
-            concurrency.succeeded(since, self.load.inflight, now)
+            concurrency.succeeded(lease.since, self.load.inflight, now)
+        if good and quota is not None and quota.refusals and lease.hold is None:
+            quota.answered()
         if (
             self._available
             and now >= self._resting_until
@@ -270,16 +272,14 @@ class Lease(Struct, eq=False):
             raise IllegalMove(f"lease of {self.target.id}", "settled", "settle")
         self._settled = True
         target, good = self.target, verdict is _GOOD
-        load, quota = target.load, target.quota
-        if self.hold is not None and quota is not None:
-            quota.settle(self.hold, spent, now)
+        load = target.load
+        if self.hold is not None and target.quota is not None:
+            target.quota.settle(self.hold, spent, now)
         if overloaded:
             target.guarded.add(target)
             target.concurrency.overloaded(self.since, load.inflight, now)
         elif target.guarded:
-            if good and self.hold is None and quota is not None and quota.refusals:
-                quota.answered()
-            target.heed(self.since, now, good=good)
+            target.heed(self, now, good=good)
         load.inflight -= 1
         if self._claim is not NOTHING:
             load.remove(self._claim, begun=self._begun)

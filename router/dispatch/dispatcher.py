@@ -100,7 +100,7 @@ class Dispatcher:
         budget.request()
         if route.wants_facts:
             walk.facts = facts_of(call.request)
-        elif route.wants_size:
+        elif route.wants_size():
             walk.facts = size_of(call.request, len(call.body))
 
     def _retry_or_turn(self, walk: Walk, fault: Fault, target: Target) -> None:
