@@ -143,6 +143,7 @@ class Route:
         "line",
         "members",
         "model",
+        "most_blocks",
         "name",
         "outputs",
         "policy",
@@ -178,8 +179,8 @@ class Route:
         self._mixed = len({one.local for one in members}) > 1
         self._quotas = [one.target.quota for one in members if one.target.quota is not None]
         self._sized = isinstance(policy, Headroom) and len(members) > 1
-        self._samples = len(members) > MANY and not isinstance(policy, LocalFirst)
-        """Whether the policy is shown a sample; `LocalFirst` must see both kinds."""
+        self._samples = len(members) > MANY and not isinstance(policy, LocalFirst | Rotation)
+        """Whether the policy is shown a sample; `LocalFirst` must see both kinds, and a rotation asks few."""
         self._plain = None if self._samples or self._mixed else self._chooser
         """What chooses among all members as they are, where a choice needs no more."""
         self._usual: Choice = "policy" if len(members) > 1 else "only"
@@ -190,6 +191,8 @@ class Route:
         self._slow_start = shared.slow_start
         self._guarded = shared.guarded
         self._targets = frozenset(member.target for member in members)
+        self.most_blocks = max((shared.index.capacity(one.load.slot) for one in members), default=0)
+        """Of a prompt, that any member may hold."""
         self._by_slot = {member.load.slot: member for member in members}
         self._slots = sum(1 << slot for slot in self._by_slot)
 
@@ -391,7 +394,7 @@ class Route:
         if len(self.members) > MANY:
             among = sum(1 << member.load.slot for member in ready)
         cached = by_slot(depths, among)
-        if cached and max(cached.values()) > facts.input_tokens:
+        if depths[-1][0] > facts.input_tokens:
             cached = {slot: min(tokens, facts.input_tokens) for slot, tokens in cached.items()}
         return Demand(facts.input_tokens, output, cached)
 
@@ -491,6 +494,8 @@ def build(
         route = Route(name, model, tuple(members), POLICIES[policy_of(model)](model), shared)
         for known_as in (name, name.lower(), *(alias.lower() for alias in model.aliases)):
             routes[known_as] = route
+    for target in targets.values():
+        target.release(0.0)
     for name, model in config.models.items():
         routes[name].fallbacks = _fallbacks(model, routes)
     return Pool(routes, targets, shared)

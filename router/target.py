@@ -80,7 +80,7 @@ class Target:
         self._available = True
         self._resting_until = 0.0
         self.guarded = {self}
-        """The guarded ones of its pool; a new target is, until an answer shows that it need not be."""
+        """The guarded ones of its pool."""
         self.slow_start = SlowStart()
         """Where it is said that it was readmitted; all targets of a pool share one."""
         self.places: list[Place] = []
@@ -198,11 +198,16 @@ class Target:
             concurrency.succeeded(lease.since, self.load.inflight, now)
         if good and quota is not None and quota.refusals and lease.hold is None:
             quota.answered()
+        self.release(now)
+
+    def release(self, now: float) -> None:
+        """Guard it no longer where nothing keeps requests from it from now on."""
+        quota = self.quota
         if (
             self._available
             and now >= self._resting_until
             and self.breaker.state is ADMITTING
-            and concurrency.limit == UNLIMITED
+            and self.concurrency.limit == UNLIMITED
             and (quota is None or not (quota.counting or quota.knows))
             and not self.slow_start.places
         ):

@@ -99,7 +99,7 @@ class Dispatcher:
         budget = self._budgets.get(route.name) or self._budget(route.name)
         budget.request()
         if route.wants_facts:
-            walk.facts = facts_of(call.request)
+            walk.facts = facts_of(call.request, route.most_blocks)
         elif route.wants_size():
             walk.facts = size_of(call.request, len(call.body))
 
