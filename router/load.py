@@ -220,12 +220,12 @@ class Load:
 
     def claim(self, demand: Demand) -> Claim:
         """What a request would add here."""
-        if not demand.input_tokens:
+        given = demand.input_tokens
+        if not given:
             return NOTHING
-        cached = demand.cached.get(self.slot, 0)
-        new = demand.input_tokens - cached
-        whole = demand.input_tokens + int(demand.output_tokens)
-        return Claim(new, demand.input_tokens, whole, int(1e6 * self.costs.prefill_s(new, cached)))
+        hit = demand.cached.get(self.slot, 0)
+        work_us = int(1e6 * self.costs.prefill_s(given - hit, hit))
+        return Claim(given - hit, given, given + int(demand.output_tokens), work_us)
 
     def add(self, claim: Claim) -> None:
         """A request is sent; whoever sends it counts it in ``inflight``."""

@@ -10,19 +10,20 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import final
+from typing import ClassVar, final
 
 import msgspec
 
 from engines.base import WorkCosts
 from engines.specs import EngineSpec, ExLlamaSpec, LlamaCppSpec, SimulatedSpec
-from router.config.schema import Config, Health, Model, Price, Queue
+from router.config.schema import Config, Health, Model, Queue
 from router.config.schema import Policy as PolicyName
 from router.counting import Need, counts_of
 from router.decisions import Choice, Decisions, Wait
 from router.line import Line
 from router.load import NOTHING, UNKNOWN, Costs, Demand, Facts, Load, MeanOutput
-from router.policy import Policy, Rotation
+from router.member import Member
+from router.policy import C, Policy, Rotation
 from router.policy.breaker import Breaker, Cohort, SuccessRate
 from router.policy.cache_aware import CacheAware
 from router.policy.expected_cost import ExpectedCost
@@ -61,8 +62,6 @@ HOLDERS = 4
 
 NO_NEED = Need(0, 0)
 """Of a route without providers."""
-LEAST_EXPENSE = 1.0
-"""Millionths of a dollar a request: what is free isn't infinitely cheaper than what is nearly free."""
 NOBODY: Sequence[tuple[int, int]] = ()
 """Who holds something of a prompt that nothing can be said of."""
 RESTART_GUESS_S = 1.0
@@ -83,59 +82,6 @@ class Fallbacks(msgspec.Struct, frozen=True):
 
 
 NO_FALLBACKS = Fallbacks()
-
-
-class Member:
-    """A target's place in one model's list."""
-
-    __slots__ = (
-        "_price",
-        "_thrift",
-        "_whole_weight",
-        "load",
-        "local",
-        "order",
-        "target",
-        "warmth",
-        "weight",
-    )
-
-    def __init__(
-        self,
-        target: Target,
-        order: int,
-        weight: float,
-        price: Price | None = None,
-        thrift: float = 0.0,
-    ) -> None:
-        """``price``: what it costs us; ``thrift``: how much that matters, 0 to 1."""
-        self.target = target
-        self.local = target.local
-        self._price = price
-        self._thrift = thrift
-        self.load = target.load
-        """What the target has to do, for whichever model."""
-        self.order = order
-        self.weight = self._whole_weight = weight
-        self.warmth = 1.0
-
-    def warm(self, part: float) -> None:
-        """That part of its weight is its due from now on."""
-        self.warmth = part
-        self.weight = self._whole_weight * part
-
-    def headroom(self, now: float) -> float:
-        """Share of its provider's limits that is left, 0 to 1; 1 where none is known."""
-        quota = self.target.quota
-        return quota.headroom(now) if quota is not None and quota.knows else 1.0
-
-    def expense(self, demand: Demand) -> float | None:
-        """What it costs us there, as far as it matters; None where nobody said."""
-        price = self._price
-        if price is None or not self._thrift:
-            return None
-        usd = demand.input_tokens * price.input + demand.output_tokens * price.output
-        return float((usd + LEAST_EXPENSE) ** self._thrift)
 
 
 @final
@@ -161,6 +107,16 @@ class Shared(msgspec.Struct, frozen=True):
     queue: Queue = Queue()
 
 
+class Sole:
+    """The policy of a model with one target."""
+
+    wants_facts: ClassVar[bool] = False
+
+    def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
+        """The one."""
+        return candidates[0]
+
+
 class Route:
     """A model that clients ask for: its members and how one is chosen."""
 
@@ -170,6 +126,7 @@ class Route:
         "_guarded",
         "_index",
         "_mixed",
+        "_plain",
         "_quotas",
         "_rng",
         "_rotation",
@@ -180,11 +137,13 @@ class Route:
         "_slots",
         "_slow_start",
         "_targets",
+        "_usual",
         "decisions",
         "fallbacks",
         "line",
         "members",
         "model",
+        "most_blocks",
         "name",
         "outputs",
         "policy",
@@ -207,6 +166,8 @@ class Route:
         self.policy = policy
         self._rotation = policy if isinstance(policy, Rotation) else None
         self._chooser = None if isinstance(policy, Rotation) else policy
+        if len(members) == 1 and self._chooser is not None:
+            self._chooser = Sole()
         self.outputs = MeanOutput()
         self.decisions = Decisions()
         self.fallbacks = NO_FALLBACKS
@@ -218,14 +179,20 @@ class Route:
         self._mixed = len({one.local for one in members}) > 1
         self._quotas = [one.target.quota for one in members if one.target.quota is not None]
         self._sized = isinstance(policy, Headroom) and len(members) > 1
-        self._samples = len(members) > MANY and not isinstance(policy, LocalFirst)
-        """Whether the policy is shown a sample; `LocalFirst` must see both kinds."""
+        self._samples = len(members) > MANY and not isinstance(policy, LocalFirst | Rotation)
+        """Whether the policy is shown a sample; `LocalFirst` must see both kinds, and a rotation asks few."""
+        self._plain = None if self._samples or self._mixed else self._chooser
+        """What chooses among all members as they are, where a choice needs no more."""
+        self._usual: Choice = "policy" if len(members) > 1 else "only"
+        """Why such a choice is made; see `router.decisions`."""
         self._shared = shared
         self._index = shared.index
         self._rng = shared.rng
         self._slow_start = shared.slow_start
         self._guarded = shared.guarded
         self._targets = frozenset(member.target for member in members)
+        self.most_blocks = max((shared.index.capacity(one.load.slot) for one in members), default=0)
+        """Of a prompt, that any member may hold."""
         self._by_slot = {member.load.slot: member for member in members}
         self._slots = sum(1 << slot for slot in self._by_slot)
 
@@ -239,10 +206,11 @@ class Route:
         route.line = self.line
         return route
 
-    @property
     def wants_size(self) -> bool:
         """Whether ``lease`` is of use with facts that say no more than a request's length."""
-        return self._sized or (bool(self._guarded) and any(one.counting for one in self._quotas))
+        if not self._guarded:
+            return self._sized
+        return self._sized or any(one.counting for one in self._quotas)
 
     def providers(self) -> Route:
         """The same route with its providers alone."""
@@ -257,34 +225,29 @@ class Route:
         if guarded and self._slow_start.places:
             self._slow_start.update(now)
         free = not exclude and (not guarded or guarded.isdisjoint(self._targets))
+        if free and facts is None and self._plain is not None:
+            member = self._plain.pick(self.members, UNKNOWN, now, self._rng)
+            self.decisions.counts[self._usual] += 1
+            return member.target.lease(now, NOTHING, self.outputs)
         blocks = facts.blocks if facts is not None else ()
         depths = self._index.depths(blocks) if blocks else NOBODY
         policy, rotation = self._chooser, self._rotation
-        ready: Sequence[Member]
+        ready: Sequence[Member] = self._sample(depths) if self._samples else self.members
         if policy is None:
             assert rotation is not None, "a policy is one or the other"
             turn = self._next(rotation, facts, now, exclude)
             if type(turn) is Refusal:
                 return turn
-            ready, member = self.members, turn
-            demand = UNKNOWN if facts is None else self._demand(facts, depths, (turn,))
+            member, demand = turn, self._demand(facts, depths, (turn,))
         else:
-            ready = self.members
-            if self._samples:
-                ready = self._sample(depths)
             if not free:
                 admitting = self._ready(ready, facts, now, exclude)
                 if type(admitting) is Refusal:
                     return admitting
                 ready = admitting
-            demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
-            alone = len(self.members) == 1
-            member = ready[0] if alone else policy.pick(ready, demand, now, self._rng)
-        target = member.target
-        reason: Choice = "policy" if len(ready) > 1 else "only"
-        if self._mixed or target.breaker.state is not ADMITTING:
-            reason = self._reason(member, len(ready), now)
-        self.decisions.counts[reason] += 1
+            demand = self._demand(facts, depths, ready)
+            member = policy.pick(ready, demand, now, self._rng)
+        self.decisions.counts[self._reason(member, len(ready), now)] += 1
         claim = NOTHING
         if facts is not None:
             claim = member.load.claim(demand)
@@ -292,8 +255,8 @@ class Route:
                 slot = member.load.slot
                 self._index.record(slot, blocks)
                 self.decisions.matches.observe(demand.cached.get(slot, 0) / demand.input_tokens)
-        hold = None if free else self._hold(target, facts, now)
-        return target.lease(now, claim, self.outputs, hold)
+        hold = None if free else self._hold(member.target, facts, now)
+        return member.target.lease(now, claim, self.outputs, hold)
 
     def _hold(self, target: Target, facts: Facts | None, now: float) -> Hold | None:
         """What the request takes of the target's quota; None where nobody counts."""
@@ -302,13 +265,12 @@ class Route:
             return None
         return quota.reserve(self._need(facts), now)
 
-    @staticmethod
-    def _reason(member: Member, choices: int, now: float) -> Choice:
-        """Why ``member`` was chosen among so many of a model that has engines and providers; see `router.decisions`."""
+    def _reason(self, member: Member, choices: int, now: float) -> Choice:
+        """Why ``member`` was chosen among so many; see `router.decisions`."""
         breaker = member.target.breaker
         if breaker.state is not ADMITTING:
             return "probe" if breaker.admits(now) else "panic"
-        if not member.local:
+        if self._mixed and not member.local:
             return "spill"
         return "policy" if choices > 1 else "only"
 
@@ -419,8 +381,10 @@ class Route:
         return [member for member in left if member.target.breaker.badness == least]
 
     def _demand(
-        self, facts: Facts, depths: Sequence[tuple[int, int]], ready: Sequence[Member]
+        self, facts: Facts | None, depths: Sequence[tuple[int, int]], ready: Sequence[Member]
     ) -> Demand:
+        if facts is None:
+            return UNKNOWN
         output = self.outputs.value
         if facts.output_limit is not None and facts.output_limit < output:
             output = float(facts.output_limit)
@@ -430,7 +394,7 @@ class Route:
         if len(self.members) > MANY:
             among = sum(1 << member.load.slot for member in ready)
         cached = by_slot(depths, among)
-        if cached and max(cached.values()) > facts.input_tokens:
+        if depths[-1][0] > facts.input_tokens:
             cached = {slot: min(tokens, facts.input_tokens) for slot, tokens in cached.items()}
         return Demand(facts.input_tokens, output, cached)
 
@@ -530,6 +494,8 @@ def build(
         route = Route(name, model, tuple(members), POLICIES[policy_of(model)](model), shared)
         for known_as in (name, name.lower(), *(alias.lower() for alias in model.aliases)):
             routes[known_as] = route
+    for target in targets.values():
+        target.release(0.0)
     for name, model in config.models.items():
         routes[name].fallbacks = _fallbacks(model, routes)
     return Pool(routes, targets, shared)

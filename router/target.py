@@ -80,7 +80,7 @@ class Target:
         self._available = True
         self._resting_until = 0.0
         self.guarded = {self}
-        """The guarded ones of its pool; a new target is, until an answer shows that it need not be."""
+        """The guarded ones of its pool."""
         self.slow_start = SlowStart()
         """Where it is said that it was readmitted; all targets of a pool share one."""
         self.places: list[Place] = []
@@ -189,18 +189,25 @@ class Target:
             self.concurrency.entered(load.inflight, now)
         return Lease(self, now, permit, claim, outputs, hold, predicted_us)
 
-    def heed(self, since: float, now: float, *, good: bool) -> None:
-        """A request sent at ``since`` is over while this target or another was guarded: what its limits learn of that,
-        and whether it is to be guarded any longer.
+    def heed(self, lease: Lease, now: float, *, good: bool) -> None:
+        """A request is over while this target or another was guarded: what its limits learn of that, and whether it is
+        to be guarded any longer.
         """
         concurrency, quota = self.concurrency, self.quota
         if good and concurrency.learned:
-            concurrency.succeeded(since, self.load.inflight, now)
+            concurrency.succeeded(lease.since, self.load.inflight, now)
+        if good and quota is not None and quota.refusals and lease.hold is None:
+            quota.answered()
+        self.release(now)
+
+    def release(self, now: float) -> None:
+        """Guard it no longer where nothing keeps requests from it from now on."""
+        quota = self.quota
         if (
             self._available
             and now >= self._resting_until
             and self.breaker.state is ADMITTING
-            and concurrency.limit == UNLIMITED
+            and self.concurrency.limit == UNLIMITED
             and (quota is None or not (quota.counting or quota.knows))
             and not self.slow_start.places
         ):
@@ -270,16 +277,14 @@ class Lease(Struct, eq=False):
             raise IllegalMove(f"lease of {self.target.id}", "settled", "settle")
         self._settled = True
         target, good = self.target, verdict is _GOOD
-        load, quota = target.load, target.quota
-        if self.hold is not None and quota is not None:
-            quota.settle(self.hold, spent, now)
+        load = target.load
+        if self.hold is not None and target.quota is not None:
+            target.quota.settle(self.hold, spent, now)
         if overloaded:
             target.guarded.add(target)
             target.concurrency.overloaded(self.since, load.inflight, now)
         elif target.guarded:
-            if good and self.hold is None and quota is not None and quota.refusals:
-                quota.answered()
-            target.heed(self.since, now, good=good)
+            target.heed(self, now, good=good)
         load.inflight -= 1
         if self._claim is not NOTHING:
             load.remove(self._claim, begun=self._begun)

@@ -99,8 +99,8 @@ class Dispatcher:
         budget = self._budgets.get(route.name) or self._budget(route.name)
         budget.request()
         if route.wants_facts:
-            walk.facts = facts_of(call.request)
-        elif route.wants_size:
+            walk.facts = facts_of(call.request, route.most_blocks)
+        elif route.wants_size():
             walk.facts = size_of(call.request, len(call.body))
 
     def _retry_or_turn(self, walk: Walk, fault: Fault, target: Target) -> None:

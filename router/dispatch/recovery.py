@@ -261,7 +261,7 @@ class Recovery:
         everybody = {member.target for member in route.members}
         able = everybody if parts.said.nothing else {t for t in everybody if t.may_continue(now)}
         call = parts.call(walk.sent, broken)
-        facts = facts_of(call.request) if route.wants_facts else None
+        facts = facts_of(call.request, route.most_blocks) if route.wants_facts else None
         lease = route.lease(now, tried | (everybody - able), facts)
         if (
             isinstance(lease, Refusal)
