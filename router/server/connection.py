@@ -31,7 +31,7 @@ from router.server.exchange import (
     Exchange,
     error_bytes,
 )
-from router.server.heads import Head, head_of
+from router.server.heads import EMPTY_LINE, Head, head_of
 from router.server.one_by_one import OneByOne
 from router.server.screening import malformed
 from router.server.timeouts import Timeouts
@@ -237,15 +237,17 @@ class Connection(asyncio.Protocol):
         """Take the request; parse what isn't known."""
         if self.deaf:
             return
-        known = self._known
-        if known is not None and not self._left and len(data) < self.gate.short_bytes:
-            body = known.body_in(data)
-            if body is not None and not self._queue:
-                self._unlike = 0
-                self._queue.append((known, EMPTY_PAYLOAD, body))
-                self._go()
-                return
-        self._parse(data)
+        known, queue = self._known, self._queue
+        if known is None or self._left or queue or len(data) >= self.gate.short_bytes:
+            self._parse(data)
+            return
+        body = known.body_in(data)
+        if body is None:
+            self._parse(data)
+            return
+        self._unlike = 0
+        queue.append((known, EMPTY_PAYLOAD, body))
+        self._go()
 
     def _parse(self, data: bytes) -> None:
         """Queue what the parser makes of it, watch heads that come in parts, and hold back who sends too much."""
@@ -281,14 +283,14 @@ class Connection(asyncio.Protocol):
         """Know the head again that the parser, which stood between two requests, read alone in ``data``; and see where
         the parser stands now.
         """
-        end = data.find(b"\r\n\r\n") + 4
-        left = end + head.length - len(data)
-        if end < 4 or left < 0 or data[0] in b"\r\n":
-            return  # not all of it was here, or more, or an empty line before it
+        end = data.find(EMPTY_LINE)
+        left = end + len(EMPTY_LINE) + head.length - len(data)
+        if end < 0 or left < 0 or data[0] in b"\r\n":
+            return  # there was more, or an empty line before it
         self._left = left
         if head.length and self._unlike < MAX_UNLIKE:
             self._unlike += 1
-            self._known = head if head.learn(data, end) else None
+            self._known = head if head.learn(data) else None
 
     def _go(self) -> None:
         """Have the task see what is queued."""

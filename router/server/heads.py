@@ -27,9 +27,9 @@ _REQUEST_ID_HEADER = istr("X-Request-Id")  # looked up without being folded to l
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """What a client may call its request: safe in headers and logs."""
 
+EMPTY_LINE = b"\r\n\r\n"
+"""And the end of the line before it."""
 _LENGTH_LINE = b"\r\ncontent-length: "
-_MAX_DIGITS = 10
-"""Of the length of a body that comes with its head."""
 
 
 class Head(msgspec.Struct, eq=False):
@@ -56,32 +56,20 @@ class Head(msgspec.Struct, eq=False):
     before: bytes = b""
     """The head's bytes up to its length; empty where it isn't known again."""
     after: bytes = b""
-    """Those behind it, with the empty line."""
+    """Those behind it, up to the empty line."""
 
-    def learn(self, data: bytes, end: int) -> bool:
-        """Know the head again, which was read from ``data`` up to ``end``; whether it can be known."""
-        start = data[:end].lower().find(_LENGTH_LINE)
-        if start < 0:
-            return False
-        start += len(_LENGTH_LINE)
-        stop = data.find(b"\r", start)
-        if not data[start:stop].isdigit():
-            return False  # blanks, too
-        self.before, self.after = data[:start], data[stop:end]
-        return True
+    def learn(self, data: bytes) -> bool:
+        """Know the head again, with which ``data`` begins; whether it can be known."""
+        head = data.partition(EMPTY_LINE)[0]
+        start = head.lower().find(_LENGTH_LINE) + len(_LENGTH_LINE)
+        stop = start + len(b"%d" % self.length)
+        self.before, self.after = head[:start], head[stop:]
+        return head == b"%b%d%b" % (self.before, self.length, self.after)
 
     def body_in(self, data: bytes) -> bytes | None:
-        """The body, where ``data`` is this head again, with any length, and all of a body; None if it isn't."""
-        before = self.before
-        if not data.startswith(before):
-            return None
-        start = len(before)
-        stop = data.find(b"\r", start, start + _MAX_DIGITS)
-        digits = data[start:stop]
-        if not (digits.isdigit() and data.startswith(self.after, stop)):
-            return None
-        body = data[stop + len(self.after) :]
-        return body if len(body) == int(digits) else None
+        """The body, where ``data`` is this head again, but for the length, and all of a body; None where it isn't."""
+        head, _, body = data.partition(EMPTY_LINE)
+        return body if head == b"%b%d%b" % (self.before, len(body), self.after) else None
 
 
 def head_of(message: RawRequestMessage) -> Head:
