@@ -121,6 +121,8 @@ class Exchange(msgspec.Struct, eq=False):
     connection: Connection
     given: bytes | None = None
     """The request's body, where there is nothing to be read."""
+    length: int = 0
+    """Of the body, 0 for one in chunks."""
     received_at: float = msgspec.field(default_factory=time.monotonic)
     request_id: str = ""
     key_id: str = ""
@@ -172,7 +174,7 @@ class Exchange(msgspec.Struct, eq=False):
     async def body(self) -> bytes:
         """The body. Raises ApiError: 413 above the limit, 408 when it doesn't arrive in time, 400 when it is broken."""
         limits = self.connection.gate.limits
-        length = self.head.length
+        length = self.length
         if length > limits.max_body_bytes:
             self.last = True
             raise too_large(limits.max_body_bytes)

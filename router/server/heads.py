@@ -30,6 +30,8 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 EMPTY_LINE = b"\r\n\r\n"
 """And the end of the line before it."""
 _LENGTH_LINE = b"\r\ncontent-length: "
+_MAX_DIGITS = 10
+"""Of a body's length; longer ones are the parser's."""
 
 
 class Head(msgspec.Struct, eq=False):
@@ -43,7 +45,7 @@ class Head(msgspec.Struct, eq=False):
     """By name in any case. Of a head that came again ``content-length`` is another's."""
     chunked: bool
     length: int
-    """Of the body, 0 for one in chunks; of the first, where the head came again."""
+    """Of the first body that it came with, 0 for one in chunks."""
     reusable: bool
     """Another request may follow on this connection, as far as the client says."""
     request_id: str | None
@@ -67,9 +69,21 @@ class Head(msgspec.Struct, eq=False):
         return head == b"%b%d%b" % (self.before, self.length, self.after)
 
     def body_in(self, data: bytes) -> bytes | None:
-        """The body, where ``data`` is this head again, but for the length, and all of a body; None where it isn't."""
+        """The body, where ``data`` is this head again and all of a body, of any length but 0; None where it isn't."""
         head, _, body = data.partition(EMPTY_LINE)
-        return body if head == b"%b%d%b" % (self.before, len(body), self.after) else None
+        if body and head == b"%b%d%b" % (self.before, len(body), self.after):
+            return body
+        return None
+
+    def begin_in(self, data: bytes) -> tuple[int, bytes]:
+        """The length of the body, and its beginning, where ``data`` begins with this head; 0 where it doesn't."""
+        head, line, body = data.partition(EMPTY_LINE)
+        digits = head[len(self.before) : len(head) - len(self.after)]
+        if line and len(digits) <= _MAX_DIGITS and digits.isdigit():
+            length = int(digits)
+            if head == b"%b%d%b" % (self.before, length, self.after):
+                return length, body
+        return 0, b""
 
 
 def head_of(message: RawRequestMessage) -> Head:

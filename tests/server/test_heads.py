@@ -25,6 +25,7 @@ class Server:
 
     def __init__(self) -> None:
         self.asked = []
+        self.heads = []
         self.known = 0
         self.gate = Gate(self._serve, Limits(max_connections=9, max_body_bytes=100_000))
         self.connection = self.gate()
@@ -33,7 +34,8 @@ class Server:
 
     async def _serve(self, exchange) -> None:
         head = exchange.head
-        self.known += exchange.given is not None
+        self.known += any(head is one for one in self.heads)
+        self.heads.append(head)
         headers = {k.lower(): v for k, v in head.headers.items() if k.lower() != "content-length"}
         try:
             body = exchange.body_in_hand()
@@ -171,12 +173,33 @@ async def test_a_known_head_in_the_middle_of_a_head_is_head():
     server.connection.connection_lost(None)
 
 
-async def test_bodies_that_come_behind_their_heads_dont_hide_that_a_head_is_known():
+async def test_a_known_head_whose_body_comes_later():
     server = Server()
     whole = request(b"hello")
-    await server.get(whole, whole[:-5], b"he", b"llo", whole)
-    assert server.bodies == [b"hello"] * 3
-    assert server.known == 1
+    await server.get(whole, whole[:-5], b"he", b"llo", whole[:-1], b"o" + whole, whole)
+    assert server.bodies == [b"hello"] * 5
+    assert server.known == 4
+
+
+@pytest.mark.parametrize("body", [b"", b"x", b"0123456789", b"\r\n\r\n" * 3])
+async def test_a_known_head_may_be_cut_anywhere(body):
+    """Also where a head without its last digit, or without its empty line, looks like a whole one."""
+    whole = request(body)
+    for first in range(len(whole)):
+        for second in {first, min(first + 1, len(whole)), (first + len(whole)) // 2}:
+            server = Server()
+            cut = whole[:first], whole[first:second], whole[second:]
+            await server.get(request(b"a"), *(piece for piece in cut if piece), request(b"b"))
+            assert server.bodies == [b"a", body, b"b"], cut
+
+
+async def test_a_body_that_never_comes_doesnt_keep_its_connection():
+    server = Server()
+    await server.get(request(b"hello"), request(b"hello")[:-1])
+    server.connection.connection_lost(None)
+    await turns()
+    assert server.bodies == [b"hello"]
+    assert not server.gate.connections
 
 
 async def test_who_sends_another_head_each_time_isnt_looked_at_any_more():
