@@ -48,6 +48,12 @@ _STATUS_LINES = {
 }
 _OK_LINE = _STATUS_LINES[200]
 _LAST_CHUNK = b"0\r\n\r\n"
+_NUMBERS = tuple(map(str, range(1000)))
+_THREE = tuple(f"{n:03}" for n in range(1000))
+"""Small numbers, and those with three digits: looking one up takes a tenth of writing it."""
+_LAST_LINE = "\r\n"
+_CLOSE = "connection: close\r\n\r\n"
+"""The end of a head, and that of the connection's last one."""
 _OPENAI_VERSION = "2020-10-01"
 """The only version OpenAI's API ever named."""
 
@@ -67,19 +73,22 @@ class BrokenBody(Exception):  # noqa: N818 - names the event
 class Dates:
     """The Date header's value, made once a second."""
 
-    __slots__ = ("text", "until")
+    __slots__ = ("lines", "text", "until")
 
     def __init__(self) -> None:
         self.until = 0.0
         """When it is to be made anew; monotonic seconds."""
         self.text = ""
         """As RFC 9110 wants it."""
+        self.lines = ""
+        """It and what else stands in every head, up to the request's name."""
 
     def make(self, now: float) -> None:
         """Make it."""
         wall = time.time()
         self.until = now + 1 - wall % 1
         self.text = formatdate(wall, usegmt=True)
+        self.lines = f"date: {self.text}\r\nopenai-version: {_OPENAI_VERSION}\r\nx-request-id: "
 
 
 def _status_line(status: int) -> str:
@@ -88,9 +97,10 @@ def _status_line(status: int) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def _served_by(target: str) -> str:
-    """The head's line that names it."""
-    return f"x-nenya-target: {_UNSAFE.sub('?', target)}\r\n"  # a config's names are in any script
+def _served_by(target: str, attempts: int = 1) -> str:
+    """The head's lines that say who answered, up to the overhead."""
+    name = _UNSAFE.sub("?", target)  # a config's names are in any script
+    return f"x-nenya-target: {name}\r\nx-nenya-attempts: {attempts}\r\nx-nenya-overhead-ms: "
 
 
 def error_bytes(error: ApiError, dates: Dates) -> bytes:
@@ -111,6 +121,8 @@ class Exchange(msgspec.Struct, eq=False):
     connection: Connection
     given: bytes | None = None
     """The request's body, where there is nothing to be read."""
+    length: int = 0
+    """Of the body, 0 for one in chunks."""
     received_at: float = msgspec.field(default_factory=time.monotonic)
     request_id: str = ""
     key_id: str = ""
@@ -162,7 +174,7 @@ class Exchange(msgspec.Struct, eq=False):
     async def body(self) -> bytes:
         """The body. Raises ApiError: 413 above the limit, 408 when it doesn't arrive in time, 400 when it is broken."""
         limits = self.connection.gate.limits
-        length = self.head.length
+        length = self.length
         if length > limits.max_body_bytes:
             self.last = True
             raise too_large(limits.max_body_bytes)
@@ -223,10 +235,10 @@ class Exchange(msgspec.Struct, eq=False):
 
     def served_by(self, target: str, attempts: int, overhead_s: float, lines: str = "") -> None:
         """Who gave the answer, for its head, and ``lines`` that stand there as they are."""
-        self.extra = (
-            f"{_served_by(target)}x-nenya-attempts: {attempts}\r\n"
-            f"x-nenya-overhead-ms: {overhead_s * 1000:.3f}\r\n{lines}"
-        )
+        who = _served_by(target) if attempts == 1 else _served_by(target, attempts)
+        us = int(overhead_s * 1e6)
+        ms = f"0.{_THREE[us]}" if us < 1000 else f"{us / 1000:.3f}"
+        self.extra = f"{who}{ms}\r\n{lines}"
 
     def note(self, headers: Mapping[str, str]) -> None:
         """Headers for the answer, besides those that every answer has; what can't stand in a head is left out."""
@@ -313,20 +325,19 @@ class Exchange(msgspec.Struct, eq=False):
         """The answer's head; ``bounded``: its end can be told without closing the connection."""
         self.started = True
         connection = self.connection
-        self.keep_alive = (
+        self.keep_alive = keep = (
             bounded
             and self.head.reusable
-            and not (self.last or connection.closing)
+            and not (self.last or connection.closed or connection.gate.draining)
             and (self.body_read or self.payload.is_eof())
         )
         now, dates = time.monotonic(), connection.gate.dates
         if now >= dates.until:
             dates.make(now)
         spent_ms = int((now - self.received_at) * 1000)
-        close = "" if self.keep_alive else "connection: close\r\n"
+        spent = _NUMBERS[spent_ms] if spent_ms < 1000 else str(spent_ms)
         line = _OK_LINE if status == 200 else _status_line(status)
         return (
-            f"{line}content-type: {content_type}\r\n{framing}date: {dates.text}\r\n"
-            f"x-request-id: {self.request_id}\r\nopenai-processing-ms: {spent_ms}\r\n"
-            f"openai-version: {_OPENAI_VERSION}\r\n{self.extra}{close}\r\n"
+            f"{line}content-type: {content_type}\r\n{framing}{dates.lines}{self.request_id}\r\n"
+            f"openai-processing-ms: {spent}\r\n{self.extra}{_LAST_LINE if keep else _CLOSE}"
         ).encode("latin-1")

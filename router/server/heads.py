@@ -27,9 +27,11 @@ _REQUEST_ID_HEADER = istr("X-Request-Id")  # looked up without being folded to l
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 """What a client may call its request: safe in headers and logs."""
 
+EMPTY_LINE = b"\r\n\r\n"
+"""And the end of the line before it."""
 _LENGTH_LINE = b"\r\ncontent-length: "
 _MAX_DIGITS = 10
-"""Of the length of a body that comes with its head."""
+"""Of a body's length; longer ones are the parser's."""
 
 
 class Head(msgspec.Struct, eq=False):
@@ -43,7 +45,7 @@ class Head(msgspec.Struct, eq=False):
     """By name in any case. Of a head that came again ``content-length`` is another's."""
     chunked: bool
     length: int
-    """Of the body, 0 for one in chunks; of the first, where the head came again."""
+    """Of the first body that it came with, 0 for one in chunks."""
     reusable: bool
     """Another request may follow on this connection, as far as the client says."""
     request_id: str | None
@@ -56,32 +58,32 @@ class Head(msgspec.Struct, eq=False):
     before: bytes = b""
     """The head's bytes up to its length; empty where it isn't known again."""
     after: bytes = b""
-    """Those behind it, with the empty line."""
+    """Those behind it, up to the empty line."""
 
-    def learn(self, data: bytes, end: int) -> bool:
-        """Know the head again, which was read from ``data`` up to ``end``; whether it can be known."""
-        start = data[:end].lower().find(_LENGTH_LINE)
-        if start < 0:
-            return False
-        start += len(_LENGTH_LINE)
-        stop = data.find(b"\r", start)
-        if not data[start:stop].isdigit():
-            return False  # blanks, too
-        self.before, self.after = data[:start], data[stop:end]
-        return True
+    def learn(self, data: bytes) -> bool:
+        """Know the head again, with which ``data`` begins; whether it can be known."""
+        head = data.partition(EMPTY_LINE)[0]
+        start = head.lower().find(_LENGTH_LINE) + len(_LENGTH_LINE)
+        stop = start + len(b"%d" % self.length)
+        self.before, self.after = head[:start], head[stop:]
+        return head == b"%b%d%b" % (self.before, self.length, self.after)
 
     def body_in(self, data: bytes) -> bytes | None:
-        """The body, where ``data`` is this head again, with any length, and all of a body; None if it isn't."""
-        before = self.before
-        if not data.startswith(before):
-            return None
-        start = len(before)
-        stop = data.find(b"\r", start, start + _MAX_DIGITS)
-        digits = data[start:stop]
-        if not (digits.isdigit() and data.startswith(self.after, stop)):
-            return None
-        body = data[stop + len(self.after) :]
-        return body if len(body) == int(digits) else None
+        """The body, where ``data`` is this head again and all of a body, of any length but 0; None where it isn't."""
+        head, _, body = data.partition(EMPTY_LINE)
+        if body and head == b"%b%d%b" % (self.before, len(body), self.after):
+            return body
+        return None
+
+    def begin_in(self, data: bytes) -> tuple[int, bytes]:
+        """The length of the body, and its beginning, where ``data`` begins with this head; 0 where it doesn't."""
+        head, line, body = data.partition(EMPTY_LINE)
+        digits = head[len(self.before) : len(head) - len(self.after)]
+        if line and len(digits) <= _MAX_DIGITS and digits.isdigit():
+            length = int(digits)
+            if head == b"%b%d%b" % (self.before, length, self.after):
+                return length, body
+        return 0, b""
 
 
 def head_of(message: RawRequestMessage) -> Head:

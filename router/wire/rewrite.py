@@ -3,7 +3,8 @@
 The two changes are spliced into the bytes. Inside a JSON string every quote is escaped, so the bytes ``"model"``
 can only be a whole string token; if there is exactly one, a colon behind it and the expected name after that, it is
 the key. Any doubt (the word as a value, in a nested object, written with escapes, twice) takes the slow way:
-decoded one level deep and written again with all values raw.
+decoded one level deep and written again with all values raw. A body that is to have the name that it has needs no look:
+it was decoded, and no parameter stands in it twice (`rules`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,11 @@ _USAGE = b'"stream_options":{"include_usage":true},'
 def pieces_for_upstream(
     request: Request, body: bytes, model: str, *, ask_usage: bool
 ) -> Sequence[bytes | memoryview]:
-    """As `for_upstream`; of a long chat what is around the messages is all that is looked at and copied."""
+    """As `for_upstream`, where ``request`` was decoded from ``body``; of a long chat what is around the messages is all
+    that is looked at and copied.
+    """
+    if request.model == model and not ask_usage:
+        return (body,)
     at = request.messages_at if isinstance(request, LongChatRequest) else msgspec.UNSET
     if at is msgspec.UNSET:
         return (for_upstream(body, model, ask_usage=ask_usage),)
