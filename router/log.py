@@ -187,18 +187,22 @@ class JsonFormatter(LineFormatter):
     def _whole(self, line: Line) -> msgspec.Struct | Mapping[str, Value]:
         """The line as what is encoded. A backslash in its JSON says that something was escaped, or must be."""
         fields = line.fields
-        if not isinstance(fields, msgspec.Struct) or line.traceback:
+        kind = type(fields)
+        found = self._shapes.get(kind)
+        if found is None:
+            if not isinstance(fields, msgspec.Struct):
+                return self._values(line)
+            found = self._shapes[kind] = _shape(kind)
+        if line.traceback:
             return self._values(line)
         at_ms = floor(line.at * 1000.0)
         if at_ms != self._at_ms:
             self._at_ms, self._time = at_ms, _time(at_ms)
-        kind = type(fields)
-        shape, fractions = self._shapes.get(kind) or self._shapes.setdefault(kind, _shape(kind))
+        shape, fractions = found
         level = _LEVEL_NAMES.get(line.level) or _level(line.level)
-        values = [self._time, level, line.logger, line.message, *astuple(fields)]
+        values = [self._time, level, line.logger, line.message, *astuple(fields)]  # type: ignore[arg-type]
         for place in fractions:
-            value = values[place]
-            if value is not None:
+            if (value := values[place]) is not None:
                 values[place] = (value * _ROUND + _WHOLE - _WHOLE) / _ROUND
         return shape(*values)
 
@@ -336,7 +340,7 @@ Shape = tuple[type[msgspec.Struct], tuple[int, ...]]
 """What is encoded as the JSON line of an event, and the places in it that hold a fraction."""
 
 
-def _shape(kind: type[msgspec.Struct]) -> Shape:
+def _shape(kind: type[Event]) -> Shape:
     """That of a kind of events."""
     alike = [(name, str) for name in ("time", "level", "logger", "message")]
     own = [(field.name, field.type) for field in msgspec.structs.fields(kind)]
