@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache, partial
 from math import floor
-from typing import Literal, TextIO, get_args
+from typing import Any, Literal, TextIO, get_args
 
 import msgspec
 from msgspec.structs import astuple
@@ -340,7 +340,7 @@ Shape = tuple[type[msgspec.Struct], tuple[int, ...]]
 """What is encoded as the JSON line of an event, and the places in it that hold a fraction."""
 
 
-def _shape(kind: type[Event]) -> Shape:
+def _shape(kind: type[Any]) -> Shape:
     """That of a kind of events."""
     alike = [(name, str) for name in ("time", "level", "logger", "message")]
     own = [(field.name, field.type) for field in msgspec.structs.fields(kind)]
