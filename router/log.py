@@ -17,10 +17,12 @@ import io
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from functools import cache, partial
-from typing import Literal, TextIO, get_args
+from functools import cache, lru_cache, partial
+from math import floor
+from typing import Any, Literal, TextIO, get_args
 
 import msgspec
+from msgspec.structs import astuple
 
 from router.events import (
     AttemptDone,
@@ -37,6 +39,7 @@ Format = Literal["auto", "human", "json"]
 Value = str | int | float | bool | None
 
 LEVELS = ("debug", "info", "warning", "error")
+_INFO = logging.INFO
 _OURS = ("nenya", "router", "engines")
 """Loggers that follow the level; other libraries stay at warnings unless it is debug."""
 _MOST_CHARS = 500
@@ -46,11 +49,15 @@ _SHORT_BYTES = 1000
 _ROUND_DIGITS = 6
 _ROUND = 10.0**_ROUND_DIGITS
 """Of a second: microseconds are the finest that a clock here means."""
+_WHOLE = 1.5 * 2.0**52
+"""Added and taken away again, it leaves the nearest whole number: a double that large has no room for a fraction."""
 FLUSH_S = 0.1
 """How long a line may wait to be written; who watches a log doesn't notice it."""
 MOST_HELD = 128
 """Lines that wait together: to make them takes about a quarter of a millisecond of the loop's time."""
 
+_LEVEL_NAMES = {logging.INFO: "info", logging.WARNING: "warning"}
+"""Of events' lines."""
 _encoder = msgspec.json.Encoder()
 _requests = logging.getLogger("nenya.requests")
 
@@ -146,14 +153,18 @@ class JsonFormatter(LineFormatter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._second = -1
-        """That of the last line."""
-        self._begin = b""
-        """What all lines of that second begin with."""
+        self._at_ms = -1
+        """The millisecond of the last line, since the epoch."""
+        self._time = ""
+        """The same as it is written."""
+        self._shapes: dict[type, Shape] = {}
 
     def write(self, line: Line) -> str:
         """One line; its values are only looked at one by one where something in it must be escaped or cut."""
-        raw = self._encoded(line)
+        try:
+            raw = _encoder.encode(self._whole(line))
+        except UnicodeEncodeError:  # a lone surrogate
+            return _careful(self._values(line))
         if b"\\" not in raw and len(raw) <= _SHORT_BYTES and (text := raw.decode()).isprintable():
             return text
         return _careful(self._values(line))
@@ -161,67 +172,44 @@ class JsonFormatter(LineFormatter):
     def write_all(self, lines: Iterable[Line]) -> str:
         """All lines; each is only looked at where something in one of them is not plain ASCII, or long."""
         lines = list(lines)
-        raws = self._encoded_all(lines)
-        raw = b"\n".join([*raws, b""])
-        is_plain = (
-            raw.isascii() and b"\\" not in raw and b"\x7f" not in raw
-        )  # what JSON doesn't escape
-        if is_plain and max(map(len, raws), default=0) <= _SHORT_BYTES:
-            return raw.decode()
-        return super().write_all(lines)
-
-    def _encoded_all(self, lines: list[Line]) -> list[bytes]:
-        """The lines as JSON; where all are of requests, as most are, with one call of the encoder."""
-        events = [
-            _rounded(one)
-            for line in lines
-            if type(one := line.fields) is RequestDone and not line.traceback
-        ]
-        if len(events) < len(lines):
-            return [self._encoded(line) for line in lines]
         try:
-            ends = _encoder.encode_lines(events).split(b"\n")
-        except UnicodeEncodeError:  # a lone surrogate
-            return [self._encoded(line) for line in lines]
-        raws, at_ms, stamp = [], -1, b""
-        for line, end in zip(lines, ends, strict=False):
-            ms = int(line.at * 1000)
-            if ms != at_ms:
-                at_ms, stamp = ms, self._stamp(ms)
-            raws.append(stamp + _head(line.level, line.logger, line.message) + end[1:])
-        return raws
+            raw = _encoder.encode_lines([self._whole(line) for line in lines])
+        except UnicodeEncodeError:
+            return super().write_all(lines)
+        escapes = b"\\" in raw or b"\x7f" in raw  # the one that JSON doesn't escape
+        if escapes or max(map(len, io.BytesIO(raw)), default=0) > _SHORT_BYTES + 1:
+            return super().write_all(lines)
+        try:
+            return raw.decode("ascii")
+        except UnicodeDecodeError:
+            return super().write_all(lines)
 
-    def _encoded(self, line: Line) -> bytes:
-        """The line as JSON. A backslash in it says that something was escaped, or must be."""
+    def _whole(self, line: Line) -> msgspec.Struct | Mapping[str, Value]:
+        """The line as what is encoded. A backslash in its JSON says that something was escaped, or must be."""
         fields = line.fields
-        try:
-            if not isinstance(fields, msgspec.Struct) or line.traceback:
-                return msgspec.json.encode(self._values(line))
-            head = self._stamp(int(line.at * 1000)) + _head(line.level, line.logger, line.message)
-            rounded = {}
-            for name in _fractions(type(fields)):
-                value = getattr(fields, name)
-                if value is not None:
-                    rounded[name] = (
-                        (value * _ROUND + 0.5) // 1 / _ROUND
-                    )  # a third of what round takes
-            rest = msgspec.json.encode(msgspec.structs.replace(fields, **rounded))
-            return head + rest[1:]
-        except UnicodeEncodeError:  # a lone surrogate
-            return b"\\"
-
-    def _stamp(self, ms: int) -> bytes:
-        """What a line of that millisecond since the epoch begins with."""
-        second = ms // 1000
-        if second != self._second:
-            self._second = second
-            self._begin = b'{"time":"%b.' % _second(second).encode()
-        return b'%b%03dZ",' % (self._begin, ms % 1000)
+        kind = type(fields)
+        found = self._shapes.get(kind)
+        if found is None:
+            if not isinstance(fields, msgspec.Struct):
+                return self._values(line)
+            found = self._shapes[kind] = _shape(kind)
+        if line.traceback:
+            return self._values(line)
+        at_ms = floor(line.at * 1000.0)
+        if at_ms != self._at_ms:
+            self._at_ms, self._time = at_ms, _time(at_ms)
+        shape, fractions = found
+        level = _LEVEL_NAMES.get(line.level) or _level(line.level)
+        values = [self._time, level, line.logger, line.message, *astuple(fields)]  # type: ignore[arg-type]
+        for place in fractions:
+            if (value := values[place]) is not None:
+                values[place] = (value * _ROUND + _WHOLE - _WHOLE) / _ROUND
+        return shape(*values)
 
     def _values(self, line: Line) -> dict[str, Value]:
         """The line's names and values; the first four keep their place and their value."""
         first: dict[str, Value] = {
-            "time": f"{_second(int(line.at))}.{_ms(line.at):03d}Z",
+            "time": _time(floor(line.at * 1000.0)),
             "level": _level(line.level),
             "logger": line.logger,
             "message": line.message,
@@ -256,7 +244,7 @@ class Lines(logging.Handler):
     def hold(self, line: Line) -> None:
         """Take a line. It is made into text when it is written: many in a row cost half of one now and then."""
         self._held.append(line)
-        if line.level > logging.INFO or len(self._held) >= MOST_HELD:
+        if line.level > _INFO or len(self._held) >= MOST_HELD:
             self.flush()
         elif self._loop is None or self._loop.is_closed():
             self._flush_soon()
@@ -321,11 +309,13 @@ class RequestLog(Hearer):
         }
 
     def _request(self, event: RequestDone) -> None:
-        lines, level = self._lines, logging.INFO if event.status < 500 else logging.WARNING
-        if lines is None or lines.batch != self._batch or level > logging.INFO:
-            self._write(level, "request", event)
+        lines = self._lines
+        if event.status >= 500:
+            self._write(logging.WARNING, "request", event)
+        elif lines is None or lines.batch != self._batch:
+            self._write(logging.INFO, "request", event)
         else:
-            lines.hold(Line(time.time(), level, self._logger.name, "request", event))
+            lines.hold(Line(time.time(), _INFO, self._logger.name, "request", event))
 
     def _attempt(self, event: AttemptDone) -> None:
         if event.fault is not None:
@@ -346,31 +336,20 @@ class RequestLog(Hearer):
             logger.log(level, message, extra={"fields": _shown(event)})
 
 
-@cache
-def _head(level: int, logger: str, message: str) -> bytes:
-    """What lines of events say between their time and the event, as a part of their JSON."""
-    alike = {"level": _level(level), "logger": logger, "message": message}
-    return msgspec.json.encode(alike)[1:-1] + b","
+Shape = tuple[type[msgspec.Struct], tuple[int, ...]]
+"""What is encoded as the JSON line of an event, and the places in it that hold a fraction."""
 
 
-def _rounded(event: RequestDone) -> RequestDone:
-    """``event`` with its fractions rounded: what is done to any, field by field, for the most common."""
-    first, overhead, cost = event.first_token_s, event.overhead_s, event.cost_usd
-    return msgspec.structs.replace(
-        event,
-        duration_s=(event.duration_s * _ROUND + 0.5) // 1 / _ROUND,
-        first_token_s=None if first is None else (first * _ROUND + 0.5) // 1 / _ROUND,
-        overhead_s=None if overhead is None else (overhead * _ROUND + 0.5) // 1 / _ROUND,
-        cost_usd=None if cost is None else (cost * _ROUND + 0.5) // 1 / _ROUND,
-    )
-
-
-@cache
-def _fractions(kind: type[Event]) -> tuple[str, ...]:
-    """The fields of an event that hold a fraction."""
-    return tuple(
-        f.name for f in msgspec.structs.fields(kind) if float in (f.type, *get_args(f.type))
-    )
+def _shape(kind: type[Any]) -> Shape:
+    """That of a kind of events."""
+    alike = [(name, str) for name in ("time", "level", "logger", "message")]
+    own = [(field.name, field.type) for field in msgspec.structs.fields(kind)]
+    fractions = [
+        place
+        for place, (_, type_) in enumerate([*alike, *own])
+        if float in {type_, *get_args(type_)}
+    ]
+    return msgspec.defstruct(f"{kind.__name__}Line", [*alike, *own], gc=False), tuple(fractions)
 
 
 def _shown(fields: Event | Mapping[str, Value]) -> Mapping[str, Value]:
@@ -389,8 +368,13 @@ def _shown(fields: Event | Mapping[str, Value]) -> Mapping[str, Value]:
 _PLAIN = frozenset({str, int, bool, type(None)})
 
 
+def _time(at_ms: int) -> str:
+    """A millisecond since the epoch in UTC, as ISO 8601 wants it."""
+    return f"{_second(at_ms // 1000)}.{at_ms % 1000:03d}Z"
+
+
+@lru_cache(maxsize=1)
 def _second(second: int) -> str:
-    """A second's date and time in UTC, as ISO 8601 wants it."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 

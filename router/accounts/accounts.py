@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from math import floor
 
 from router.accounts.bookkeeper import Bookkeeper, Snapshot
 from router.accounts.budgets import Budgets, quota_error
@@ -103,7 +104,8 @@ class Accounts(Hearer):
     def _book(self, event: RequestDone) -> None:
         """What ended goes into the books."""
         if self._books is not None:
-            nanos = 0 if event.cost_usd is None else round(event.cost_usd * NANOS)
+            cost_usd = event.cost_usd
+            nanos = 0 if cost_usd is None else floor(cost_usd * NANOS + 0.5)
             if not self._books.book(Entry(self._clock.wall(), event, nanos)):
                 self._emit(UsageLost(event.key_id))
 

@@ -123,7 +123,7 @@ class _Shown:
         """Among all windows."""
         self.step = gcra.step
         self.limit = gcra.limit
-        self.ms = _NS_PER_MS * gcra.limit
+        self.ms = _NS_PER_MS * gcra.scale
         """A millisecond, in the limit's own time."""
         self.before = (
             f"x-ratelimit-limit-{resource}: {gcra.limit}\r\nx-ratelimit-remaining-{resource}: "

@@ -12,8 +12,9 @@ and can't be given back, else a request held open for long could be cancelled fo
 units that are given back moves forward; a Fenwick tree over the holds knows how far, so that one among thousands is
 settled in as many steps as their number has bits.
 
-Time is kept in nanoseconds times the limit: then one unit is a whole number, nothing is rounded, and sixty takes of
-a minute's sixtieth are one minute exactly.
+Time is kept in such a share of a nanosecond that what a unit takes to drain is a whole number: nothing is rounded, and
+sixty takes of a minute's sixtieth are one minute exactly. The share is the largest, for Python is quicker with small
+numbers; most limits have whole nanoseconds.
 
 Source: ATM Forum, Traffic Management 4.1 (virtual scheduling); Brandur Leach, "Rate Limiting, Cells, and GCRA";
 redis-cell; Peter Fenwick, "A New Data Structure for Cumulative Frequency Tables" (1994).
@@ -22,7 +23,7 @@ redis-cell; Peter Fenwick, "A New Data Structure for Cumulative Frequency Tables
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import floor
+from math import floor, gcd
 
 import msgspec
 
@@ -48,13 +49,16 @@ class Hold(msgspec.Struct, eq=False, gc=False):
 class Gcra:
     """One limit of one client. ``now`` is monotonic seconds everywhere."""
 
-    __slots__ = ("_holds", "_moved", "_moves", "_place", "limit", "step", "tat", "window")
+    __slots__ = ("_holds", "_moved", "_moves", "_place", "limit", "scale", "step", "tat", "window")
 
     def __init__(self, limit: int, window_s: int) -> None:
         """``limit``: units a window, at least 1."""
         self.limit = limit
-        self.step = window_s * _NS
-        """What one unit takes to drain. This and the next two are in the limit's own time: nanoseconds times it."""
+        shared = gcd(limit, window_s * _NS)
+        self.scale = limit // shared
+        """The limit's own time in a nanosecond."""
+        self.step = window_s * _NS // shared
+        """What one unit takes to drain. This and the next two are in the limit's own time."""
         self.window = self.step * limit
         self.tat = 0
         self._holds: dict[Hold, None] = {}
@@ -72,7 +76,7 @@ class Gcra:
             return float("inf")
         at = self._at(now)
         late = max(self.tat, at) + units * self.step - at - self.window
-        return late / (_NS * self.limit) if late > 0 else 0.0
+        return late / (_NS * self.scale) if late > 0 else 0.0
 
     def reserve(self, units: int, now: float) -> Hold:
         """Take ``units``, which fit now, until they are settled."""
@@ -98,7 +102,7 @@ class Gcra:
         unused = hold.units - units
         if unused < 0:
             self.take(-unused, now)
-        elif unused and hold.end > (at := floor(now * _NS_S) * self.limit):
+        elif unused and hold.end > (at := floor(now * _NS_S) * self.scale):
             back, left = unused * self.step, hold.end - at
             if self._moved != hold.moved:
                 left -= self._moved_before(hold)
@@ -126,7 +130,7 @@ class Gcra:
         return not self._holds and self.tat <= self._at(now)
 
     def _at(self, now: float) -> int:
-        return floor(now * _NS_S) * self.limit
+        return floor(now * _NS_S) * self.scale
 
     # The row of holds
 
@@ -175,7 +179,7 @@ def reserve_all(
     tats: list[int] = []
     holds: list[tuple[Gcra, Hold]] = []
     for gcra in counted:
-        at, tat = ns * gcra.limit, gcra.tat
+        at, tat = ns * gcra.scale, gcra.tat
         tat = (tat if tat > at else at) + gcra.step
         level = tat - at
         if level > gcra.window:
@@ -183,7 +187,7 @@ def reserve_all(
         levels.append(level)
         tats.append(tat)
     for gcra in weighed:
-        at, tat = ns * gcra.limit, gcra.tat
+        at, tat = ns * gcra.scale, gcra.tat
         tat = (tat if tat > at else at) + units * gcra.step
         level = tat - at
         if level > gcra.window:
