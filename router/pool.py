@@ -21,7 +21,7 @@ from router.config.schema import Policy as PolicyName
 from router.counting import Need, counts_of
 from router.decisions import Choice, Decisions, Wait
 from router.line import Line
-from router.load import NOTHING, UNKNOWN, Costs, Demand, Facts, Load, MeanOutput
+from router.load import NOTHING, UNKNOWN, Claim, Costs, Demand, Facts, Load, MeanOutput
 from router.member import Member
 from router.policy import C, Policy, Rotation
 from router.policy.breaker import Breaker, Cohort, SuccessRate
@@ -33,7 +33,7 @@ from router.policy.least_tokens import LeastTokens
 from router.policy.lmetric import LMetric
 from router.policy.local_first import LocalFirst
 from router.policy.power_of_two import PowerOfTwo
-from router.policy.quota import Hold, Quota
+from router.policy.quota import Quota
 from router.policy.round_robin import RoundRobin
 from router.policy.slow_start import SlowStart
 from router.policy.weighted import Weighted
@@ -229,41 +229,39 @@ class Route:
             member = self._plain.pick(self.members, UNKNOWN, now, self._rng)
             self.decisions.counts[self._usual] += 1
             return member.target.lease(now, NOTHING, self.outputs)
-        blocks = facts.blocks if facts is not None else ()
-        depths = self._index.depths(blocks) if blocks else NOBODY
-        policy, rotation = self._chooser, self._rotation
-        ready: Sequence[Member] = self._sample(depths) if self._samples else self.members
+        depths = NOBODY
+        if facts is not None and facts.blocks:
+            depths = self._index.depths(facts.blocks)
+        policy, members = self._chooser, self.members
         if policy is None:
-            assert rotation is not None, "a policy is one or the other"
-            turn = self._next(rotation, facts, now, exclude)
+            turn = self._next(facts, now, exclude)
             if type(turn) is Refusal:
                 return turn
-            member, demand = turn, self._demand(facts, depths, (turn,))
+            member, demand, choices = turn, self._demand(facts, depths, (turn,)), len(members)
         else:
+            ready: Sequence[Member] = self._sample(depths) if self._samples else members
             if not free:
                 admitting = self._ready(ready, facts, now, exclude)
                 if type(admitting) is Refusal:
                     return admitting
                 ready = admitting
-            demand = self._demand(facts, depths, ready)
+            demand, choices = self._demand(facts, depths, ready), len(ready)
             member = policy.pick(ready, demand, now, self._rng)
-        self.decisions.counts[self._reason(member, len(ready), now)] += 1
-        claim = NOTHING
-        if facts is not None:
-            claim = member.load.claim(demand)
-            if blocks:
-                slot = member.load.slot
-                self._index.record(slot, blocks)
-                self.decisions.matches.observe(demand.cached.get(slot, 0) / demand.input_tokens)
-        hold = None if free else self._hold(member.target, facts, now)
-        return member.target.lease(now, claim, self.outputs, hold)
+        reason = self._usual if free and not self._mixed else self._reason(member, choices, now)
+        self.decisions.counts[reason] += 1
+        claim = NOTHING if facts is None else self._claim(member.load, facts, demand)
+        target, hold = member.target, None
+        if not free and target.quota is not None and target.quota.counting:
+            hold = target.quota.reserve(self._need(facts), now)
+        return target.lease(now, claim, self.outputs, hold)
 
-    def _hold(self, target: Target, facts: Facts | None, now: float) -> Hold | None:
-        """What the request takes of the target's quota; None where nobody counts."""
-        quota = target.quota
-        if quota is None or not quota.counting:
-            return None
-        return quota.reserve(self._need(facts), now)
+    def _claim(self, load: Load, facts: Facts, demand: Demand) -> Claim:
+        """What the request adds to its target's load; its beginning lies there from now on."""
+        if facts.blocks:
+            self._index.record(load.slot, facts.blocks)
+            hit = demand.cached.get(load.slot, 0)
+            self.decisions.matches.observe(hit / demand.input_tokens)
+        return load.claim(demand)
 
     def _reason(self, member: Member, choices: int, now: float) -> Choice:
         """Why ``member`` was chosen among so many; see `router.decisions`."""
@@ -344,9 +342,11 @@ class Route:
         )
 
     def _next(
-        self, rotation: Rotation, facts: Facts | None, now: float, exclude: Collection[Target]
+        self, facts: Facts | None, now: float, exclude: Collection[Target]
     ) -> Member | Refusal:
         """Whose turn it is."""
+        rotation = self._rotation
+        assert rotation is not None, "a policy is one or the other"
         need = self._need(facts) if self._quotas else NO_NEED
         narrow = None if self.members is self._seats else frozenset(self.members)
         quotas = bool(self._quotas)
@@ -385,18 +385,18 @@ class Route:
     ) -> Demand:
         if facts is None:
             return UNKNOWN
-        output = self.outputs.value
-        if facts.output_limit is not None and facts.output_limit < output:
-            output = float(facts.output_limit)
+        given, limit, output = facts.input_tokens, facts.output_limit, self.outputs.value
+        if limit is not None and limit < output:
+            output = float(limit)
         if not depths:
-            return Demand(facts.input_tokens, output)
+            return Demand(given, output)
         among = self._slots
         if len(self.members) > MANY:
             among = sum(1 << member.load.slot for member in ready)
         cached = by_slot(depths, among)
-        if depths[-1][0] > facts.input_tokens:
-            cached = {slot: min(tokens, facts.input_tokens) for slot, tokens in cached.items()}
-        return Demand(facts.input_tokens, output, cached)
+        if depths[-1][0] > given:
+            cached = {slot: min(tokens, given) for slot, tokens in cached.items()}
+        return Demand(given, output, cached)
 
     def _sample(self, depths: Sequence[tuple[int, int]]) -> list[Member]:
         """Some at random and the deepest holders, each once."""

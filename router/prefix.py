@@ -31,13 +31,12 @@ def blocks_of(text: str, most: int = sys.maxsize) -> tuple[int, ...]:
     """The hashes of the full blocks of ``text``, at most so many, each together with all before it. Of this process
     only: Python's hashes are salted, so that no client can make two prompts look alike.
     """
-    before = begin = 0
+    before = 0
     blocks = []
-    for _ in range(min(len(text) // BLOCK_CHARS, most)):
-        end = begin + BLOCK_CHARS
-        before = hash((before, text[begin:end]))
+    count = len(text) // BLOCK_CHARS
+    for begin in range(0, (count if count < most else most) * BLOCK_CHARS, BLOCK_CHARS):
+        before = hash((before, text[begin : begin + BLOCK_CHARS]))
         blocks.append(before)
-        begin = end
     return tuple(blocks)
 
 
@@ -92,16 +91,15 @@ class PrefixIndex:
 
     def record(self, slot: int, blocks: Sequence[int]) -> None:
         """A prompt was sent to that target."""
-        used, holders, bit = self._used[slot], self._holders, 1 << slot
-        capacity = self._capacity[slot]
-        for block in reversed(blocks[:capacity]):
+        used, capacity = self._used[slot], self._capacity[slot]
+        for block in reversed(blocks if len(blocks) <= capacity else blocks[:capacity]):
             if block in used:
                 used.move_to_end(block)
             else:
                 used[block] = None
-                holders[block] = holders.get(block, 0) | bit
+                self._holders[block] = self._holders.get(block, 0) | 1 << slot
         while len(used) > capacity:
-            self._drop(used.popitem(last=False)[0], bit)
+            self._drop(used.popitem(last=False)[0], 1 << slot)
 
     def forget(self, slot: int) -> None:
         """That target left, and its cache with it."""

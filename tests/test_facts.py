@@ -35,6 +35,13 @@ def test_a_conversation_begins_as_its_earlier_turns_did():
     assert len(second.blocks) > len(first.blocks)
 
 
+def test_no_more_of_a_prompt_is_hashed_than_is_of_use():
+    body = json.dumps({"model": "m", "messages": [user("word " * 1000)]}).encode()
+    whole, part = facts_of(decode_chat(body)), facts_of(decode_chat(body), 3)
+    assert part.blocks == whole.blocks[:3]
+    assert (part.input_tokens, len(whole.blocks)) == (whole.input_tokens, 19)
+
+
 def test_parts_and_plain_text_say_the_same():
     text = "word " * 200
     assert facts([user([{"type": "text", "text": text}])]) == facts([user(text)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,10 +12,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from engines.specs import LlamaCppSpec, SimulatedSpec
 from router.config.schema import Config, Health, Model, Provider, Target
 from router.errors import IllegalMove
+from router.facts import facts_of
 from router.load import Facts
 from router.policy.breaker import Verdict
 from router.pool import MANY, SAMPLE, Refusal, build, cache_tokens, costs_of, policy_of
 from router.target import Lease
+from router.wire.chat import decode_chat
 
 
 def config(health=None, **models):
@@ -213,6 +217,25 @@ def test_siblings_go_where_their_beginning_is():
         lease.settle(Verdict.GOOD, 1, output_tokens=20)
     again = [route.lease(2, facts=facts).target for facts in (one, two)]
     assert again == [lease.target for lease in first]
+
+
+def test_a_prompt_longer_than_any_cache_is_found_by_as_much_as_the_largest_holds():
+    assert engines(2).route("m").most_blocks == 100
+    names = {"small": SimulatedSpec(kv_tokens=640), "large": SimulatedSpec(kv_tokens=64_000)}
+    listed = Model(targets=[Target(engine=name) for name in names], policy="expected_cost")
+    pool = build(Config(engines=names, models={"m": listed}))
+    assert pool.route("m").most_blocks == 1000
+    assert pool.route("m").only(pool.route("m").members[:1]).most_blocks == 10
+    text = decode_chat(json.dumps({"model": "m", "messages": [SAID]}).encode())
+    facts = facts_of(text, pool.route("m").most_blocks)
+    assert (len(facts.blocks), facts.input_tokens) == (1000, 75_001)
+    for now in range(2):
+        pool.route("m").lease(now, facts=facts).settle(Verdict.GOOD, now)
+    held = {depth for depth, _ in pool.index.depths(facts.blocks)}
+    assert max(held) == 64_000
+
+
+SAID = {"role": "user", "content": "say " * 75_000}
 
 
 def test_what_a_lease_holds_is_counted_and_given_back():

@@ -139,10 +139,12 @@ class Walk(Struct, eq=False):
         facts, target_id, backend = UNHEARD, "", ""
         if latest is not None:
             self.latest = None  # they know each other: with this, both go without the collector
-            facts, target = latest.facts, latest.lease.target
+            answer, target = latest.answer, latest.lease.target
             target_id, backend = target.id, target.backend
+            if answer is not None:
+                facts = answer.facts
         told = Tokens(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
-        charge = call.charge
+        charge, emit = call.charge, self._emit
         took = bill(call.route.model.price, told) if charge is None else charge.settle(told, now)
         trace = call.trace
         received_at, first_at = call.received_at, self.first_at
@@ -172,7 +174,7 @@ class Walk(Struct, eq=False):
             facts.reasoning_tokens,
             call.request.operation.genai,
         )
-        self._emit(done)
+        emit(done)
         if trace is not None:
             trace.end(done)
 
@@ -218,16 +220,16 @@ class Attempt(Struct, eq=False):
         else:
             verdict = _verdict(fault)
             moved = self._settle(fault, verdict, spent, now)
-        request = walk.call.request
-        walk.say(
+        call, say = walk.call, walk.say
+        say(
             AttemptDone(  # by place, as above
-                walk.call.route.name,
+                call.route.name,
                 target.id,
                 target.backend,
                 now - lease.since,
                 None if fault is None else fault.kind,
-                walk.call.request_id,
-                request.operation.genai,
+                call.request_id,
+                call.request.operation.genai,
                 None if fault is None else _used_up(fault),
             )
         )
@@ -235,7 +237,7 @@ class Attempt(Struct, eq=False):
             self.trace.end(answer, fault, now, good=verdict is Verdict.GOOD)
         if moved:
             reason = fault.kind.value if fault is not None else verdict.value
-            walk.say(TargetState(target.id, target.state, reason))
+            say(TargetState(target.id, target.state, reason))
         if target.on_free is not None:
             target.on_free(target, now)
 

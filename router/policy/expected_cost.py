@@ -36,7 +36,7 @@ class ExpectedCost:
         self._turns = Turns()
 
     def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
-        """The candidate with the smallest score."""
+        """The candidate with the smallest score, here in microseconds."""
         length, output, cached = demand.input_tokens, demand.output_tokens, demand.cached
         last = self._turns.picked.get
         need = length + output
@@ -51,11 +51,11 @@ class ExpectedCost:
             if load.costs is not known or hit != known_hit:
                 # Engines of a kind differ only in their caches.
                 known, known_hit = load.costs, hit
-                work = known.prefill_s(length - hit, hit)
-                per_token = output * known.context_s
-                per_request = work + 2 * output * known.request_s + per_token * length
-            score = load.pending_us * 1e-6 + work + load.inflight * per_request
-            score += per_token * load.context_tokens
+                work = 1e6 * known.prefill_s(length - hit, hit)
+                per_token = 1e6 * output * known.context_s
+                per_request = work + 2e6 * output * known.request_s + per_token * length
+            score = load.pending_us + work + load.inflight * per_request
+            score += load.context_tokens * per_token
             capacity = load.capacity_tokens
             if capacity is not None and load.reserved_tokens + need > capacity:
                 score += self._crowding(load, need, output)
@@ -72,7 +72,7 @@ class ExpectedCost:
 
     @staticmethod
     def _crowding(load: Load, need: float, output: float) -> float:
-        """Seconds to wait for memory: the missing share of it, times the time the batch takes to turn over."""
+        """Microseconds to wait for memory: the missing share of it, times the time the batch takes to turn over."""
         assert load.capacity_tokens is not None, "asked only where it is known"
         missing = load.reserved_tokens + need - load.capacity_tokens
-        return missing / load.capacity_tokens * output * load.step_s
+        return 1e6 * missing / load.capacity_tokens * output * load.step_s

@@ -183,6 +183,32 @@ def test_power_of_two_picks_the_less_busy_of_its_two_and_never_the_busiest():
     assert 250 < picks[1] < 350, "only in the third of draws that leave the idlest out"
 
 
+def test_power_of_two_draws_every_pair_alike():
+    for count in (2, 3, 5):
+        seats = [Seat(i) for i in range(count)]
+        pairs = set()
+        for drawn in range(count * (count - 1)):
+            at = (drawn + 0.5) / (count * (count - 1))
+            one = PowerOfTwo().pick(seats, UNKNOWN, 0.0, Drawn(at))
+            one.load.inflight = 1
+            other = PowerOfTwo().pick(seats, UNKNOWN, 0.0, Drawn(at))
+            one.load.inflight = 0
+            pairs.add((one.order, other.order))
+        assert len(pairs) == count * (count - 1)
+        assert all(one != other for one, other in pairs)
+
+
+class Drawn(random.Random):
+    """Draws the same number for ever."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def random(self):
+        return self.value
+
+
 def test_power_of_two_weighs_by_weight():
     seats = [Seat(0, 1, 2), Seat(1, 4, 6)]
     assert {pick(PowerOfTwo(), seats, seed=seed).order for seed in range(20)} == {1}
