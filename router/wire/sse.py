@@ -39,7 +39,7 @@ class Splitter:
                 data = self._strip_bom(data)
             else:
                 self._started = True
-        if b"\r" in data or self._carry_cr:
+        if data.find(b"\r") >= 0 or self._carry_cr:  # `in` makes and drops an error
             data = self._unify_line_ends(data)
         rest = self._rest
         if rest:

@@ -1,9 +1,9 @@
 """One HTTP/1.1 connection to a provider: one request at a time, its response into a mailbox.
 
 A general client would spend more time on a request than the rest of the router does. Here the parser (llhttp, by
-httptools) appends body pieces to a list and counts messages without entering Python, a segment of the network is one
-item in the mailbox however many chunks are in it, and nothing waits in here: whoever awaits, awaits the mailbox. A
-response that comes in one piece isn't parsed at all where its head is as plain as most are (`head.Heads`).
+httptools) appends body pieces to a list and counts messages without entering Python, a segment of the network wakes the
+reader once however many chunks are in it, and nothing waits in here: whoever awaits, awaits the mailbox. A response
+that comes in one piece isn't parsed at all where its head is as plain as most are (`head.Heads`).
 
 A response that leaves any doubt about where it ends (bytes behind it, bytes before the request) costs the
 connection, so that they aren't taken for the answer to the next request. Bytes that a server sends unasked after the
@@ -164,7 +164,7 @@ class Connection(Alarm, asyncio.Protocol):
     __slots__ = (
         "_awaited", "_barren", "_exchange", "_fields", "_framed", "_heard", "_held", "_linger", "_owner", "_parser",
         "_pieces", "_read_paused", "_reusable", "_transport", "_unended", "_unsent", "_write_paused", "idle_since",
-        "on_body", "on_message_begin", "on_message_complete", "sent_at", "served", "state",
+        "on_body", "on_message_begin", "on_message_complete", "sent_at", "served", "state", "streams",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
@@ -190,6 +190,8 @@ class Connection(Alarm, asyncio.Protocol):
         self._read_paused = self._write_paused = False
         self._heard = False
         """At least one byte came of the response."""
+        self.streams = False
+        """Responses aren't expected in one piece; who sends may say so."""
         self.state = State.OPENING
         self.idle_since = self.sent_at = 0.0
         self.served = 0
@@ -275,7 +277,7 @@ class Connection(Alarm, asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take a segment; what body it holds goes into the mailbox as one piece."""
+        """Take a segment; what body it holds goes into the mailbox, each chunk a piece."""
         exchange = self._exchange
         if exchange is None or self._held:
             self.abort()  # Nobody has asked: no later request may get this for an answer.
@@ -289,14 +291,13 @@ class Connection(Alarm, asyncio.Protocol):
             refusal = str(error.__context__ or error)
         pieces = self._pieces
         if pieces:
-            piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
             self._barren = 0
             if exchange.tap is None:
-                exchange.put(piece, len(piece))
-            elif not exchange.tap(piece):  # as in put: this spares a stream a call for each chunk
+                exchange.put_all(pieces, len(data))
+            elif not exchange.tap(pieces):  # as in put_all: this spares a stream a call a chunk
                 exchange.tap = None
                 self.wake()
+            pieces.clear()
         else:
             self._barren += len(data)
         if not self._unended:
@@ -362,7 +363,7 @@ class Connection(Alarm, asyncio.Protocol):
         """The first of a response has come. Whether it was all of it and is read; else the parser is ready for it."""
         self._heard = True
         whole = None
-        if len(data) <= HIGH_WATER_BYTES and not self._unsent:
+        if not self.streams and len(data) <= HIGH_WATER_BYTES and not self._unsent:
             whole = self._owner.heads.whole(data)
         if whole is None:
             self._barren = 0
