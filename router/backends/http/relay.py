@@ -327,7 +327,7 @@ class Relay:
         if form is None or _FINISHED.search(event):
             return
         head, tail = _without_nulls(form.head), _without_nulls(form.tail)
-        if b'"usage"' in head or b'"usage"' in tail:
+        if head.find(b'"usage"') >= 0 or tail.find(b'"usage"') >= 0:
             return
         self._learnt = form
         hides = self._hide_usage and len(head) + len(tail) < len(event)
@@ -500,7 +500,7 @@ def _last_usage(blob: bytes) -> Usage | None:
 def _without_nulls(events: bytes) -> bytes:
     """``events`` without the null that chunks have for usage where it was asked for."""
     events = b"".join(events.split(b',"usage":null'))  # which reads it once, replace() twice
-    if b', "usage": null' in events:
+    if events.find(b', "usage": null') >= 0:
         events = events.replace(b', "usage": null', b"")
     return events
 
