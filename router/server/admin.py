@@ -19,9 +19,10 @@ from aiohttp import hdrs
 
 from router.errors import ApiError, ErrorObject, shutting_down
 from router.server.chat import Ask
+from router.server.exchange import Exchange
 from router.server.guard import Guard
 from router.server.page import page_routes
-from router.server.routes import Call, Route, Routes
+from router.server.routes import Route, Routes
 from router.status import Health, Overview
 from router.wire.chat import decode_chat
 from router.wire.operation import Operation
@@ -62,41 +63,41 @@ class Admin:
             )
         )
 
-    async def status(self, call: Call) -> None:
+    async def status(self, exchange: Exchange) -> None:
         """The router's state, for the page and whoever else may look. Raises ApiError 401 or 403."""
-        self._guard.look(call)
-        call.exchange.note(_NOT_KEPT)
-        call.exchange.answer(200, self._overview.document(self._health()))
+        self._guard.look(exchange)
+        exchange.note(_NOT_KEPT)
+        exchange.answer(200, self._overview.document(self._health()))
 
-    async def chat(self, call: Call) -> None:
+    async def chat(self, exchange: Exchange) -> None:
         """A chat completion, as the API answers it. Raises ApiError, 403 where the guard says so."""
-        self._guard.chat(call)
+        self._guard.chat(exchange)
         if self.draining:
             raise shutting_down()
-        await self._ask(call)
+        await self._ask(exchange)
 
-    async def metrics(self, call: Call) -> None:
+    async def metrics(self, exchange: Exchange) -> None:
         """Rendered in a thread: a page of a large router takes tens of milliseconds."""
-        refuse_pages(call)
-        accept = call.exchange.message.headers.get(hdrs.ACCEPT, "")
+        refuse_pages(exchange)
+        accept = exchange.head.headers.get(hdrs.ACCEPT, "")
         render = self._scrape(accept)
         content_type, page = await asyncio.get_running_loop().run_in_executor(None, render)
-        call.exchange.answer(200, page, content_type)
+        exchange.answer(200, page, content_type)
 
-    async def healthz(self, call: Call) -> None:
+    async def healthz(self, exchange: Exchange) -> None:
         """200 while the process lives, draining or not: restarting it would help nobody."""
-        refuse_pages(call)
-        call.exchange.answer(200, b'{"status":"ok"}')
+        refuse_pages(exchange)
+        exchange.answer(200, b'{"status":"ok"}')
 
-    async def readyz(self, call: Call) -> None:
+    async def readyz(self, exchange: Exchange) -> None:
         """200 while requests can be served."""
-        refuse_pages(call)
+        refuse_pages(exchange)
         health = self._health()
         if health == "ready":
-            call.exchange.answer(200, b'{"status":"ready"}')
+            exchange.answer(200, b'{"status":"ready"}')
             return
         reason = "draining" if health == "draining" else "no model can be served"
-        call.exchange.answer(503, msgspec.json.encode({"status": "not ready", "reason": reason}))
+        exchange.answer(503, msgspec.json.encode({"status": "not ready", "reason": reason}))
 
     def _health(self) -> Health:
         if self.draining:
@@ -104,8 +105,8 @@ class Admin:
         return "ready" if self._router.ready() else "not ready"
 
 
-def refuse_pages(call: Call) -> None:
+def refuse_pages(exchange: Exchange) -> None:
     """Raises ApiError 403 for a browser's cross-origin request."""
-    if hdrs.ORIGIN in call.exchange.message.headers:
+    if hdrs.ORIGIN in exchange.head.headers:
         message = "The admin port doesn't answer web pages."
         raise ApiError(403, ErrorObject(message, "invalid_request_error", None, "origin_refused"))

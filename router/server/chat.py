@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from router.errors import ApiError
 from router.server.exchange import Exchange
-from router.server.routes import Call
 from router.tracing import Arrival
 from router.wire.operation import Operation
 from router.wire.request import Request
@@ -35,16 +34,15 @@ class Ask:
         self._operation = operation
         self._decode = decode
 
-    async def __call__(self, call: Call) -> None:
+    async def __call__(self, exchange: Exchange) -> None:
         """Answer one request. Raises ApiError before the first byte; after it, the error is in the stream."""
-        exchange = call.exchange
         try:
             body = exchange.body_in_hand()
             if body is None:
                 body = await exchange.body()
             request = self._decode(body, self._router.extra_fields)
         except ApiError as error:
-            self._trace_refusal(call, error)
+            self._trace_refusal(exchange, error)
             raise
         connection = exchange.connection
         waited_for = connection.gate.waited_for
@@ -55,10 +53,10 @@ class Ask:
                 self._router.admit(
                     request,
                     body,
-                    key_id=call.key_id,
+                    key_id=exchange.key_id,
                     request_id=exchange.request_id,
                     received_at=exchange.received_at,
-                    headers=exchange.message.headers,
+                    headers=exchange.head.headers,
                 )
             )
         finally:
@@ -79,11 +77,11 @@ class Ask:
             else:
                 reply.close()
 
-    def _trace_refusal(self, call: Call, error: ApiError) -> None:
+    def _trace_refusal(self, exchange: Exchange, error: ApiError) -> None:
         """What can't be read is never opened, and has a span all the same."""
-        tracing, exchange = self._router.tracing, call.exchange
+        tracing = self._router.tracing
         if tracing is not None:
-            came = exchange.request_id, call.key_id, exchange.received_at, exchange.message.headers
+            came = exchange.request_id, exchange.key_id, exchange.received_at, exchange.head.headers
             tracing.begin(Arrival(self._operation, None, *came)).refuse(error)
 
 

@@ -1,8 +1,9 @@
 """One TCP connection: its requests one after the other, its clocks and its limits.
 
-aiohttp's parser reads the requests and its StreamReader their bodies. What they leave open and is closed here: a head
-may drip for ever, a broken body leaves its reader waiting, a client that doesn't read holds an answer for ever, a
-pipeline may be endless, and there may be any number of connections.
+aiohttp's parser reads the requests and its StreamReader their bodies, all but those whose head came before (`heads`)
+and whose body comes with it: there is nothing to be parsed in them. What they leave open and is closed here: a head may
+drip for ever, a broken body leaves its reader waiting, a client that doesn't read holds an answer for ever, a pipeline
+may be endless, and there may be any number of connections.
 
 A connection that has asked nothing yet is its transport and this object: the parser comes with the first bytes, the
 task with the first request, and the clocks are the listener's (`Timeouts`). Requests are answered in the connection's
@@ -30,6 +31,7 @@ from router.server.exchange import (
     Exchange,
     error_bytes,
 )
+from router.server.heads import Head, head_of
 from router.server.one_by_one import OneByOne
 from router.server.screening import malformed
 from router.server.timeouts import Timeouts
@@ -59,8 +61,13 @@ MAX_QUEUED = 32
 BODY_BUFFER_BYTES = 256 * 1024
 """Twice as much of a body may wait to be read before the network is told to stop."""
 
-NO_HTTP: list[tuple[RawRequestMessage | None, StreamReader]] = [(None, EMPTY_PAYLOAD)]
-"""What stands in the queue of requests for something that is none."""
+MAX_UNLIKE = 4
+"""Heads in a row that were not the one before; who sent so many is taken to send another each time."""
+UNKNOWN = -1
+"""Where the parser stands."""
+
+Queued = tuple[Head | None, StreamReader, bytes | None]
+"""A request's head, its body's reader, and its body where that needs no reading; no head for what is no HTTP."""
 TORN_S = 0.1
 """Between a stream's error event and the cut: browsers drop what a page hasn't read when the connection breaks, so
 the event would be lost. At once Chromium lost 26 of 40, after 0.1 s none of 40 (`tests/e2e/test_page.py`)."""
@@ -91,6 +98,8 @@ class Gate:
         self.dates = Dates()
         self.ending = Ending()
         self.long_bodies = OneByOne()
+        self.short_bytes = min(LONG_BODY_BYTES, limits.max_body_bytes)
+        """A request up to here has a body that is neither long nor too long."""
         self.connections: set[Connection] = set()
         """Those whose socket is open or whose task runs."""
         self.heads = Timeouts(limits.header_timeout_s, Connection.force_close)
@@ -137,8 +146,9 @@ class Connection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_begun", "_buffer_paused", "_drained", "_messages", "_parser", "_reading_paused", "_stall_timer", "_task",
-        "_waiter", "broken", "closed", "deaf", "exchange", "gate", "held", "transport", "writing_paused",
+        "_begun", "_buffer_paused", "_drained", "_known", "_left", "_parser", "_queue", "_reading_paused",
+        "_stall_timer", "_task", "_unlike", "_waiter", "broken", "closed", "deaf", "exchange", "gate", "held",
+        "transport", "writing_paused",
     )  # fmt: skip
 
     def __init__(self, gate: Gate) -> None:
@@ -158,8 +168,14 @@ class Connection(asyncio.Protocol):
         self.writing_paused = False
         """The client reads slower than its answer comes."""
         self._parser: HttpRequestParser | None = None
-        self._messages: list[tuple[RawRequestMessage | None, StreamReader]] = []
+        self._queue: list[Queued] = []
         """Requests that wait for their turn."""
+        self._known: Head | None = None
+        """The head that is known when it comes again."""
+        self._left = 0
+        """Bytes until the parser stands between two requests, or UNKNOWN. There nothing of it need be parsed."""
+        self._unlike = 0
+        """So many heads in a row were not the known one."""
         self._reading_paused = self._buffer_paused = False
         """By a body that isn't read, and by requests that aren't answered."""
         self._task: asyncio.Task[None] | None = None
@@ -218,37 +234,68 @@ class Connection(asyncio.Protocol):
             task.cancel()  # else it sees for itself
 
     def data_received(self, data: bytes) -> None:
-        """Parse; watch heads that come in parts, and tell a body's reader that the rest is broken."""
+        """Take the request; parse what isn't known."""
         if self.deaf:
             return
-        gate = self.gate
+        known = self._known
+        if known is not None and not self._left and len(data) < self.gate.short_bytes:
+            body = known.body_in(data)
+            if body is not None and not self._queue:
+                self._unlike = 0
+                self._queue.append((known, EMPTY_PAYLOAD, body))
+                self._go()
+                return
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """Queue what the parser makes of it, watch heads that come in parts, and hold back who sends too much."""
         if self._parser is None:
             self._parser = _parser(self)
-        messages: Sequence[tuple[RawRequestMessage | None, StreamReader]]
+        messages: Sequence[tuple[RawRequestMessage, StreamReader]]
         try:
-            messages, upgraded, _ = self._parser.feed_data(data)
+            messages, self.deaf, _ = self._parser.feed_data(data)
         except HttpProcessingError:
-            messages, upgraded = NO_HTTP, False
-        waiter, task = self._waiter, self._task
-        self.deaf = upgraded or messages is NO_HTTP
+            self._break()
+            return
         if not messages:
+            left = self._left
+            self._left = left - len(data) if left >= len(data) else UNKNOWN
             self._watch_head()
             return
-        if self in gate.heads.due:
-            gate.heads.end(self)
-        if messages is NO_HTTP:
-            self._break()
-        queue = self._messages
-        queue.extend(messages)
+        queue, alone = self._queue, len(messages) == 1 and not self._left
+        self._left = UNKNOWN
+        for message, payload in messages:
+            head = head_of(message)
+            queue.append((head, payload, None))
+            if alone and head.reusable and not head.chunked:
+                self._learn(head, data)
+        self.gate.heads.end(self)
         # What follows much of a body is more of it, and may go another way (`long_body`).
         crowded = len(queue) >= MAX_QUEUED or len(data) >= LONG_BODY_BYTES
         if crowded and not self._buffer_paused:
             self._buffer_paused = True
             self._pause_transport()
-        if task is None:
-            self._task = gate.loop.create_task(self._answer())
-        elif waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        self._go()
+
+    def _learn(self, head: Head, data: bytes) -> None:
+        """Know the head again that the parser, which stood between two requests, read alone in ``data``; and see where
+        the parser stands now.
+        """
+        end = data.find(b"\r\n\r\n") + 4
+        left = end + head.length - len(data)
+        if end < 4 or left < 0 or data[0] in b"\r\n":
+            return  # not all of it was here, or more, or an empty line before it
+        self._left = left
+        if head.length and self._unlike < MAX_UNLIKE:
+            self._unlike += 1
+            self._known = head if head.learn(data, end) else None
+
+    def _go(self) -> None:
+        """Have the task see what is queued."""
+        if self._task is None:
+            self._task = self.gate.loop.create_task(self._answer())
+        elif self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _watch_head(self) -> None:
         """Something came, and it is no whole head: the clock runs from the first such bytes."""
@@ -293,25 +340,25 @@ class Connection(asyncio.Protocol):
 
     async def _answer(self) -> None:
         """Answer requests until one of them is the last."""
-        gate, messages = self.gate, self._messages
+        gate, queue = self.gate, self._queue
         self._begun = True
         try:
             while not self.closed:
-                if not messages:
+                if not queue:
                     gate.idle.begin(self)
                     self._waiter = gate.loop.create_future()
                     await self._waiter
                     self._waiter = None
                     continue
-                message, payload = messages.pop(0)
-                if self._parser is not None:
+                head, payload, body = queue.pop(0)
+                if body is None and self._parser is not None:
                     self._parser.message_consumed()
-                if self._buffer_paused and len(messages) <= MAX_QUEUED // 2:
+                if self._buffer_paused and len(queue) <= MAX_QUEUED // 2:
                     self._go_on_reading()
-                if message is None:
+                if head is None:
                     await self._refuse_malformed()
                     break
-                self.exchange = exchange = Exchange(message, payload, self)
+                self.exchange = exchange = Exchange(head, payload, self, body)
                 try:
                     await gate.serve(exchange)
                 finally:
@@ -385,6 +432,7 @@ class Connection(asyncio.Protocol):
     def renew_parser(self) -> None:
         """Have the next request read by a parser that has seen nothing; after a body that went past the old one."""
         self._parser = None
+        self._left = 0
 
     def release(self) -> None:
         """Write what is held."""
@@ -443,15 +491,19 @@ class Connection(asyncio.Protocol):
             self.force_close()
 
     def _break(self) -> None:
-        self.broken = True
+        """What came is no HTTP: answer what came before it, say so and close."""
+        self.deaf = self.broken = True
+        self._queue.append((None, EMPTY_PAYLOAD, None))
+        self.gate.heads.end(self)
         exchange = self.exchange
         if exchange is not None and not exchange.payload.is_eof():
             exchange.payload.set_exception(BrokenBody("the body is broken"))
+        self._go()
 
     def _go_on_reading(self) -> None:
         """Parse what was read behind a long queue, and read on unless it is as long again."""
         self.data_received(b"")
-        if len(self._messages) < MAX_QUEUED:
+        if len(self._queue) < MAX_QUEUED:
             self._buffer_paused = False
             self._resume_transport()
 

@@ -30,9 +30,8 @@ from router.wire.completion import error_event
 from router.wire.sse import DONE
 
 if TYPE_CHECKING:
-    from aiohttp.http import RawRequestMessage
-
     from router.server.connection import Connection
+    from router.server.heads import Head
 
 JSON = "application/json"
 EVENTS = "text/event-stream; charset=utf-8"
@@ -107,11 +106,15 @@ def error_bytes(error: ApiError, dates: Dates) -> bytes:
 class Exchange(msgspec.Struct, eq=False):
     """One request and its answer."""
 
-    message: RawRequestMessage
+    head: Head
     payload: StreamReader
     connection: Connection
+    given: bytes | None = None
+    """The request's body, where there is nothing to be read."""
     received_at: float = msgspec.field(default_factory=time.monotonic)
     request_id: str = ""
+    key_id: str = ""
+    """Whose key it came with, where its route asks for one."""
     body_read: bool = False
     """Nothing of the request is left to be read."""
     keep_alive: bool = False
@@ -141,6 +144,9 @@ class Exchange(msgspec.Struct, eq=False):
 
         Raises ApiError 413.
         """
+        if self.given is not None:
+            self.body_read = True
+            return self.given
         payload = self.payload
         if payload is EMPTY_PAYLOAD or not payload._eof:  # noqa: SLF001 - its own way takes seven calls
             return None
@@ -156,8 +162,8 @@ class Exchange(msgspec.Struct, eq=False):
     async def body(self) -> bytes:
         """The body. Raises ApiError: 413 above the limit, 408 when it doesn't arrive in time, 400 when it is broken."""
         limits = self.connection.gate.limits
-        length = self.message.headers.get(hdrs.CONTENT_LENGTH)
-        if length is not None and int(length) > limits.max_body_bytes:
+        length = self.head.length
+        if length > limits.max_body_bytes:
             self.last = True
             raise too_large(limits.max_body_bytes)
         if (
@@ -167,9 +173,9 @@ class Exchange(msgspec.Struct, eq=False):
         self._say_continue()
         try:
             async with asyncio.timeout(limits.body_timeout_s):
-                if length is None or int(length) < LONG_BODY_BYTES:
+                if length < LONG_BODY_BYTES:
                     return await self._collect(limits.max_body_bytes)
-                return await self._receive(int(length))
+                return await self._receive(length)
         except TimeoutError as error:
             raise too_slow(limits.body_timeout_s) from error
         except BrokenBody as error:
@@ -209,8 +215,8 @@ class Exchange(msgspec.Struct, eq=False):
         return b"".join(pieces)
 
     def _say_continue(self) -> None:
-        expected = self.message.headers.get(hdrs.EXPECT, "")
-        if expected.lower() == "100-continue" and self.message.version == HttpVersion11:
+        expected = self.head.headers.get(hdrs.EXPECT, "")
+        if expected.lower() == "100-continue" and self.head.version == HttpVersion11:
             self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     # The answer
@@ -233,7 +239,7 @@ class Exchange(msgspec.Struct, eq=False):
     def answer(self, status: int, body: bytes, content_type: str = JSON) -> None:
         """A whole answer in one write."""
         head = self._head(status, content_type, f"content-length: {len(body)}\r\n", bounded=True)
-        data = head if self.message.method == hdrs.METH_HEAD else head + body
+        data = head if self.head.method == hdrs.METH_HEAD else head + body
         if self.keep_alive:
             self.connection.hold(data)
         else:
@@ -249,7 +255,7 @@ class Exchange(msgspec.Struct, eq=False):
     def begin(self, blob: bytes) -> None:
         """A stream's head and its first blob."""
         self.streaming = True
-        self.chunked = chunked = self.message.version == HttpVersion11
+        self.chunked = chunked = self.head.version == HttpVersion11
         framing = "transfer-encoding: chunked\r\n" if chunked else ""
         head = self._head(200, EVENTS, f"cache-control: no-cache\r\n{framing}", bounded=chunked)
         data = self._framed(blob, head)
@@ -306,14 +312,12 @@ class Exchange(msgspec.Struct, eq=False):
     def _head(self, status: int, content_type: str, framing: str, *, bounded: bool) -> bytes:
         """The answer's head; ``bounded``: its end can be told without closing the connection."""
         self.started = True
-        message, connection = self.message, self.connection
-        self.keep_alive = bounded and not (
-            message.should_close
-            or message.upgrade
-            or message.version != HttpVersion11
-            or self.last
-            or connection.closing
-            or not (self.body_read or self.payload.is_eof())
+        connection = self.connection
+        self.keep_alive = (
+            bounded
+            and self.head.reusable
+            and not (self.last or connection.closing)
+            and (self.body_read or self.payload.is_eof())
         )
         now, dates = time.monotonic(), connection.gate.dates
         if now >= dates.until:

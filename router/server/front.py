@@ -10,27 +10,22 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import re
 import secrets
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from aiohttp import hdrs
-from multidict import istr
 
 from router.errors import ApiError, ErrorObject, shutting_down
 from router.server.exchange import ClientGone, Exchange
 from router.server.floods import Floods
 from router.server.hosts import Hosts
-from router.server.routes import Call, Route, Routes
+from router.server.routes import Route, Routes
 from router.server.screening import screen, screen_type
 
 _log = logging.getLogger(__name__)
 
 Authenticate = Callable[[str | None], str]
-_REQUEST_ID_HEADER = istr("X-Request-Id")  # looked up without being folded to lower case anew
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-"""What a client may call its request: safe in headers and logs."""
 
 
 class Front:
@@ -46,20 +41,14 @@ class Front:
         self._authenticate = authenticate
         self._hosts = hosts
         self._floods = Floods()
-        self._prefix = secrets.token_hex(6)
-        self._count = itertools.count(1)
+        self._names = _names(f"req_{secrets.token_hex(6)}")
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer. Raises only CancelledError and ClientGone."""
-        asked = exchange.message.headers.get(_REQUEST_ID_HEADER)
-        exchange.request_id = (
-            asked
-            if asked is not None and _REQUEST_ID.fullmatch(asked)
-            else f"req_{self._prefix}{next(self._count):08x}"
-        )
+        exchange.request_id = exchange.head.request_id or next(self._names)
         try:
-            route, call = self._admit(exchange)
-            await route.serve(call)
+            route = self._admit(exchange)
+            await route.serve(exchange)
         except ApiError as error:
             exchange.refuse(error)
         except asyncio.CancelledError:
@@ -73,28 +62,34 @@ class Front:
             _report(error, exchange)
             exchange.refuse(internal())
 
-    def _admit(self, exchange: Exchange) -> tuple[Route, Call]:
+    def _admit(self, exchange: Exchange) -> Route:
         """Who serves it. Raises ApiError."""
-        message = exchange.message
-        exchange.last = True  # what is refused here and what is read after it may not fit
-        screen(message)
-        if self._hosts is not None:
-            self._hosts.check(message.headers.get(hdrs.HOST))
-        exchange.last = False
-        method, headers, path = message.method, message.headers, message.path.partition("?")[0]
-        rest, key_id = "", ""
-        route = self.routes.exact.get((method, path))
-        if route is None:
-            route, rest = self.routes.match(method, path)
+        head = exchange.head
+        known = head.route
+        route, rest = (known, head.rest) if known is not None else self._match(exchange)
         if route.needs_key:
             try:
-                key_id = self._authenticate(headers.get(hdrs.AUTHORIZATION))
+                exchange.key_id = self._authenticate(head.authorization)
             except ApiError:
                 self._note_bad_key(exchange)
                 raise
-        if hdrs.ORIGIN in headers and method == hdrs.METH_POST:
-            screen_type(headers)
-        return route, Call(exchange, key_id, rest)
+        if known is None:
+            if head.method == hdrs.METH_POST:
+                screen_type(head.headers)
+            head.route, head.rest = route, rest
+        return route
+
+    def _match(self, exchange: Exchange) -> tuple[Route, str]:
+        """The route of a head that is fit for one. Raises ApiError."""
+        head = exchange.head
+        exchange.last = True  # what is refused here and what is read after it may not fit
+        screen(head)
+        if self._hosts is not None:
+            self._hosts.check(head.headers.get(hdrs.HOST))
+        exchange.last = False
+        method, path = head.method, head.target.partition("?")[0]
+        route = self.routes.exact.get((method, path))
+        return (route, "") if route is not None else self.routes.match(method, path)
 
     def _note_bad_key(self, exchange: Exchange) -> None:
         """Raises ApiError 429 where its address sends too many."""
@@ -114,3 +109,14 @@ def _report(error: Exception, exchange: Exchange) -> None:
     """Log where it happened and of what kind it was; its words may hold a prompt or a key, so they stay out."""
     where = "".join(traceback.format_tb(error.__traceback__))
     _log.error("request %s: %s\n%s", exchange.request_id, type(error).__qualname__, where)
+
+
+_ENDS = tuple(f"{n:03x}" for n in range(4096))
+
+
+def _names(start: str) -> Iterator[str]:
+    """Names for requests: ``start`` and a number of eight hexadecimal digits, the last three of them made before."""
+    for count in itertools.count():
+        block = f"{start}{count:05x}"
+        for end in _ENDS:
+            yield block + end

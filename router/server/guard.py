@@ -22,9 +22,9 @@ from collections.abc import Mapping
 from aiohttp import hdrs
 
 from router.errors import ApiError, ErrorObject, unauthorized
+from router.server.exchange import Exchange
 from router.server.floods import Floods
 from router.server.hosts import is_loopback, name_of
-from router.server.routes import Call
 
 _OWN = frozenset({"same-origin", "none"})
 """Of Sec-Fetch-Site: our own page, or somebody who typed the address."""
@@ -47,27 +47,26 @@ class Guard:
         self._opens_chat = admin_key is not None and asks_for_keys
         self._floods = Floods()
 
-    def look(self, call: Call) -> None:
+    def look(self, exchange: Exchange) -> None:
         """May this request read the status?"""
-        headers = call.exchange.message.headers
+        headers = exchange.head.headers
         refuse_foreign(headers)
         if self._digest is None:
-            _refuse_remote(call.exchange.connection.address, headers)
+            _refuse_remote(exchange.connection.address, headers)
             return
         scheme, _, given = headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         if scheme.lower() != "bearer" or not given:
             raise unauthorized(NO_ADMIN_KEY)
         if not hmac.compare_digest(_digest(given.strip()), self._digest):
-            exchange = call.exchange
             flood = self._floods.note(exchange.connection.address, exchange.received_at)
             raise flood or unauthorized(WRONG_ADMIN_KEY)
 
-    def chat(self, call: Call) -> None:
+    def chat(self, exchange: Exchange) -> None:
         """May this request, whose client's key was checked, be served here?"""
-        headers = call.exchange.message.headers
+        headers = exchange.head.headers
         refuse_foreign(headers)
         if not self._opens_chat:
-            _refuse_remote(call.exchange.connection.address, headers)
+            _refuse_remote(exchange.connection.address, headers)
 
 
 def refuse_foreign(headers: Mapping[str, str]) -> None:

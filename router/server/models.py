@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from router.server.routes import Call
+from router.server.exchange import Exchange
 
 if TYPE_CHECKING:
     from router.app import Router
@@ -18,11 +18,13 @@ class Models:
     def __init__(self, router: Router) -> None:
         self._router = router
 
-    async def every(self, call: Call) -> None:
+    async def every(self, exchange: Exchange) -> None:
         """The list."""
-        listed = {"object": "list", "data": self._router.models(call.key_id)}
-        call.exchange.answer(200, msgspec.json.encode(listed))
+        listed = {"object": "list", "data": self._router.models(exchange.key_id)}
+        exchange.answer(200, msgspec.json.encode(listed))
 
-    async def one(self, call: Call) -> None:
+    async def one(self, exchange: Exchange) -> None:
         """One model, by its name or an alias, in any case. Raises ApiError 404."""
-        call.exchange.answer(200, msgspec.json.encode(self._router.model(call.rest, call.key_id)))
+        exchange.answer(
+            200, msgspec.json.encode(self._router.model(exchange.head.rest, exchange.key_id))
+        )

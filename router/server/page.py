@@ -13,7 +13,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from router.server.routes import Call, Route
+from router.server.exchange import Exchange
+from router.server.routes import Route
 
 FOLDER = Path(__file__).parent / "static"
 FILES = {
@@ -50,9 +51,9 @@ def page_routes() -> tuple[Route, ...]:
     )
 
 
-def _answer(body: bytes, content_type: str) -> Callable[[Call], Awaitable[None]]:
-    async def answer(call: Call) -> None:
-        call.exchange.note(HEADERS)
-        call.exchange.answer(200, body, content_type)
+def _answer(body: bytes, content_type: str) -> Callable[[Exchange], Awaitable[None]]:
+    async def answer(exchange: Exchange) -> None:
+        exchange.note(HEADERS)
+        exchange.answer(200, body, content_type)
 
     return answer

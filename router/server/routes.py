@@ -21,24 +21,15 @@ MAX_ECHO = 200
 """Characters of a path that an error repeats."""
 
 
-class Call(msgspec.Struct, frozen=True):
-    """An exchange at its route."""
-
-    exchange: Exchange
-    key_id: str
-    rest: str
-    """What the path has after the route's; percent-decoded."""
-
-
 class Route(msgspec.Struct, frozen=True):
     """One method at one path."""
 
     method: str
     path: str
-    serve: Callable[[Call], Awaitable[None]]
+    serve: Callable[[Exchange], Awaitable[None]]
     needs_key: bool
     prefix: bool = False
-    """The path goes on: ``rest`` says how."""
+    """The path goes on: ``Head.rest`` says how."""
 
 
 class Routes:

@@ -28,7 +28,7 @@ class Head(Protocol):
     @property
     def method(self) -> str: ...  # noqa: D102 - as in aiohttp's RawRequestMessage
     @property
-    def path(self) -> str: ...  # noqa: D102
+    def target(self) -> str: ...  # noqa: D102
     @property
     def version(self) -> tuple[int, int]: ...  # noqa: D102
     @property
@@ -45,7 +45,7 @@ def malformed() -> ApiError:
 def screen(head: Head) -> None:
     """Refuse what must not be routed. Raises ApiError: 400, 415 or 505."""
     headers = head.headers
-    if not head.path.startswith("/"):
+    if not head.target.startswith("/"):
         raise malformed()  # absolute-form, authority-form, *: this is no proxy
     host = headers.get(hdrs.HOST)
     if host is not None and not _is_host(host):

@@ -12,7 +12,6 @@ from router.errors import ApiError
 from router.server import page
 from router.server.exchange import Exchange
 from router.server.guard import Guard, refuse_foreign
-from router.server.routes import Call
 from router.server.serving import Serving
 from tests.server.fake_router import (
     BODY,
@@ -129,24 +128,23 @@ async def test_who_comes_through_a_proxy_is_not_local(name):
         assert (await ask(server.admin_url, get("/status", headers=f"{name}\r\n"))).status == 403
 
 
-def a_call(address: str, head: bytes) -> Call:
+def a_call(address: str, head: bytes) -> Exchange:
     """A request from ``address``, which no test machine has."""
 
     class Connection:
         pass
 
-    class Message:
+    class Head:
         pass
 
     lines = head.decode().split("\r\n")
-    connection, message = Connection(), Message()
+    connection, parsed = Connection(), Head()
     connection.address = address
-    message.headers = {
+    parsed.headers = {
         name.title(): value
         for name, _, value in (line.partition(": ") for line in lines[1:] if line)
     }
-    exchange = Exchange(message, None, connection)
-    return Call(exchange, "", "")
+    return Exchange(parsed, None, connection)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from router.errors import ApiError
-from router.server.routes import Call, Route, Routes
+from router.server.exchange import Exchange
+from router.server.routes import Route, Routes
 from router.server.serving import api_routes
 from tests.server.fake_router import (
     SECRET,
@@ -19,7 +20,7 @@ from tests.server.fake_router import (
 )
 
 
-async def _serve(call: Call) -> None:
+async def _serve(exchange: Exchange) -> None:
     raise AssertionError
 
 
