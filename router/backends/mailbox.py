@@ -8,7 +8,7 @@ and when it fires early, it sets itself again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from msgspec import Struct
@@ -88,7 +88,7 @@ class Mailbox(Struct, Generic[T], eq=False):
     """What waits to be taken."""
     error: BaseException | None = None
     """With which it ended; the reader hears of it after the items."""
-    tap: Callable[[T], bool] | None = None
+    tap: Callable[[Sequence[T]], bool] | None = None
     """Whom items are given to instead of being kept, as long as it says True; see `pour`."""
     paused: bool = False
     """Its writer was asked to."""
@@ -98,14 +98,18 @@ class Mailbox(Struct, Generic[T], eq=False):
 
     def put(self, item: T, size: int = 1) -> None:
         """Add an item; after an end it is dropped."""
+        self.put_all((item,), size)
+
+    def put_all(self, items: Sequence[T], size: int) -> None:
+        """As `put`, of what came at once; ``size`` of it all."""
         if self.closed:
             return
         if self.tap is not None:
-            if not self.tap(item):
+            if not self.tap(items):
                 self.tap = None
                 self.alarm.wake()
             return
-        self.items.append(item)
+        self.items.extend(items)
         self.size += size
         if self.size > self.high_water and not self.paused:
             self.paused = True
@@ -149,8 +153,9 @@ class Mailbox(Struct, Generic[T], eq=False):
     def drained(self) -> None:
         """It was taken; nothing here, for who can pause its writer."""
 
-    async def pour(self, tap: Callable[[T], bool], until: float) -> None:
-        """Have ``tap`` called with each item as it is put, instead of waking the reader for it.
+    async def pour(self, tap: Callable[[Sequence[T]], bool], until: float) -> None:
+        """Have ``tap`` called with items as they are put, instead of waking the reader for them; it keeps no hold of
+        what it is given them in.
 
         Returns when ``tap`` says False, when the end is there, and at once where items wait already: `take` goes on.
         Raises TimeoutError at ``until`` (the loop's time), which ``tap`` may put off: `Alarm.due`.

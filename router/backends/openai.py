@@ -153,6 +153,7 @@ class OpenAIBackend:
     async def open(self, order: Order) -> Answer:
         """Send the request; returns when the answer's head is there and good. Raises Fault."""
         prepared = self._prepared[order.request.operation]
+        streams = bool(order.request.stream)
         head, body = self._request(order, prepared)
         pool = self._pool or self._start()
         connection, fresh = pool.take(), False
@@ -160,6 +161,7 @@ class OpenAIBackend:
             if connection is None:
                 connection = await self._acquire(pool, order, fresh=fresh)
             exchange = connection.send(head, body)
+            connection.streams = streams
             until = connection.sent_at + order.limits.first_token_s
             until = until if until < order.deadline else order.deadline
             try:
@@ -176,7 +178,7 @@ class OpenAIBackend:
             except BaseException:
                 exchange.leave()
                 raise
-        if response.status >= 300 or (order.request.stream and not _is_stream(response)):
+        if response.status >= 300 or (streams and not _is_stream(response)):
             raise await self._refused(exchange, response, order)
         return self._answer(exchange, response, order, prepared.decode, until)
 
@@ -286,8 +288,7 @@ class StreamAnswer(Struct, eq=False):
             except Fault as fault:
                 blob = relay.end(fault)
             else:
-                data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-                blob = relay.feed(data) if data else relay.end()
+                blob = relay.feed_all(pieces) if pieces else relay.end()
             if relay.heard:
                 self._note_time()
             if relay.done or relay.fault is not None:
@@ -314,11 +315,11 @@ class StreamAnswer(Struct, eq=False):
             self.sink = None
             relay.record(None)
 
-    def _pass_on(self, data: bytes) -> bool:
-        """What `read` does with a piece of the network, in the network's callback; whether more may come like this."""
+    def _pass_on(self, pieces: Sequence[bytes]) -> bool:
+        """What `read` does with pieces of the network, in the network's callback; whether more may come like this."""
         relay, sink = self.relay, self.sink
         assert sink is not None
-        blob = relay.feed(data)
+        blob = relay.feed(pieces[0]) if len(pieces) == 1 else relay.feed_all(pieces)
         if relay.heard:
             alarm, order = self.exchange.alarm, self.order
             until = alarm.time() + order.limits.idle_s

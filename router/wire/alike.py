@@ -8,6 +8,7 @@ alike and has the inside of a JSON string between is good, too, and has the same
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import itemgetter
 
 import msgspec
@@ -46,8 +47,8 @@ def form_of(event: bytes) -> Form | None:
     return None
 
 
-def unlike(events: list[bytes]) -> list[bytes]:
-    """Those of ``events`` that must be looked at: if they are good, the others are, too."""
+def unlike(events: Sequence[bytes], joined: bytes) -> Sequence[bytes]:
+    """Those of ``events`` that must be looked at: if they are good, the others are, too. ``joined``: all of them."""
     form = form_of(events[1]) if len(events) > 2 else None
     if form is None:
         return events
@@ -55,10 +56,13 @@ def unlike(events: list[bytes]) -> list[bytes]:
     end = len(events)
     while end > 2 and not (events[end - 1].startswith(head) and events[end - 1].endswith(tail)):
         end -= 1
-    same = events[1:end]
-    texts = list(map(itemgetter(slice(len(head), -len(tail))), same))
-    # What is put together again from the form and the texts is what came: each event is of this form.
-    if b"%b%b%b" % (head, (tail + head).join(texts), tail) != b"".join(same):
+    texts = list(map(itemgetter(slice(len(head), -len(tail))), events[1:end]))
+    # What is put together again from the form and the texts is what came: each event is of this form. The first begins
+    # and the last ends like it, so what is from the first text to the last has to be compared.
+    start = len(events[0]) + len(head)
+    stop = len(joined) - sum(map(len, events[end:])) - len(tail)
+    between = (tail + head).join(texts)
+    if len(between) != stop - start or not joined.startswith(between, start):
         return events
     try:
         # With spaces between, what isn't whole in one text is wrong: an escape, a character, a string's end.

@@ -1,9 +1,9 @@
 """One HTTP/1.1 connection to a provider: one request at a time, its response into a mailbox.
 
 A general client would spend more time on a request than the rest of the router does. Here the parser (llhttp, by
-httptools) appends body pieces to a list and counts messages without entering Python, a segment of the network is one
-item in the mailbox however many chunks are in it, and nothing waits in here: whoever awaits, awaits the mailbox. A
-response that comes in one piece isn't parsed at all where its head is as plain as most are (`head.Heads`).
+httptools) appends body pieces to a list and counts messages without entering Python, a segment of the network wakes the
+reader once however many chunks are in it, and nothing waits in here: whoever awaits, awaits the mailbox. A response
+that comes in one piece isn't parsed at all where its head is as plain as most are (`head.Heads`).
 
 A response that leaves any doubt about where it ends (bytes behind it, bytes before the request) costs the
 connection, so that they aren't taken for the answer to the next request. Bytes that a server sends unasked after the
@@ -22,7 +22,7 @@ from typing import Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from router.backends.http.head import MAX_HEAD_BYTES, Head, Heads, Refused, read_head
+from router.backends.http.head import CHUNKED, MAX_HEAD_BYTES, Head, Heads, Refused, read_head
 from router.backends.mailbox import Alarm, Mailbox
 from router.ending import Ending
 from router.errors import Fault, FaultKind, IllegalMove
@@ -163,8 +163,8 @@ class Connection(Alarm, asyncio.Protocol):
 
     __slots__ = (
         "_awaited", "_barren", "_exchange", "_fields", "_framed", "_heard", "_held", "_linger", "_owner", "_parser",
-        "_pieces", "_read_paused", "_reusable", "_transport", "_unended", "_unsent", "_write_paused", "idle_since",
-        "on_body", "on_message_begin", "on_message_complete", "sent_at", "served", "state",
+        "_pieces", "_read_paused", "_reusable", "_segment", "_transport", "_unended", "_unsent", "_write_paused",
+        "idle_since", "on_body", "on_message_begin", "on_message_complete", "sent_at", "served", "state", "streams",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
@@ -190,6 +190,10 @@ class Connection(Alarm, asyncio.Protocol):
         self._read_paused = self._write_paused = False
         self._heard = False
         """At least one byte came of the response."""
+        self._segment = b""
+        """A stream's first, whose head may be learnt."""
+        self.streams = False
+        """Responses aren't expected in one piece; who sends may say so."""
         self.state = State.OPENING
         self.idle_since = self.sent_at = 0.0
         self.served = 0
@@ -275,28 +279,28 @@ class Connection(Alarm, asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Take a segment; what body it holds goes into the mailbox as one piece."""
+        """Take a segment; what body it holds goes into the mailbox, each chunk a piece."""
         exchange = self._exchange
         if exchange is None or self._held:
             self.abort()  # Nobody has asked: no later request may get this for an answer.
             return
-        if not self._heard and self._begin(exchange, data):
+        rest = data if self._heard else self._begin(exchange, data)
+        if not rest:
             return
         refusal: str | None = None
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(rest)
         except (HttpParserError, HttpParserUpgrade) as error:
             refusal = str(error.__context__ or error)
         pieces = self._pieces
         if pieces:
-            piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
             self._barren = 0
             if exchange.tap is None:
-                exchange.put(piece, len(piece))
-            elif not exchange.tap(piece):  # as in put: this spares a stream a call for each chunk
+                exchange.put_all(pieces, len(data))
+            elif not exchange.tap(pieces):  # as in put_all: this spares a stream a call a chunk
                 exchange.tap = None
                 self.wake()
+            pieces.clear()
         else:
             self._barren += len(data)
         if not self._unended:
@@ -338,7 +342,7 @@ class Connection(Alarm, asyncio.Protocol):
         self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        """Read the head; that of an interim response (100, 103) is dropped, and a switch of protocols refused."""
+        """Read the head; that of an interim response (100, 103) is dropped, a switch of protocols refused."""
         fields, self._fields = self._fields, []
         status = self._parser.get_status_code()
         if status < 200:
@@ -349,27 +353,49 @@ class Connection(Alarm, asyncio.Protocol):
             return
         exchange = self._exchange
         assert exchange is not None
-        head = read_head(status, fields)
-        self._framed = head.framed
-        self._reusable = self._parser.should_keep_alive()
+        if exchange.response is None:  # else it is known already
+            head = read_head(status, fields)
+            self._framed = head.framed
+            self._reusable = self._parser.should_keep_alive()
+            if self._reusable and self._segment:
+                self._owner.heads.learn(self._segment, head)
+            self._open(exchange, head)
+
+    # What follows from it.
+
+    def _begin(self, exchange: Exchange, data: bytes) -> bytes | memoryview:
+        """The first of a response has come: what of it is left for the parser."""
+        self._heard = True
+        heads = self._owner.heads
+        if not self.streams and len(data) <= HIGH_WATER_BYTES and not self._unsent:
+            whole = heads.whole(data)
+            if whole is not None:
+                self._take(exchange, *whole)
+                return b""
+        self._barren = 0
+        self._awaited[:] = self._unended[:] = _ONE
+        self._fields.clear()
+        self._segment = b""
+        if self.streams:
+            known = heads.chunked(data)
+            if known is None:
+                self._segment = data
+            else:
+                head, rest = known
+                self._framed = self._reusable = True
+                self._open(exchange, head)
+                self._parser.feed_data(CHUNKED)
+                return rest
+        return data
+
+    def _open(self, exchange: Exchange, head: Head) -> None:
         self.state = _READING_BODY
         exchange.response = head
         self.wake()
 
-    # What follows from it.
-
-    def _begin(self, exchange: Exchange, data: bytes) -> bool:
-        """The first of a response has come. Whether it was all of it and is read; else the parser is ready for it."""
-        self._heard = True
-        whole = None
-        if len(data) <= HIGH_WATER_BYTES and not self._unsent:
-            whole = self._owner.heads.whole(data)
-        if whole is None:
-            self._barren = 0
-            self._awaited[:] = self._unended[:] = _ONE
-            self._fields.clear()
-            return False
-        exchange.response, body = whole
+    def _take(self, exchange: Exchange, head: Head, body: bytes) -> None:
+        """The response is whole, and all that came."""
+        exchange.response = head
         if body:
             exchange.items.append(body)
         exchange.closed = True
@@ -379,7 +405,6 @@ class Connection(Alarm, asyncio.Protocol):
             self.abort()
         else:
             self._rest()
-        return True
 
     def _finish(self, exchange: Exchange, *, sure: bool) -> None:
         """The response is whole. ``sure``: nothing came behind it."""

@@ -57,6 +57,10 @@ _LENGTH_NAME_BYTES = len("content-length: ")
 _LENGTH_DIGITS = 15
 """More than any memory holds."""
 
+_CHUNKED_LINE = b"\r\ntransfer-encoding: chunked\r\n"
+CHUNKED = b"HTTP/1.1 200 OK" + _CHUNKED_LINE + b"\r\n"
+"""What the parser gets instead of a head that is known, to go on with what comes behind it."""
+
 Field = tuple[bytes, bytes]
 Use = Literal["framing", "date", "limit", "kept"]
 
@@ -73,26 +77,33 @@ class Head(Struct, frozen=True):
     """It says where the body ends; if not, the end of the connection does."""
 
 
+_NONE = Head(0, {}, {}, framed=True)
+
+
 class Refused(Exception):  # noqa: N818 - never leaves this package
     """A response that the parser would take and we don't."""
 
 
 class Heads:
-    """Responses of one origin that came in one piece, read line by line beside the last one's.
+    """Heads of one origin's responses, read beside the last one's.
 
     Of a server's heads nearly all have the same lines but for the length, and the date once a second: of such a head
-    nothing but its length is read.
+    nothing but its length is read, and that only where the response came in one piece (`whole`). A stream's has no
+    length, so the whole of it is mostly the last one's (`chunked`).
     """
 
-    __slots__ = ("_head", "_length_at", "_length_name", "_lines")
+    __slots__ = ("_head", "_length_at", "_length_name", "_lines", "_stream", "_stream_head")
 
     def __init__(self) -> None:
+        self._stream = b""
+        """The last stream's head as it came; none yet."""
+        self._stream_head = _NONE
         self._lines: list[bytes] = []
         """The last head's, but for the one that tells the length."""
         self._length_at = 0
         """Which one that was."""
         self._length_name = b""
-        self._head = Head(0, {}, {}, framed=True)
+        self._head = _NONE
 
     def whole(self, data: bytes) -> tuple[Head, bytes] | None:
         """The head and the body of ``data``, one response and nothing else; None where the parser has to tell."""
@@ -113,6 +124,20 @@ class Heads:
                 body = data[end + 4 :]
                 return (self._head, body) if len(body) == int(digits) else None
         return self._read(data, end)
+
+    def chunked(self, data: bytes) -> tuple[Head, memoryview] | None:
+        """The head that ``data`` begins with, if it is the last stream's, and what comes behind it: see `CHUNKED`."""
+        stream = self._stream
+        if stream and data.startswith(stream):
+            return self._stream_head, memoryview(data)[len(stream) :]
+        return None
+
+    def learn(self, data: bytes, head: Head) -> None:
+        """The parser has read ``head``, of a response that leaves its connection open and that began ``data``."""
+        end = data.find(b"\r\n\r\n") + 4
+        stream = data[:end]
+        if stream.lower().find(_CHUNKED_LINE) >= 0 and stream[9:12] == b"%d" % head.status:
+            self._stream, self._stream_head = stream, head
 
     def _read(self, data: bytes, end: int) -> tuple[Head, bytes] | None:
         """As `whole`, of a head that is none of the last one's kind; ``end``: of its last line."""

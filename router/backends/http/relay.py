@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import secrets as randomness
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -208,6 +209,12 @@ class Relay:
                 return data if shown is None else shown[0] + text + shown[1]
         return self._feed(data)
 
+    def feed_all(self, pieces: Sequence[bytes]) -> bytes:
+        """`feed`, of what came at once, as its framing cut it: mostly an event each."""
+        if len(pieces) == 1:
+            return self.feed(pieces[0])
+        return self._feed(b"".join(pieces), pieces)
+
     def record(self, record: Record | None) -> None:
         """Keep what `feed` gives from now on in ``record``; None: no longer."""
         self._record = record
@@ -215,8 +222,8 @@ class Relay:
         if record is not None and self._learnt is not None:
             record.begin(*self._around(self._learnt))
 
-    def _feed(self, data: bytes) -> bytes:
-        """`feed`, of what is not known to be of the stream's form."""
+    def _feed(self, data: bytes, pieces: Sequence[bytes] = ()) -> bytes:
+        """`feed`, of what is not known to be of the stream's form; ``pieces``: how it was cut, if it was."""
         self.heard = False
         if self.done or self.fault is not None:
             return b""
@@ -232,7 +239,7 @@ class Relay:
                 self.fault = Fault(FaultKind.MALFORMED, "the provider sent an endless event")
                 return b""
             if blob:
-                blob = self._pass(blob)
+                blob = self._pass(blob, pieces if blob is data else ())
         if self._record is not None and blob:
             self._record.add(blob)
         if self._learnt is not None:
@@ -282,10 +289,11 @@ class Relay:
                     reasons |= author.reasons
         return model, tuple(reasons[index] for index in sorted(reasons))
 
-    def _pass(self, blob: bytes) -> bytes:
+    def _pass(self, blob: bytes, pieces: Sequence[bytes] = ()) -> bytes:
         ended = blob.endswith(sse.DONE)
         end = len(blob) - len(sse.DONE) if ended else len(blob)
-        if end and _plain(blob, end):
+        looked_at = _few(pieces, blob) if len(pieces) >= MANY else blob
+        if end and _plain(looked_at, end - len(blob) + len(looked_at)):
             shown = self._note_data(blob)
             if ended and not self._close(None):
                 return shown[: -len(sse.DONE)]
@@ -303,7 +311,7 @@ class Relay:
         self.heard = self.started = True
         if self._choices > 1:
             self._note_finish(events)
-        if self._hide_usage and b'"usage"' in events:
+        if self._hide_usage and events.find(b'"usage"') >= 0:
             shown = _without_nulls(events)
             if times := shown.count(b'"usage"'):
                 self._keep(events)
@@ -319,7 +327,7 @@ class Relay:
         if form is None or _FINISHED.search(event):
             return
         head, tail = _without_nulls(form.head), _without_nulls(form.tail)
-        if b'"usage"' in head or b'"usage"' in tail:
+        if head.find(b'"usage"') >= 0 or tail.find(b'"usage"') >= 0:
             return
         self._learnt = form
         hides = self._hide_usage and len(head) + len(tail) < len(event)
@@ -412,21 +420,28 @@ def _one_event(data: bytes) -> bool:
     return data.endswith(b"\n")
 
 
+def _few(pieces: Sequence[bytes], blob: bytes) -> bytes:
+    """Events of ``blob``, which came in ``pieces``: if they are good, all are."""
+    if not pieces[0].endswith(b"\n\n") or not pieces[1].endswith(b"}\n\n"):
+        return blob  # else each piece that is left out is as many whole events as the second one
+    return b"".join(unlike(pieces, blob))
+
+
 def _plain(blob: bytes, end: int) -> bool:
     """Whether each event before ``end`` is one line of data with a JSON object in it, and no error."""
     if not blob.startswith(b"data: {") or not blob.endswith(b"}\n\n", 0, end):
         return False
     try:
-        objects = blob[7 : end - 3].split(_BETWEEN)
+        objects: Sequence[bytes] = blob[7 : end - 3].split(_BETWEEN)
         if len(objects) >= MANY:
-            objects = unlike(objects)
+            objects = unlike(objects, b"".join(objects))
         array = b"[{%b}]" % _MARKED.join(objects)
         found = _plain_many.decode(array)
     except UNREADABLE:
         return False
     # All marks are where they belong, so each object is one by itself; a line end that is left is inside of an event.
     marks = len(objects) - 1
-    return len(found) == 2 * marks + 1 and found[1::2] == [_MARK] * marks and b"\n" not in array
+    return len(found) == 2 * marks + 1 and found[1::2] == [_MARK] * marks and array.find(b"\n") < 0
 
 
 def _whole(data: bytes) -> bool:
@@ -485,7 +500,7 @@ def _last_usage(blob: bytes) -> Usage | None:
 def _without_nulls(events: bytes) -> bytes:
     """``events`` without the null that chunks have for usage where it was asked for."""
     events = b"".join(events.split(b',"usage":null'))  # which reads it once, replace() twice
-    if b', "usage": null' in events:
+    if events.find(b', "usage": null') >= 0:
         events = events.replace(b', "usage": null', b"")
     return events
 

@@ -56,11 +56,15 @@ class Unread(Heads):
     def whole(self, data):
         return None
 
+    def chunked(self, data):
+        return None
 
-async def told(heads: Heads, answers: list[bytes]) -> list[object]:
+
+async def told(heads: Heads, answers: list[bytes], *, streams: bool = False) -> list[object]:
     """What became of ``answers`` to one request after the other, and of their connection."""
     wire = Wire()
     wire.owner.heads = heads
+    wire.connection.streams = streams
     found: list[object] = []
     for data in answers:
         exchange = wire.send()
@@ -81,6 +85,12 @@ async def told(heads: Heads, answers: list[bytes]) -> list[object]:
 PLAIN = b"HTTP/1.1 200 OK\r\ndate: now\r\ncontent-length: 5\r\nx: y\r\n\r\nhello"
 
 
+STREAM = (
+    b"HTTP/1.1 200 OK\r\nx-request-id: r\r\nTransfer-encoding: chunked\r\nx: y\r\n\r\n"
+    b"5\r\nhello\r\n0\r\nt: u\r\n\r\n"
+)
+
+
 @pytest.mark.parametrize("name", NAMES)
 async def test_no_header_is_read_in_another_way(name):
     for space, value in itertools.product(SPACES, VALUES):
@@ -92,10 +102,42 @@ async def test_no_header_is_read_in_another_way(name):
 
 
 @pytest.mark.parametrize("status_line", STATUS_LINES)
-async def test_no_status_is_read_in_another_way(status_line):
-    odd = PLAIN.replace(b"HTTP/1.1 200 OK", status_line)
-    for answers in ([odd, PLAIN], [PLAIN, odd, PLAIN]):
-        assert await told(Heads(), answers) == await told(Unread(), answers)
+@pytest.mark.parametrize("streams", [False, True])
+async def test_no_status_is_read_in_another_way(status_line, streams):
+    usual = STREAM if streams else PLAIN
+    odd = usual.replace(b"HTTP/1.1 200 OK", status_line)
+    for answers in ([odd, odd, usual], [usual, odd, odd, usual]):
+        with_it = await told(Unread(), answers, streams=streams)
+        assert await told(Heads(), answers, streams=streams) == with_it
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_no_streams_head_is_read_in_another_way(name):
+    for space, value in itertools.product(SPACES[:2], VALUES):
+        line = name + space + value
+        for replaced in (b"x: y", b"Transfer-encoding: chunked"):
+            odd = STREAM.replace(replaced, line)
+            answers = [STREAM, STREAM, odd, odd, STREAM]
+            with_it = await told(Unread(), answers, streams=True)
+            assert await told(Heads(), answers, streams=True) == with_it, odd
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+@pytest.mark.parametrize(
+    "before", [b"", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 x\r\nx: y\r\n\r\n"]
+)
+async def test_a_known_stream_may_come_in_segments(cut, before):
+    heads = Heads()
+    for _ in range(3):
+        wire = Wire()
+        wire.owner.heads = heads
+        wire.connection.streams = True
+        for _ in range(2):
+            exchange = wire.send()
+            wire.answer(before + STREAM, lambda data: [data[: -cut * 7], data[-cut * 7 :]])
+            status, headers, body = await drain(exchange)
+            assert (status, headers, body) == (200, {"x-request-id": "r"}, b"hello")
+            assert wire.connection.state is State.IDLE
 
 
 @given(st.lists(st.one_of(responses, st.just(PLAIN)), min_size=1, max_size=4))
