@@ -59,16 +59,19 @@ class Size(msgspec.Struct, frozen=True, gc=False):
 
 def request_size(request: Request, body: bytes) -> Size:
     """The size of a request that was decoded from ``body``."""
-    messages = request.messages if isinstance(request, ChatRequest) else ()
-    others = 0
+    if not isinstance(request, ChatRequest):
+        return Size(len(body), 0, request.output_limit, request.choices)
+    messages, others = request.messages, 0
+    # What its properties say, which take longer than all the rest.
+    limit, choices = request.max_completion_tokens or request.max_tokens, request.n or 1
     for message in messages:
         content = message.content
         if content is not None and not isinstance(content, str):
             others += sum(part.__struct_config__.tag not in TEXTS for part in content)
     if not others:
-        return Size(len(body), 0, request.output_limit, request.choices)
+        return Size(len(body), 0, limit, choices)
     text = sum(_text_bytes(message.content) for message in messages)
-    return Size(text, others * TOKENS_PER_PART, request.output_limit, request.choices)
+    return Size(text, others * TOKENS_PER_PART, limit, choices)
 
 
 def _text_bytes(content: str | Iterable[msgspec.Struct] | None) -> int:

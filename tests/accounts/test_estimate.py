@@ -39,6 +39,23 @@ def test_the_size_of_a_request_is_its_bodys():
     assert size == Size(length)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"n": 3},
+        {"max_tokens": 5},
+        {"max_completion_tokens": 7},
+        {"max_completion_tokens": 7, "n": 2},
+    ],
+)
+def test_a_chats_limit_and_choices_are_what_it_says_itself(fields):
+    body = msgspec.json.encode({"model": "m", "messages": said("what?"), **fields})
+    request = decode_chat(body)
+    size = request_size(request, body)
+    assert (size.output_limit, size.choices) == (request.output_limit, request.choices)
+
+
 def test_an_images_bytes_are_no_text():
     image = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 100_000}}
     text = {"type": "text", "text": "wh\u00fct?"}
