@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import asdict
 
 from router.backends.base import Facts
 from router.backends.http.relay import Relay
@@ -359,3 +360,50 @@ def test_many_events_at_once_are_checked_as_one_by_one(texts: list[str], at: int
         one, two = relayed(data), relayed(data, up.at_random(at, 50))
         assert one[0] == two[0]
         assert (one[1] is None) == (two[1] is None) == (bad is None)
+
+
+CUT = [
+    b"\n", b"\r\n", b": hi\n\n", b'data: {"error":{"message":"no"}}\n\n', b'data: {"a":1}', b'data: {"a":[',
+    b'data: {"choices":[{"delta":{"content":"x', b'"}}]}\n\n', b"data: [DONE]\n\n", b"data: [DO", b'{"b":2}\n\n',
+    b"}\n\n", up.event(up.chunk({"content": "x"})) * 2, up.event(up.chunk({"content": '"'})),
+    up.event(up.chunk({}, finish="stop")), up.event(up.chunk({"content": "x"}))[:-1],
+    up.event(up.chunk({"content": "x"})).replace(b'"x"', b'"\\"'),
+    up.event({"error": {"message": "no" * 200}}), b'data: {"a":"' + b"x" * 400 + b"\n\n", b"x" * 400,
+]  # fmt: skip
+
+
+def ended(data: bytes, pieces: list[bytes] | None, *, hide: bool) -> list[object]:
+    relay = Relay(hide_usage=hide)
+    out = relay.feed(data) if pieces is None else relay.feed_all(pieces)
+    heard, out = relay.heard, out + relay.end()
+    facts = Facts()
+    relay.note(facts)
+    return [out, heard, relay.fault and str(relay.fault), relay.done, asdict(facts)]
+
+
+@given(
+    st.lists(st.text(max_size=3), min_size=17, max_size=24),
+    st.lists(st.tuples(st.integers(0, 26), st.sampled_from(CUT)), max_size=3),
+    st.lists(st.integers(0, 4000), max_size=3),
+    st.booleans(),
+)
+@example(["a"] * 20, [(1, CUT[11])], [], False)
+@example(["a"] * 20, [(1, CUT[12]), (2, CUT[12])], [], False)
+@example(["a"] * 20, [(0, CUT[5])], [], False)
+@example(["a"] * 20, [(5, CUT[-3])], [], False)
+@example(["a"] * 20, [(5, CUT[-2])], [], False)
+@example(["a"] * 20, [(5, CUT[-1])], [], False)
+@example(["a"] * 20, [(0, CUT[6]), (19, CUT[7])], [], True)
+@settings(max_examples=300, deadline=None)
+def test_how_a_framing_cuts_never_matters(texts, odd, cuts, hide) -> None:
+    pieces = up.events(texts=texts, usage="chunk")
+    for at, one in odd:
+        pieces.insert(at, one)
+    data = b"".join(pieces)
+    for size in cuts:  # one piece of it is cut in two, or joined with the next
+        at = size % len(pieces)
+        if size % 2:
+            pieces[at : at + 2] = [b"".join(pieces[at : at + 2])]
+        elif half := len(pieces[at]) // 2:
+            pieces[at : at + 1] = [pieces[at][:half], pieces[at][half:]]
+    assert ended(data, pieces, hide=hide) == ended(data, None, hide=hide)
