@@ -100,7 +100,9 @@ def _choosing(policy: Policy, count: int, told: Readings) -> tuple[float, float]
         member.load.pending_us = rng.randrange(10**6)
         member.load.context_tokens = rng.randrange(10**5)
     pick = _best(_pick(route, rng))
-    facts = Facts(8000, BLOCKS) if route.wants_facts else Facts(8000) if route.wants_size else None
+    facts = (
+        Facts(8000, BLOCKS) if route.wants_facts else Facts(8000) if route.wants_size() else None
+    )
     for member in route.members:
         if told and member.target.quota is not None:
             member.target.quota.hear(told, 0.0)

@@ -312,7 +312,8 @@ class Router:
         """
         now = self._clock.now()
         request_id = request_id or new_request_id()
-        received_at = now if received_at is None else received_at
+        if received_at is None:
+            received_at = now
         trace = None
         if self.tracing is not None:
             operation = request.operation
@@ -330,9 +331,19 @@ class Router:
             if trace is not None:
                 trace.refuse(error)
             raise
-        deadline = now + self._total_s
-        came = request_id, key_id, received_at
-        return Call(request, body, route, *came, deadline, "", charge, priority, trace)
+        return Call(
+            request,
+            body,
+            route,
+            request_id,
+            key_id,
+            received_at,
+            now + self._total_s,
+            "",
+            charge,
+            priority,
+            trace,
+        )
 
     # Looking.
 

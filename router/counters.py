@@ -14,7 +14,7 @@ Source: Prometheus' text format 0.0.4; OpenMetrics 1.0.0. Methods are named as i
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Generic, Literal, NamedTuple, TypeVar
@@ -58,6 +58,19 @@ class Spread:
         """Count ``value``."""
         self.counts[bisect_left(self._bounds, value)] += 1
         self.total += value
+
+    def observe_all(self, values: list[float]) -> None:
+        """Count each of ``values``, which are sorted here: a look for each bound instead of one for each value."""
+        values.sort()
+        self.total += sum(values)
+        counts, count, below = self.counts, len(values), 0
+        for place, bound in enumerate(self._bounds):
+            upto = bisect_right(values, bound, below)
+            counts[place] += upto - below
+            below = upto
+            if below == count:
+                return
+        counts[-1] += count - below
 
     def observe_times(self, value: float, times: int) -> None:
         """Count ``value``, so many times."""

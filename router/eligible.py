@@ -12,7 +12,8 @@ from __future__ import annotations
 from engines.base import Samplers
 from router.config.schema import Config
 from router.errors import ApiError, invalid_request
-from router.pool import Member, Route
+from router.member import Member
+from router.pool import Route
 from router.wire.chat import ChatRequest, unknown_fields
 from router.wire.legacy import CompletionRequest, beyond_engines
 from router.wire.request import Request

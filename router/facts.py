@@ -6,13 +6,16 @@ for these facts; a request under round robin pays nothing.
 
 from __future__ import annotations
 
+import sys
+from typing import get_args
+
 import msgspec
 
 from router.load import Facts
 from router.prefix import blocks_of
 from router.wire.chat import ChatRequest
 from router.wire.legacy import CompletionRequest
-from router.wire.messages import FunctionCall, Part, RefusalPart, TextPart
+from router.wire.messages import FunctionCall, Part, RefusalPart, Role, TextPart
 from router.wire.request import Request
 
 CHARS_PER_TOKEN = 4
@@ -23,17 +26,17 @@ ATTACHMENT_TOKENS = 765
 """An image of 1024 x 1024 at high detail. Source: OpenAI's guide to images and vision."""
 
 
-def facts_of(request: Request) -> Facts:
-    """The facts of ``request``."""
+def facts_of(request: Request, most_blocks: int = sys.maxsize) -> Facts:
+    """The facts of ``request``, with at most so many blocks of its beginning."""
     if isinstance(request, ChatRequest):
         pieces, attachments = _pieces(request)
-        return _facts("".join(pieces), attachments * ATTACHMENT_TOKENS, request)
+        return _facts(pieces, attachments * ATTACHMENT_TOKENS, request, most_blocks)
     given = request.prompt if isinstance(request, CompletionRequest) else request.input
     if given is None or isinstance(given, str):
-        return _facts(given or "", 0, request)
+        return _facts([given or ""], 0, request, most_blocks)
     text = "\n".join(one for one in given if isinstance(one, str))
     ids = sum(len(one) if isinstance(one, list) else isinstance(one, int) for one in given)
-    return _facts(text, ids, request)
+    return _facts([text], ids, request, most_blocks)
 
 
 def size_of(request: Request, body_bytes: int) -> Facts:
@@ -50,9 +53,10 @@ def size_of(request: Request, body_bytes: int) -> Facts:
     return Facts(max(1, tokens), (), request.output_limit)
 
 
-def _facts(text: str, tokens_beside: int, request: Request) -> Facts:
+def _facts(pieces: list[str], tokens_beside: int, request: Request, most_blocks: int) -> Facts:
+    text = "".join(pieces)
     tokens = len(text) // CHARS_PER_TOKEN + tokens_beside
-    return Facts(max(1, tokens), blocks_of(text), request.output_limit)
+    return Facts(tokens or 1, blocks_of(text, most_blocks), request.output_limit)
 
 
 def _pieces(request: ChatRequest) -> tuple[list[str], int]:
@@ -60,21 +64,26 @@ def _pieces(request: ChatRequest) -> tuple[list[str], int]:
 
     And how many attachments are among it.
     """
-    pieces = [msgspec.json.encode(tool).decode() for tool in request.tools or ()]
+    pieces: list[str] = []
+    if request.tools:
+        pieces = [msgspec.json.encode(tool).decode() for tool in request.tools]
     attachments = 0
     for message in request.messages:
         content = message.content
-        if content is None or isinstance(content, str):
-            pieces.append(f"\n{message.role}:{content or ''}")
-        else:
-            pieces.append(f"\n{message.role}:")
+        pieces += (_HEADS[message.role], content if type(content) is str else "")
+        if type(content) is list:
             for part in content:
                 attachments += not isinstance(part, TextPart | RefusalPart)
                 pieces.append(_said(part))
-        for call in message.tool_calls or ():
-            called = call.function if isinstance(call, FunctionCall) else call.custom
-            pieces.append(msgspec.json.encode(called).decode())
+        if message.tool_calls:
+            for call in message.tool_calls:
+                called = call.function if isinstance(call, FunctionCall) else call.custom
+                pieces.append(msgspec.json.encode(called).decode())
     return pieces, attachments
+
+
+_HEADS = {role: f"\n{role}:" for role in get_args(Role)}
+"""What stands before a message, about as templates have it."""
 
 
 def _said(part: Part) -> str:

@@ -133,22 +133,23 @@ class FirstTokens:
         return sorted(samples)[int(q * (len(samples) - 1))]
 
 
+FIRST_MEAN = 200.0
+"""Public chat traces have means of 211 (Azure 2023) and 347 (Mooncake); a few answers correct it."""
+MEAN_SHARE = 1 / 64
+"""Of a new answer in the mean."""
+
+
 class MeanOutput:
     """The mean length of a model's answers, in tokens."""
 
     __slots__ = ("value",)
 
-    START = 200.0
-    """Public chat traces have means of 211 (Azure 2023) and 347 (Mooncake); a few answers correct it."""
-    SHARE = 1 / 64
-    """Of a new answer in the mean."""
-
     def __init__(self) -> None:
-        self.value = self.START
+        self.value = FIRST_MEAN
 
     def saw(self, tokens: int) -> None:
         """An answer ended."""
-        self.value += self.SHARE * (tokens - self.value)
+        self.value += MEAN_SHARE * (tokens - self.value)
 
 
 class Load:
@@ -219,12 +220,12 @@ class Load:
 
     def claim(self, demand: Demand) -> Claim:
         """What a request would add here."""
-        if not demand.input_tokens:
+        given = demand.input_tokens
+        if not given:
             return NOTHING
-        cached = demand.cached.get(self.slot, 0)
-        new = demand.input_tokens - cached
-        whole = demand.input_tokens + int(demand.output_tokens)
-        return Claim(new, demand.input_tokens, whole, int(1e6 * self.costs.prefill_s(new, cached)))
+        hit = demand.cached.get(self.slot, 0)
+        work_us = int(1e6 * self.costs.prefill_s(given - hit, hit))
+        return Claim(given - hit, given, given + int(demand.output_tokens), work_us)
 
     def add(self, claim: Claim) -> None:
         """A request is sent; whoever sends it counts it in ``inflight``."""

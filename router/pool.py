@@ -10,18 +10,20 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import ClassVar, final
 
 import msgspec
 
 from engines.base import WorkCosts
 from engines.specs import EngineSpec, ExLlamaSpec, LlamaCppSpec, SimulatedSpec
-from router.config.schema import Config, Health, Model, Price, Queue
+from router.config.schema import Config, Health, Model, Queue
 from router.config.schema import Policy as PolicyName
 from router.counting import Need, counts_of
 from router.decisions import Choice, Decisions, Wait
 from router.line import Line
 from router.load import NOTHING, UNKNOWN, Costs, Demand, Facts, Load, MeanOutput
-from router.policy import Policy, Rotation
+from router.member import Member
+from router.policy import C, Policy, Rotation
 from router.policy.breaker import Breaker, Cohort, SuccessRate
 from router.policy.cache_aware import CacheAware
 from router.policy.expected_cost import ExpectedCost
@@ -31,7 +33,7 @@ from router.policy.least_tokens import LeastTokens
 from router.policy.lmetric import LMetric
 from router.policy.local_first import LocalFirst
 from router.policy.power_of_two import PowerOfTwo
-from router.policy.quota import Quota
+from router.policy.quota import Hold, Quota
 from router.policy.round_robin import RoundRobin
 from router.policy.slow_start import SlowStart
 from router.policy.weighted import Weighted
@@ -60,8 +62,6 @@ HOLDERS = 4
 
 NO_NEED = Need(0, 0)
 """Of a route without providers."""
-LEAST_EXPENSE = 1.0
-"""Millionths of a dollar a request: what is free isn't infinitely cheaper than what is nearly free."""
 NOBODY: Sequence[tuple[int, int]] = ()
 """Who holds something of a prompt that nothing can be said of."""
 RESTART_GUESS_S = 1.0
@@ -84,59 +84,7 @@ class Fallbacks(msgspec.Struct, frozen=True):
 NO_FALLBACKS = Fallbacks()
 
 
-class Member:
-    """A target's place in one model's list."""
-
-    __slots__ = (
-        "_price",
-        "_thrift",
-        "_whole_weight",
-        "load",
-        "local",
-        "order",
-        "target",
-        "warmth",
-        "weight",
-    )
-
-    def __init__(
-        self,
-        target: Target,
-        order: int,
-        weight: float,
-        price: Price | None = None,
-        thrift: float = 0.0,
-    ) -> None:
-        """``price``: what it costs us; ``thrift``: how much that matters, 0 to 1."""
-        self.target = target
-        self.local = target.kind == "engine"
-        self._price = price
-        self._thrift = thrift
-        self.load = target.load
-        """What the target has to do, for whichever model."""
-        self.order = order
-        self.weight = self._whole_weight = weight
-        self.warmth = 1.0
-
-    def warm(self, part: float) -> None:
-        """That part of its weight is its due from now on."""
-        self.warmth = part
-        self.weight = self._whole_weight * part
-
-    def headroom(self, now: float) -> float:
-        """Share of its provider's limits that is left, 0 to 1; 1 where none is known."""
-        quota = self.target.quota
-        return quota.headroom(now) if quota is not None and quota.knows else 1.0
-
-    def expense(self, demand: Demand) -> float | None:
-        """What it costs us there, as far as it matters; None where nobody said."""
-        price = self._price
-        if price is None or not self._thrift:
-            return None
-        usd = demand.input_tokens * price.input + demand.output_tokens * price.output
-        return float((usd + LEAST_EXPENSE) ** self._thrift)
-
-
+@final
 class Refusal(msgspec.Struct, frozen=True):
     """Nobody can take the request."""
 
@@ -154,7 +102,19 @@ class Shared(msgspec.Struct, frozen=True):
     index: PrefixIndex
     rng: random.Random
     slow_start: SlowStart
+    guarded: set[Target]
+    """See `router.target`."""
     queue: Queue = Queue()
+
+
+class Sole:
+    """The policy of a model with one target."""
+
+    wants_facts: ClassVar[bool] = False
+
+    def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
+        """The one."""
+        return candidates[0]
 
 
 class Route:
@@ -163,8 +123,10 @@ class Route:
     __slots__ = (
         "_by_slot",
         "_chooser",
+        "_guarded",
         "_index",
         "_mixed",
+        "_plain",
         "_quotas",
         "_rng",
         "_rotation",
@@ -174,11 +136,14 @@ class Route:
         "_sized",
         "_slots",
         "_slow_start",
+        "_targets",
+        "_usual",
         "decisions",
         "fallbacks",
         "line",
         "members",
         "model",
+        "most_blocks",
         "name",
         "outputs",
         "policy",
@@ -201,6 +166,8 @@ class Route:
         self.policy = policy
         self._rotation = policy if isinstance(policy, Rotation) else None
         self._chooser = None if isinstance(policy, Rotation) else policy
+        if len(members) == 1 and self._chooser is not None:
+            self._chooser = Sole()
         self.outputs = MeanOutput()
         self.decisions = Decisions()
         self.fallbacks = NO_FALLBACKS
@@ -212,12 +179,20 @@ class Route:
         self._mixed = len({one.local for one in members}) > 1
         self._quotas = [one.target.quota for one in members if one.target.quota is not None]
         self._sized = isinstance(policy, Headroom) and len(members) > 1
-        self._samples = len(members) > MANY and not isinstance(policy, LocalFirst)
-        """Whether the policy is shown a sample; `LocalFirst` must see both kinds."""
+        self._samples = len(members) > MANY and not isinstance(policy, LocalFirst | Rotation)
+        """Whether the policy is shown a sample; `LocalFirst` must see both kinds, and a rotation asks few."""
+        self._plain = None if self._samples or self._mixed else self._chooser
+        """What chooses among all members as they are, where a choice needs no more."""
+        self._usual: Choice = "policy" if len(members) > 1 else "only"
+        """Why such a choice is made; see `router.decisions`."""
         self._shared = shared
         self._index = shared.index
         self._rng = shared.rng
         self._slow_start = shared.slow_start
+        self._guarded = shared.guarded
+        self._targets = frozenset(member.target for member in members)
+        self.most_blocks = max((shared.index.capacity(one.load.slot) for one in members), default=0)
+        """Of a prompt, that any member may hold."""
         self._by_slot = {member.load.slot: member for member in members}
         self._slots = sum(1 << slot for slot in self._by_slot)
 
@@ -231,15 +206,11 @@ class Route:
         route.line = self.line
         return route
 
-    @property
     def wants_size(self) -> bool:
         """Whether ``lease`` is of use with facts that say no more than a request's length."""
-        if self._sized:
-            return True
-        for quota in self._quotas:  # noqa: SIM110 - asked of every request, and a generator costs more than the loop
-            if quota.counting:
-                return True
-        return False
+        if not self._guarded:
+            return self._sized
+        return self._sized or any(one.counting for one in self._quotas)
 
     def providers(self) -> Route:
         """The same route with its providers alone."""
@@ -250,71 +221,76 @@ class Route:
         self, now: float, exclude: Collection[Target] = (), facts: Facts | None = None
     ) -> Lease | Refusal:
         """A lease on the member that should serve, or why there is none. ``exclude``: those tried already."""
-        if self._slow_start.places:
+        guarded = self._guarded
+        if guarded and self._slow_start.places:
             self._slow_start.update(now)
+        free = not exclude and (not guarded or guarded.isdisjoint(self._targets))
+        if free and facts is None and self._plain is not None:
+            member = self._plain.pick(self.members, UNKNOWN, now, self._rng)
+            self.decisions.counts[self._usual] += 1
+            return member.target.lease(now, NOTHING, self.outputs)
         blocks = facts.blocks if facts is not None else ()
         depths = self._index.depths(blocks) if blocks else NOBODY
         policy, rotation = self._chooser, self._rotation
+        ready: Sequence[Member] = self._sample(depths) if self._samples else self.members
         if policy is None:
             assert rotation is not None, "a policy is one or the other"
-            member = self._next(rotation, facts, now, exclude)
-            if isinstance(member, Refusal):
-                return member
-            demand = UNKNOWN if facts is None else self._demand(facts, depths, (member,))
-            choices = len(self.members)
+            turn = self._next(rotation, facts, now, exclude)
+            if type(turn) is Refusal:
+                return turn
+            member, demand = turn, self._demand(facts, depths, (turn,))
         else:
-            ready = self._ready(depths, facts, now, exclude)
-            if isinstance(ready, Refusal):
-                return ready
-            demand = UNKNOWN if facts is None else self._demand(facts, depths, ready)
-            choices = len(ready)
-            alone = len(self.members) == 1
-            member = ready[0] if alone else policy.pick(ready, demand, now, self._rng)
-        target, counts = member.target, self.decisions.counts
-        if target.breaker.state is ADMITTING and not self._mixed:
-            counts["policy" if choices > 1 else "only"] += 1
-        else:
-            counts[self._reason(member, choices, now)] += 1
-        if blocks:
-            slot = member.load.slot
-            self._index.record(slot, blocks)
-            self.decisions.matches.observe(demand.cached.get(slot, 0) / demand.input_tokens)
-        claim = NOTHING if facts is None else member.load.claim(demand)
-        quota, hold = target.quota, None
-        if quota is not None and quota.counting:
-            hold = quota.reserve(self._need(facts), now)
-        return target.lease(now, claim, self.outputs, hold)
+            if not free:
+                admitting = self._ready(ready, facts, now, exclude)
+                if type(admitting) is Refusal:
+                    return admitting
+                ready = admitting
+            demand = self._demand(facts, depths, ready)
+            member = policy.pick(ready, demand, now, self._rng)
+        self.decisions.counts[self._reason(member, len(ready), now)] += 1
+        claim = NOTHING
+        if facts is not None:
+            claim = member.load.claim(demand)
+            if blocks:
+                slot = member.load.slot
+                self._index.record(slot, blocks)
+                self.decisions.matches.observe(demand.cached.get(slot, 0) / demand.input_tokens)
+        hold = None if free else self._hold(member.target, facts, now)
+        return member.target.lease(now, claim, self.outputs, hold)
 
-    @staticmethod
-    def _reason(member: Member, choices: int, now: float) -> Choice:
-        """Why ``member`` was chosen among so many of a model that has engines and providers; see `router.decisions`."""
+    def _hold(self, target: Target, facts: Facts | None, now: float) -> Hold | None:
+        """What the request takes of the target's quota; None where nobody counts."""
+        quota = target.quota
+        if quota is None or not quota.counting:
+            return None
+        return quota.reserve(self._need(facts), now)
+
+    def _reason(self, member: Member, choices: int, now: float) -> Choice:
+        """Why ``member`` was chosen among so many; see `router.decisions`."""
         breaker = member.target.breaker
         if breaker.state is not ADMITTING:
             return "probe" if breaker.admits(now) else "panic"
-        if not member.local:
+        if self._mixed and not member.local:
             return "spill"
         return "policy" if choices > 1 else "only"
 
     def _ready(
         self,
-        depths: Sequence[tuple[int, int]],
+        shown: Sequence[Member],
         facts: Facts | None,
         now: float,
         exclude: Collection[Target],
     ) -> list[Member] | Refusal:
-        """Those whom the policy may choose among."""
-        shown = self._sample(depths) if self._samples else self.members
+        """Those of ``shown`` whom the policy may choose among; of all where none of those admits."""
         ready: list[Member] = []
-        limited = False
+        guarded, limited = self._guarded, False
         for one in shown:
             target = one.target
-            if (  # Target.admits without its call, which takes longer than what it asks
-                target.available
-                and one.load.inflight < target.concurrency.limit
-                and now >= target.resting_until
-                and (target.breaker.state is ADMITTING or target.breaker.admits(now))
-                and target not in exclude
-            ):
+            if target in exclude:
+                continue
+            if target not in guarded:
+                ready.append(one)
+            elif target.admits(now):
                 ready.append(one)
                 quota = target.quota
                 if quota is not None and quota.knows:
@@ -405,8 +381,10 @@ class Route:
         return [member for member in left if member.target.breaker.badness == least]
 
     def _demand(
-        self, facts: Facts, depths: Sequence[tuple[int, int]], ready: Sequence[Member]
+        self, facts: Facts | None, depths: Sequence[tuple[int, int]], ready: Sequence[Member]
     ) -> Demand:
+        if facts is None:
+            return UNKNOWN
         output = self.outputs.value
         if facts.output_limit is not None and facts.output_limit < output:
             output = float(facts.output_limit)
@@ -416,7 +394,7 @@ class Route:
         if len(self.members) > MANY:
             among = sum(1 << member.load.slot for member in ready)
         cached = by_slot(depths, among)
-        if cached and max(cached.values()) > facts.input_tokens:
+        if depths[-1][0] > facts.input_tokens:
             cached = {slot: min(tokens, facts.input_tokens) for slot, tokens in cached.items()}
         return Demand(facts.input_tokens, output, cached)
 
@@ -454,12 +432,13 @@ class Pool:
     """All routes and all targets."""
 
     def __init__(
-        self, routes: Mapping[str, Route], targets: Mapping[str, Target], index: PrefixIndex
+        self, routes: Mapping[str, Route], targets: Mapping[str, Target], shared: Shared
     ) -> None:
         """``routes`` by name and alias in lower case; ``targets`` by id."""
         self.routes = routes
         self.targets = targets
-        self.index = index
+        self.index = shared.index
+        self.guarded = shared.guarded
 
     def route(self, name: str) -> Route | None:
         """The model of that name or alias; the case of an alias doesn't matter."""
@@ -484,7 +463,8 @@ def build(
     health = config.health
     slow_start = SlowStart(health.slow_start_s, health.slow_start_aggression)
     rng = rng or random.Random(0)  # noqa: S311 - balancing, no secrets
-    shared = Shared(index, rng, slow_start, config.queue)
+    guarded: set[Target] = set()
+    shared = Shared(index, rng, slow_start, guarded, config.queue)
     targets: dict[str, Target] = {}
     routes: dict[str, Route] = {}
     for name, model in config.models.items():
@@ -503,6 +483,8 @@ def build(
                     id_, backend, there, kind=kind, breaker=breaker, load=load, quota=quota
                 )
                 targets[id_].slow_start = slow_start
+                targets[id_].guarded = guarded
+                guarded.add(targets[id_])
                 if provider is not None:
                     targets[id_].continues = provider.continues
             target = targets[id_]
@@ -512,9 +494,11 @@ def build(
         route = Route(name, model, tuple(members), POLICIES[policy_of(model)](model), shared)
         for known_as in (name, name.lower(), *(alias.lower() for alias in model.aliases)):
             routes[known_as] = route
+    for target in targets.values():
+        target.release(0.0)
     for name, model in config.models.items():
         routes[name].fallbacks = _fallbacks(model, routes)
-    return Pool(routes, targets, index)
+    return Pool(routes, targets, shared)
 
 
 def _fallbacks(model: Model, routes: Mapping[str, Route]) -> Fallbacks:

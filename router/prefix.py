@@ -15,6 +15,7 @@ Source: block hashes as in vLLM's automatic prefix caching; recording at dispatc
 from __future__ import annotations
 
 import functools
+import sys
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -26,15 +27,17 @@ UNKNOWN_CACHE_TOKENS = 131_072
 """What a target is thought to hold that doesn't say: about what fits beside an 8 B model on a 24 GB GPU."""
 
 
-def blocks_of(text: str) -> tuple[int, ...]:
-    """The hashes of the full blocks of ``text``, each together with all before it. Of this process only: Python's
-    hashes are salted, so that no client can make two prompts look alike.
+def blocks_of(text: str, most: int = sys.maxsize) -> tuple[int, ...]:
+    """The hashes of the full blocks of ``text``, at most so many, each together with all before it. Of this process
+    only: Python's hashes are salted, so that no client can make two prompts look alike.
     """
-    before = 0
+    before = begin = 0
     blocks = []
-    for end in range(BLOCK_CHARS, len(text) + 1, BLOCK_CHARS):
-        before = hash((before, text[end - BLOCK_CHARS : end]))
+    for _ in range(min(len(text) // BLOCK_CHARS, most)):
+        end = begin + BLOCK_CHARS
+        before = hash((before, text[begin:end]))
         blocks.append(before)
+        begin = end
     return tuple(blocks)
 
 
@@ -54,6 +57,10 @@ class PrefixIndex:
         self._capacity.append(max(1, capacity // self.block_tokens))
         return len(self._used) - 1
 
+    def capacity(self, slot: int) -> int:
+        """How many blocks a target's cache holds."""
+        return self._capacity[slot]
+
     def blocks(self, slot: int) -> int:
         """How many a target is thought to hold."""
         return len(self._used[slot])
@@ -61,14 +68,16 @@ class PrefixIndex:
     def depths(self, blocks: Sequence[int]) -> list[tuple[int, int]]:
         """How far targets hold a prompt: (tokens, bits of the targets), the deepest last."""
         holders = self._holders
+        mask = holders.get(blocks[0], 0) if blocks else 0
+        if not mask:
+            return []
+        if holders.get(blocks[-1], 0) == mask:  # many prompts were sent whole before
+            return [(len(blocks) * self.block_tokens, mask)]
         found: list[tuple[int, int]] = []
-        if not blocks:
-            return found
-        mask = holders.get(blocks[0], 0)
         low = 1
         while mask:
             high = len(blocks)
-            middle = high  # many prompts were sent whole before
+            middle = high
             while low < high:  # the last block that all of mask hold
                 if holders.get(blocks[middle - 1], 0) & mask == mask:
                     low = middle
@@ -112,7 +121,8 @@ def by_slot(depths: Sequence[tuple[int, int]], among: int) -> dict[int, int]:
     """The tokens that each target of the bits ``among`` holds, where it holds any."""
     found: dict[int, int] = {}
     for tokens, mask in depths:
-        found.update(dict.fromkeys(_slots(mask & among), tokens))
+        for slot in _slots(mask & among):
+            found[slot] = tokens
     return found
 
 

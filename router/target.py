@@ -3,6 +3,10 @@
 A target is one model at one backend, however many of our models list it. Its load is what its leases hold: each is
 settled exactly once, so it can't drift, and nothing ever resets it. It is counted in tokens as well as in requests
 (`router.load`).
+
+Nearly always nothing keeps a target from taking whatever comes: its process is up, its breaker admits, it has no
+limits and is at no rest. So a pool keeps the set of its guarded targets, of which that can't be said: what may change
+it adds a target, what settles a lease takes it out again. Who isn't guarded need not be asked.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from router.counting import Need
 from router.errors import IllegalMove
 from router.load import NOTHING, Claim, Load, MeanOutput
 from router.policy.breaker import Breaker, Permit, State, Verdict
-from router.policy.concurrency import Concurrency
+from router.policy.concurrency import UNLIMITED, Concurrency
 from router.policy.quota import Hold, Quota
 from router.policy.slow_start import Place, SlowStart
 from router.ratelimits import Readings, Spent
@@ -31,20 +35,22 @@ class Target:
     """One model at one backend."""
 
     __slots__ = (
-        "available",
+        "_available",
+        "_resting_until",
         "backend",
         "breaker",
         "concurrency",
         "continues",
+        "guarded",
         "id",
         "kind",
         "load",
+        "local",
         "model",
         "not_continuing_until",
         "on_free",
         "places",
         "quota",
-        "resting_until",
         "slow_start",
     )
 
@@ -65,15 +71,16 @@ class Target:
         self.model = model
         self.kind = kind
         """``engine`` or ``provider``."""
+        self.local = kind == "engine"
         self.breaker = breaker
         self.load = load or Load()
         self.quota = quota
         """What its provider lets us do; None of an engine."""
         self.concurrency = Concurrency()
-        self.available = True
-        """False while its engine's process is not up."""
-        self.resting_until = 0.0
-        """It asked to be left alone until then (429 with retry-after)."""
+        self._available = True
+        self._resting_until = 0.0
+        self.guarded = {self}
+        """The guarded ones of its pool."""
         self.slow_start = SlowStart()
         """Where it is said that it was readmitted; all targets of a pool share one."""
         self.places: list[Place] = []
@@ -86,16 +93,36 @@ class Target:
         """Hears of `freed`; set while somebody waits for this target."""
 
     @property
+    def available(self) -> bool:
+        """False while its engine's process is not up."""
+        return self._available
+
+    @available.setter
+    def available(self, value: bool) -> None:
+        self._available = value
+        self.guarded.add(self)
+
+    @property
+    def resting_until(self) -> float:
+        """It asked to be left alone until then (429 with retry-after)."""
+        return self._resting_until
+
+    @resting_until.setter
+    def resting_until(self, at: float) -> None:
+        self._resting_until = at
+        self.guarded.add(self)
+
+    @property
     def full(self) -> bool:
         """It has as many requests in flight as it may have."""
         return self.load.inflight >= self.concurrency.limit
 
     def admits(self, now: float) -> bool:
-        """Whether a request should go there: it `serves` and isn't `full`; see also `Route._ready`."""
+        """Whether a request should go there: it `serves` and isn't `full`."""
         return (
-            self.available
+            self._available
             and self.load.inflight < self.concurrency.limit
-            and now >= self.resting_until
+            and now >= self._resting_until
             and (self.breaker.state is ADMITTING or self.breaker.admits(now))
         )
 
@@ -153,13 +180,38 @@ class Target:
         """
         breaker, load = self.breaker, self.load
         permit = breaker.permit if breaker.state is ADMITTING else breaker.enter()
-        lease = Lease(self, now, permit, claim, outputs, hold, load.pending_us + claim.work_us)
         load.inflight += 1
+        predicted_us = 0
         if claim is not NOTHING:
+            predicted_us = load.pending_us + claim.work_us
             load.add(claim)
         if self.concurrency.learned:
             self.concurrency.entered(load.inflight, now)
-        return lease
+        return Lease(self, now, permit, claim, outputs, hold, predicted_us)
+
+    def heed(self, lease: Lease, now: float, *, good: bool) -> None:
+        """A request is over while this target or another was guarded: what its limits learn of that, and whether it is
+        to be guarded any longer.
+        """
+        concurrency, quota = self.concurrency, self.quota
+        if good and concurrency.learned:
+            concurrency.succeeded(lease.since, self.load.inflight, now)
+        if good and quota is not None and quota.refusals and lease.hold is None:
+            quota.answered()
+        self.release(now)
+
+    def release(self, now: float) -> None:
+        """Guard it no longer where nothing keeps requests from it from now on."""
+        quota = self.quota
+        if (
+            self._available
+            and now >= self._resting_until
+            and self.breaker.state is ADMITTING
+            and self.concurrency.limit == UNLIMITED
+            and (quota is None or not (quota.counting or quota.knows))
+            and not self.slow_start.places
+        ):
+            self.guarded.discard(self)
 
     def __repr__(self) -> str:
         return f"Target({self.id}, {self.state}, inflight={self.inflight})"
@@ -194,14 +246,18 @@ class Lease(Struct, eq=False):
 
     def hear(self, readings: Readings, now: float) -> None:
         """The response's head told of limits."""
-        if readings and self.target.quota is not None:
-            self.target.quota.hear(readings, now, self.hold)
+        target = self.target
+        if readings and target.quota is not None:
+            target.guarded.add(target)
+            target.quota.hear(readings, now, self.hold)
 
     def refused(self, readings: Readings, now: float, retry_after_s: float | None) -> None:
         """The provider refused the request for one of its limits."""
+        target = self.target
         self.hear(readings, now)
-        if self.target.quota is not None:
-            self.target.quota.refused(now, retry_after_s, told=bool(readings))
+        if target.quota is not None:
+            target.guarded.add(target)
+            target.quota.refused(now, retry_after_s, told=bool(readings))
 
     def settle(
         self,
@@ -221,19 +277,18 @@ class Lease(Struct, eq=False):
             raise IllegalMove(f"lease of {self.target.id}", "settled", "settle")
         self._settled = True
         target, good = self.target, verdict is _GOOD
-        load, quota = target.load, target.quota
+        load = target.load
+        if self.hold is not None and target.quota is not None:
+            target.quota.settle(self.hold, spent, now)
         if overloaded:
+            target.guarded.add(target)
             target.concurrency.overloaded(self.since, load.inflight, now)
-        elif good and target.concurrency.learned:
-            target.concurrency.succeeded(self.since, load.inflight, now)
+        elif target.guarded:
+            target.heed(self, now, good=good)
         load.inflight -= 1
         if self._claim is not NOTHING:
             load.remove(self._claim, begun=self._begun)
-        if quota is not None and self.hold is not None:
-            quota.settle(self.hold, spent, now)
-        elif quota is not None and quota.refusals and good:
-            quota.answered()
-        if output_tokens is not None and self._outputs is not None and good:
+        if good and output_tokens is not None and self._outputs is not None:
             self._outputs.saw(output_tokens)
         if retry_after_s is not None:
             target.resting_until = max(target.resting_until, now + retry_after_s)
@@ -242,6 +297,7 @@ class Lease(Struct, eq=False):
     def _moved(self, now: float) -> bool:
         """Its target's health has another state now: True."""
         target = self.target
+        target.guarded.add(target)
         if target.breaker.state is ADMITTING:
             target.slow_start.begin(target.places, now)
         return True

@@ -169,3 +169,14 @@ def test_labels_must_be_all_there():
 )
 def test_the_format_that_is_asked_for(accept, wanted):
     assert content_type_of(accept) == wanted
+
+
+@given(st.lists(st.lists(VALUES, max_size=20), max_size=5))
+def test_values_counted_together_are_counted_as_one_by_one(batches):
+    together, apart = Spread(BUCKETS), Spread(BUCKETS)
+    for values in batches:
+        for value in values:
+            apart.observe(value)
+        together.observe_all(values[:])
+    assert together.counts == apart.counts
+    assert together.total == pytest.approx(apart.total)

@@ -6,6 +6,8 @@ import time
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as plain
 
@@ -32,7 +34,7 @@ from router.events import (
 )
 from router.metrics import Metrics, buckets
 from router.metrics.lag import EVERY_S, LoopLag
-from router.metrics.listener import MAX_CACHED
+from router.metrics.listener import MAX_CACHED, WAITING
 from router.metrics.names import OUTCOMES
 from router.metrics.state import STATES
 from router.policy.quota import Gauge
@@ -496,3 +498,60 @@ def test_lines_their_waits_and_whom_they_refused():
         ("m", "expired"): 1, ("m", "full"): 1, ("m", "shed"): 1, ("m", "displaced"): 1,
         ("other", "full"): 1,
     }  # fmt: skip
+
+
+moments = st.lists(
+    st.one_of(
+        st.builds(
+            msgspec.structs.replace,
+            st.just(DONE),
+            streaming=st.booleans(),
+            target=st.sampled_from(["t", "u", ""]),
+            outcome=st.sampled_from(["ok", "client_gone", "invented"]),
+            duration_s=st.floats(0.2, 400),
+            first_token_s=st.none() | st.floats(0, 0.2),
+            output_tokens=st.none() | st.integers(0, 50),
+            cost_usd=st.none() | st.floats(0, 1),
+            burnt_input_tokens=st.none() | st.integers(0, 5),
+        ),
+        st.builds(
+            AttemptDone,
+            st.just("m"),
+            st.sampled_from("tu"),
+            st.just("p"),
+            st.floats(0, 400),
+            st.none() | st.sampled_from(FaultKind),
+        ),
+        st.builds(
+            Admitted,
+            st.just("me"),
+            st.just("m"),
+            st.just("key"),
+            st.sampled_from([("requests",), ("requests", "usd")]),
+        ),
+    ),
+    max_size=300,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(moments)
+def test_what_waits_is_counted_as_if_each_page_had_been_asked_for(events):
+    waits, asked = make(), make()
+    for event in events:
+        waits(event)
+        asked(event)
+        asked.scrape("")
+    assert samples(waits) == pytest.approx(samples(asked))
+
+
+def test_only_so_many_requests_wait_to_be_counted():
+    metrics = make()
+    for _ in range(3 * WAITING + 1):
+        metrics(Admitted("me", "m", "key", ("requests",)))
+        metrics(AttemptDone("m", "t", "p", 0.5, None))
+        metrics(DONE)
+    assert [len(waits) for waits in (metrics._done, metrics._tried, metrics._let_in)] == [1] * 3
+    assert value(metrics, "nenya_requests_total", model="m", target="t", outcome="ok") == (
+        3 * WAITING + 1
+    )

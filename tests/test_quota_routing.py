@@ -132,14 +132,14 @@ def test_of_very_many_whoever_has_something_left_is_found():
 def test_a_route_of_silent_providers_stops_asking_for_sizes():
     pool = build(config("a"))
     route = pool.route("m")
-    assert route.wants_size
+    assert route.wants_size()
     for _ in range(8):
         route.lease(0, (), Facts(10)).settle(Verdict.GOOD, 1, None, 5, Spent(10, 5))
-    assert not route.wants_size
+    assert not route.wants_size()
     lease = route.lease(2)
     lease.refused(told(0), 2, 1.0)
     lease.settle(Verdict.VOID, 2, 1.0, None, NOTHING_SPENT)
-    assert route.wants_size, "a 429 had headers"
+    assert route.wants_size(), "a 429 had headers"
     assert isinstance(route.lease(2.5), Refusal)
 
 

@@ -201,7 +201,7 @@ class Endpoint:
         for fresh in (False, True):
             if connection is None or fresh:
                 connection = await self._connection(until)
-            exchange = connection.send(head, body)
+            exchange = connection.send(head, [body])
             try:
                 await exchange.head(until)
             except (Fault, TimeoutError) as error:

@@ -96,7 +96,7 @@ class Simulation:
         facts = None
         if route.wants_facts:
             facts = Facts(request.input_tokens, request.blocks)
-        elif route.wants_size:
+        elif route.wants_size():
             facts = Facts(request.input_tokens)
         lease = route.lease(request.at, (), facts)
         assert not isinstance(lease, Refusal), "engines of a simulation don't fail"

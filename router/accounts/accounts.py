@@ -11,8 +11,8 @@ from collections.abc import Set as AbstractSet
 
 from router.accounts.bookkeeper import Bookkeeper, Snapshot
 from router.accounts.budgets import Budgets, quota_error
-from router.accounts.charge import Charge
-from router.accounts.estimate import Guess, Size, most_output
+from router.accounts.charge import Charge, Holds
+from router.accounts.estimate import Size, most_output
 from router.accounts.keys import KeyRing
 from router.accounts.limits import Windows, headers_of, limit_error
 from router.accounts.pairs import SCOPE, Pair, Pairs
@@ -24,7 +24,6 @@ from router.clock import Clock
 from router.config.schema import Config
 from router.errors import ApiError
 from router.events import Event, Hearer, LimitDecision, RequestDone, UsageLost
-from router.policy.gcra import Gcra, Hold
 
 Emit = Callable[[Event], None]
 _log = logging.getLogger("nenya.accounts")
@@ -84,24 +83,22 @@ class Accounts(Hearer):
     def admit(self, pair: Pair, size: Size) -> Charge:
         """Reserve what the request is likely to take: of all its limits, or of none. Raises ApiError 429."""
         now = self._clock.now()
-        cap = pair.model.max_completion_tokens
-        guess = pair.estimator.guess(pair.name, pair.key_id, size, cap)
+        given, likely, past = pair.estimator.guess(size)
         worst = None
         if pair.budget_nanos is not None:
-            worst = self._worst(pair, size, guess, now)
-        holds: list[tuple[Gcra, Hold]] = []
-        lines = ""
-        if pair.windows is not None:
-            tokens = guess.input + guess.output
-            taken = pair.windows.admit(tokens, now)
+            worst = self._worst(pair, size, given, likely, now)
+        windows, lines = pair.windows, ""
+        holds: Holds = ()
+        if windows is not None:
+            taken = windows.admit(given + likely, now)
             if taken is None:
-                raise self._refused(pair, pair.windows, tokens, now)
+                raise self._refused(pair, windows, given + likely, now)
             holds, lines = taken
         if worst is not None:
-            self.budgets.reserve(pair.key_id, worst)
+            pair.spending.reserved += worst
         if pair.admitted is not None:
             self._emit(pair.admitted)
-        return Charge(pair, size, guess, holds, worst, lines)
+        return Charge(pair, size, given, past, holds, worst, lines)
 
     def _book(self, event: RequestDone) -> None:
         """What ended goes into the books."""
@@ -142,17 +139,17 @@ class Accounts(Hearer):
         self._say(pair, refused.window.resource, "too_large" if too_large else "refused")
         return limit_error(pair.key_id, pair.name, refused, headers_of(windows.lines(now)))
 
-    def _worst(self, pair: Pair, size: Size, guess: Guess, now: float) -> int:
-        """What of the key's budget must be held: as much as it may write, where its client said how much.
+    def _worst(self, pair: Pair, size: Size, given: int, likely: int, now: float) -> int:
+        """What of the key's budget must be held: as much as it may write, where its client said how much; else what it
+        is ``likely`` to, beside what it was ``given``.
 
         Raises ApiError 429 where that isn't left; first of all the one of the limits, if they refuse the request too.
         """
-        most = most_output(size, None)
-        output = guess.output if most is None else most
-        worst = cost_nanos(pair.model.price, Tokens(guess.input, None, output))
-        if self.budgets.fits(pair.key_id, worst, pair.budget_nanos or 0):
+        most = most_output(size)
+        worst = cost_nanos(pair.model.price, Tokens(given, None, likely if most is None else most))
+        if pair.spending.fits(worst, pair.budget_nanos or 0):
             return worst
-        windows, tokens = pair.windows, guess.input + guess.output
+        windows, tokens = pair.windows, given + likely
         if windows is not None and windows.refusal(tokens, now) is not None:
             raise self._refused(pair, windows, tokens, now)
         self._say(pair, "usd", "refused")

@@ -174,10 +174,8 @@ class Bookkeeper:
         queue = self._queue
         if not self._batch:
             self._batch = [queue.popleft() for _ in range(min(BATCH, len(queue)))]
-        store.book(self._batch, usage=self._usage)
-        for entry in self._batch:
-            key_id = entry.done.key_id
-            self._booked[key_id] = self._booked.get(key_id, 0) + entry.cost_nanos
+        for key_id, nanos in store.book(self._batch, usage=self._usage).items():
+            self._booked[key_id] = self._booked.get(key_id, 0) + nanos
         self._batch = []
 
     def _changed(self, store: Store) -> Snapshot | None:

@@ -13,49 +13,54 @@ from router.errors import ApiError, ErrorObject
 _SPENT = "You exceeded your current quota, please check your plan and billing details."
 
 
+class Spending:
+    """What one key spends, on all models; in billionths of a dollar."""
+
+    __slots__ = ("others", "own", "reserved")
+
+    def __init__(self, others: int = 0) -> None:
+        self.others = others
+        """What the database says that others spent."""
+        self.own = 0
+        """What this process spent."""
+        self.reserved = 0
+        """What is under way may cost, of requests that a budget limits."""
+
+    def fits(self, nanos: int, budget: int) -> bool:
+        """``budget`` isn't exhausted and covers ``nanos`` beside what is under way."""
+        taken = self.own + self.others + self.reserved
+        return taken < budget and taken + nanos <= budget
+
+
 class Budgets:
     """Spending by key."""
 
     def __init__(self) -> None:
-        self._reserved: dict[str, int] = {}
-        self._own: dict[str, int] = {}
+        self._known: dict[str, Spending] = {}
         self._others: Mapping[str, int] = {}
+
+    def of(self, key_id: str) -> Spending:
+        """That key's, from now on."""
+        found = self._known.get(key_id)
+        if found is None:
+            found = self._known[key_id] = Spending(self._others.get(key_id, 0))
+        return found
 
     def spent(self, key_id: str) -> int:
         """So far, by everybody."""
-        return self._own.get(key_id, 0) + self._others.get(key_id, 0)
-
-    def fits(self, key_id: str, nanos: int, budget: int) -> bool:
-        """``budget`` isn't exhausted and covers ``nanos`` beside what is under way."""
-        taken = self.spent(key_id) + self._reserved.get(key_id, 0)
-        return taken < budget and taken + nanos <= budget
-
-    def reserve(self, key_id: str, nanos: int) -> None:
-        """Something that may cost ``nanos`` begins."""
-        self._reserved[key_id] = self._reserved.get(key_id, 0) + nanos
-
-    def settle(self, key_id: str, reserved: int, nanos: int) -> None:
-        """What was ``reserved`` has cost ``nanos``."""
-        left = (
-            self._reserved.pop(key_id, 0) - reserved
-        )  # of models without a price nothing is reserved
-        if left:
-            self._reserved[key_id] = left
-        self.spend(key_id, nanos)
-
-    def spend(self, key_id: str, nanos: int) -> None:
-        """``nanos`` are gone."""
-        if nanos:
-            self._own[key_id] = self._own.get(key_id, 0) + nanos
+        spending = self.of(key_id)
+        return spending.own + spending.others
 
     def note_others(self, others: Mapping[str, int]) -> None:
         """What the database says that others spent."""
         self._others = others
+        for key_id, spending in self._known.items():
+            spending.others = others.get(key_id, 0)
 
     @property
     def reserved(self) -> int:
         """Of all keys together."""
-        return sum(self._reserved.values())
+        return sum(spending.reserved for spending in self._known.values())
 
 
 def quota_error(headers: Mapping[str, str]) -> ApiError:

@@ -6,11 +6,11 @@ input and the events that were relayed, about a token each; for one that never b
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from router.accounts.estimate import BYTES_PER_TOKEN, Guess, Size
+from router.accounts.estimate import BYTES_PER_TOKEN, Outputs, Size
 from router.accounts.limits import headers_of
 from router.accounts.pairs import Pair
 from router.accounts.prices import NANOS, Tokens, cost_nanos, nanos_at
@@ -20,6 +20,8 @@ from router.policy.gcra import Gcra, Hold
 
 FRAME_EVENTS = 2
 """A stream's first event has the role and its last the end: no token's."""
+
+Holds = Sequence[tuple[Gcra, Hold]]
 
 
 class Bill(msgspec.Struct, frozen=True, gc=False):
@@ -41,8 +43,11 @@ class Charge(msgspec.Struct, eq=False):
 
     pair: Pair
     size: Size
-    guess: Guess
-    holds: list[tuple[Gcra, Hold]]
+    given: int
+    """Tokens of input, as they were guessed."""
+    past: Outputs
+    """What learns how much it wrote."""
+    holds: Holds
     """Of the pair's windows of tokens."""
     budget_nanos: int | None
     """Reserved of the budget; None for a key without one."""
@@ -77,16 +82,18 @@ class Charge(msgspec.Struct, eq=False):
         if told.output is None:
             tokens, estimated = self._took(told)
         if self.holds:
-            used = max(0, (tokens.input or 0) + (tokens.output or 0))
+            used = (tokens.input or 0) + (tokens.output or 0)
             for gcra, hold in self.holds:
-                gcra.settle(hold, used, now)
+                gcra.settle(hold, used if used > 0 else 0, now)
         price = pair.price
         spent = 0 if price is None else nanos_at(price, tokens)
+        pair.spending.own += spent
         if self.budget_nanos is not None:
-            pair.budgets.settle(pair.key_id, self.budget_nanos, spent)
-        elif spent:
-            pair.budgets.spend(pair.key_id, spent)
-        pair.estimator.learn(self.guess.kind, self.size, told.input, told.output)
+            pair.spending.reserved -= self.budget_nanos
+        if told.input is not None:
+            pair.estimator.ratio.learn(self.size, told.input)
+        if told.output is not None:
+            self.past.learn(told.output)
         return Bill(tokens, None if price is None else spent / NANOS, estimated)
 
     def _took(self, told: Tokens) -> tuple[Tokens, bool]:
@@ -100,5 +107,5 @@ class Charge(msgspec.Struct, eq=False):
             return Tokens(told.input, told.cached_input, 0), False
         events = self.seen_events - FRAME_EVENTS
         output = max(1, events if self.seen_events else self.seen_bytes // BYTES_PER_TOKEN)
-        given = told.input if told.input is not None else self.guess.input
+        given = told.input if told.input is not None else self.given
         return Tokens(given, told.cached_input, 0 if writes_nothing else output), True

@@ -12,9 +12,9 @@ vision (an image is 85 to 1,105 tokens).
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
+from math import floor
 
 import msgspec
 
@@ -35,13 +35,15 @@ PRIOR_OUTPUT = 256
 """Tokens of a usual answer, while a key's own aren't known."""
 PERCENTILE = 0.8
 SAMPLES = 32
-"""Past outputs kept for each kind of request: enough for a percentile, small for ten thousand kinds."""
+"""Past outputs kept for each kind of request: enough for a percentile, small for ten thousand keys."""
 LEAST_SAMPLES = 5
 """Below it the percentile is one answer's luck."""
+LOOK_EVERY = 8
+"""Answers from one look for the percentile to the next: it hardly moves with fewer, and a look sorts all samples."""
 MOST_OUTPUT = 1_000_000
 """More than any model writes; an upstream that says more is wrong."""
-MOST_KINDS = 4096
-"""Kinds remembered; the oldest goes. About 2 MiB."""
+MOST_MAGNITUDE = MOST_OUTPUT.bit_length()
+"""Larger limits are alike, too: so a key on a model has some twenty kinds of requests at most."""
 
 
 class Size(msgspec.Struct, frozen=True, gc=False):
@@ -57,7 +59,7 @@ class Size(msgspec.Struct, frozen=True, gc=False):
 
 def request_size(request: Request, body: bytes) -> Size:
     """The size of a request that was decoded from ``body``."""
-    messages = request.messages if isinstance(request, ChatRequest) else []
+    messages = request.messages if isinstance(request, ChatRequest) else ()
     others = 0
     for message in messages:
         content = message.content
@@ -81,7 +83,7 @@ def _length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-class _Ratio:
+class Ratio:
     """Tokens a byte, of one model: sums that forget, so that a short prompt weighs little."""
 
     __slots__ = ("bytes", "tokens", "value")
@@ -91,93 +93,71 @@ class _Ratio:
         self.tokens = PRIOR_BYTES / BYTES_PER_TOKEN
         self.value = 1 / BYTES_PER_TOKEN
 
+    def learn(self, size: Size, given: int) -> None:
+        """A request of that size had so many tokens of input."""
+        sent = size.text_bytes
+        of_text = given - size.overhead_tokens
+        if of_text > sent:
+            of_text = sent
+        elif of_text < 0:
+            of_text = 0
+        self.bytes = weight = self.bytes * MEMORY + sent
+        self.tokens = tokens = self.tokens * MEMORY + of_text
+        self.value = tokens / weight if weight > 1 else 1 / BYTES_PER_TOKEN
 
-class _Outputs:
-    """Past outputs of one kind of request."""
 
-    __slots__ = ("_ordered", "high", "samples")
+class Outputs:
+    """Past outputs of one key's requests to one model, of those with a like limit."""
+
+    __slots__ = ("_left", "_samples", "high")
 
     def __init__(self) -> None:
-        self.samples: deque[int] = deque()
-        self._ordered: list[int] = []
-        """The same by their size."""
+        self._samples: deque[int] = deque(maxlen=SAMPLES)
+        self._left = LEAST_SAMPLES
+        """Answers until the percentile is looked for again."""
         self.high = 0
-        """Their percentile."""
+        """Their percentile, at least 1; 0 while too few are known."""
 
     def learn(self, tokens: int) -> None:
-        tokens = min(tokens, MOST_OUTPUT)
-        samples, ordered = self.samples, self._ordered
-        samples.append(tokens)
-        insort(ordered, tokens)
-        count = len(ordered)
-        if count > SAMPLES:
-            del ordered[bisect_left(ordered, samples.popleft())]
-            count = SAMPLES
-        self.high = ordered[int(PERCENTILE * count)]
+        """A request had so many tokens of output, in all choices."""
+        self._samples.append(tokens)
+        self._left -= 1
+        if not self._left:
+            self._left = LOOK_EVERY
+            ordered = sorted(self._samples)
+            self.high = max(1, min(ordered[int(PERCENTILE * len(ordered))], MOST_OUTPUT))
 
 
-Kind = tuple[str, str, int]
-"""A model, a key and the magnitude of the limit on the output: limits of the same power of two are alike."""
-
-
-class Guess(msgspec.Struct, frozen=True):
-    """What a request will take."""
-
-    input: int
-    """At least 1."""
-    output: int
-    """Of all choices, at most what the limit allows."""
-    kind: Kind
+Guess = tuple[int, int, Outputs]
+"""Tokens of input, at least 1; of output in all choices, at most what the limit allows; what learns of the answer."""
 
 
 class Estimator:
-    """What was learned of all models and keys."""
+    """What was learned of one key on one model."""
 
-    def __init__(self) -> None:
-        self._ratios: dict[str, _Ratio] = {}
-        self._outputs: dict[Kind, _Outputs] = {}
-        """Whoever learned last is the last."""
+    __slots__ = ("_cap", "_outputs", "ratio")
 
-    def guess(self, model: str, key_id: str, size: Size, cap: int | None) -> Guess:
-        """What a key's request of that size to a model will take; ``cap``: most tokens of a choice, where the client
-        sets no limit.
-        """
-        ratio = self._ratios.get(model)
-        share = ratio.value if ratio is not None else 1 / BYTES_PER_TOKEN
-        given = round(size.text_bytes * share) + size.overhead_tokens or 1
-        limit = size.output_limit
-        if limit is not None or cap is not None:
-            limit = most_output(size, cap)
-        kind = (model, key_id, limit.bit_length() if limit else 0)
-        if limit == 0:
-            return Guess(given, 0, kind)
-        past = self._outputs.get(kind)
-        likely = PRIOR_OUTPUT * size.choices
-        if past is not None and len(past.samples) >= LEAST_SAMPLES:
-            likely = past.high
-        return Guess(given, max(1, likely if limit is None else min(likely, limit)), kind)
+    def __init__(self, ratio: Ratio, cap: int | None) -> None:
+        """``ratio``: the model's; ``cap``: most tokens of a choice, where the client sets no limit."""
+        self.ratio = ratio
+        self._cap = cap
+        self._outputs: dict[int, Outputs] = {}
+        """By the magnitude of the limit, for limits of the same power of two are alike; 0 is none."""
 
-    def learn(self, kind: Kind, size: Size, given: int | None, wrote: int | None) -> None:
-        """A request of that kind and size had so many tokens of input, and of output in all choices; None: unknown."""
-        if given is not None:
-            ratio = self._ratios.get(kind[0])
-            if ratio is None:
-                ratio = self._ratios[kind[0]] = _Ratio()
-            sent = size.text_bytes
-            of_text = max(0, min(given - size.overhead_tokens, sent))
-            ratio.bytes = weight = ratio.bytes * MEMORY + sent
-            ratio.tokens = tokens = ratio.tokens * MEMORY + of_text
-            ratio.value = tokens / weight if weight > 1 else 1 / BYTES_PER_TOKEN
-        if wrote is not None:
-            outputs = self._outputs
-            past = outputs.pop(kind, None) or _Outputs()
-            outputs[kind] = past
-            past.learn(wrote)
-            if len(outputs) > MOST_KINDS:
-                del outputs[next(iter(outputs))]
+    def guess(self, size: Size) -> Guess:
+        """What a request of that size will take."""
+        given = floor(size.text_bytes * self.ratio.value + 0.5) + size.overhead_tokens or 1
+        limit, magnitude = size.output_limit, 0
+        if limit is None:
+            limit = self._cap
+        if limit is not None:
+            limit *= size.choices
+            magnitude = min(limit.bit_length(), MOST_MAGNITUDE)
+        past = self._outputs.get(magnitude) or self._outputs.setdefault(magnitude, Outputs())
+        likely = past.high or PRIOR_OUTPUT * size.choices
+        return given, likely if limit is None or likely < limit else limit, past
 
 
-def most_output(size: Size, cap: int | None) -> int | None:
-    """Most tokens that all choices can have; None where nobody set a limit."""
-    limit = size.output_limit if size.output_limit is not None else cap
-    return None if limit is None else limit * size.choices
+def most_output(size: Size) -> int | None:
+    """Most tokens that all choices can have; None where the client set no limit."""
+    return None if size.output_limit is None else size.output_limit * size.choices

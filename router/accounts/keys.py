@@ -1,17 +1,18 @@
 """Bearer keys: who is asking.
 
-Secrets of the config are kept as BLAKE2b digests and looked up by digest: the time of a look-up tells something of a
-digest at most, and nothing of the secret behind it. (SHA-256 would do as well, but OpenSSL takes twice as long to begin
-one.) Secrets of the database name their key, so they are looked up by id and compared as HMACs in constant time. Keys
-are random and long, so a slow hash would protect nothing that a fast one doesn't.
+Secrets of the config are kept as BLAKE2b digests of the header that they usually come in, and looked up by digest: the
+time of a look-up tells something of a digest at most, and nothing of the secret behind it. (SHA-256 would do as well,
+but OpenSSL takes twice as long to begin one.) Secrets of the database name their key, so they are looked up by id and
+compared as HMACs in constant time. Keys are random and long, so a slow hash would protect nothing that a fast one
+doesn't.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import time
 from collections.abc import Callable, Iterable, Mapping
+from hashlib import blake2b
 
 from router.accounts.secrets import PREFIX, StoredKey, id_of, key_hash
 from router.config.moment import moment
@@ -20,6 +21,9 @@ from router.errors import overloaded, unauthorized
 
 ANONYMOUS = "anonymous"
 """The id of everybody where no keys are configured, which is possible on loopback alone."""
+
+_BEARER = "Bearer "
+"""How clients write the scheme, whose case is free."""
 
 NO_KEY = (
     "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
@@ -45,7 +49,7 @@ class KeyRing:
         wall: Callable[[], float] = time.time,
     ) -> None:
         """``pepper``: of the database, if there is one; then nobody is anonymous, however few keys it has."""
-        self._own = {_digest(key.secret): (key.id, _expiry(key)) for key in keys}
+        self._own = {_digest(f"{_BEARER}{key.secret}"): (key.id, _expiry(key)) for key in keys}
         self._stored: Mapping[str, StoredKey] | None = None
         self._foreign: Mapping[bytes, StoredKey] = {}
         self._pepper = pepper
@@ -61,21 +65,28 @@ class KeyRing:
 
     def authenticate(self, authorization: str | None) -> str:
         """The id of the key in an Authorization header. Raises ApiError 401, and 503 before the database is read."""
-        if not self._own and self._pepper is None:
+        own = self._own
+        if own and authorization:
+            found = own.get(blake2b(authorization.encode("utf-8", "surrogateescape")).digest())
+            if found is not None:
+                key_id, expires_at = found
+                if expires_at is not None and self._wall() >= expires_at:
+                    raise unauthorized(EXPIRED_KEY)
+                return key_id
+        elif not own and self._pepper is None:
             return ANONYMOUS
-        if not authorization:
-            raise unauthorized(NO_KEY)
+        return self._authenticate_other(authorization or "")
+
+    def _authenticate_other(self, authorization: str) -> str:
+        """The same where it isn't a key of the config as clients usually write it."""
         scheme, _, secret = authorization.partition(" ")
         secret = secret.strip()
         if scheme.lower() != "bearer" or not secret:
             raise unauthorized(NO_KEY)
-        found = self._own.get(_digest(secret))
-        if found is None:
-            return self._authenticate_stored(secret)
-        key_id, expires_at = found
-        if expires_at is not None and self._wall() >= expires_at:
-            raise unauthorized(EXPIRED_KEY)
-        return key_id
+        usual = f"{_BEARER}{secret}"
+        if usual != authorization and _digest(usual) in self._own:
+            return self.authenticate(usual)
+        return self._authenticate_stored(secret)
 
     def _authenticate_stored(self, secret: str) -> str:
         if self._pepper is None:
@@ -109,5 +120,5 @@ def _expiry(key: Key) -> float | None:
     return None if key.expires is None else moment(key.expires)
 
 
-def _digest(secret: str) -> bytes:
-    return hashlib.blake2b(secret.encode("utf-8", "surrogateescape")).digest()
+def _digest(header: str) -> bytes:
+    return blake2b(header.encode("utf-8", "surrogateescape")).digest()

@@ -25,7 +25,8 @@ MINUTE_S = 60
 DAY_S = 86_400
 _NS_PER_MS = 1_000_000
 _SHORT_MS = 1000
-"""Below it a duration is written as the number that it is."""
+_SHORT = tuple(go_ms(ms) for ms in range(_SHORT_MS))
+"""The durations below it, which most resets are."""
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -93,7 +94,13 @@ class Windows:
         text = ""
         for one in self._shown:
             level = levels[one.place]
-            text += one.first if level == one.step else one.lines(level)
+            if level == one.step:
+                text += one.first
+            else:
+                remaining = one.limit - (level + one.step - 1) // one.step
+                ms = (level + one.ms - 1) // one.ms
+                reset = _SHORT[ms] if ms < _SHORT_MS else go_ms(ms)
+                text += f"{one.before}{remaining if remaining > 0 else 0}{one.between}{reset}\r\n"
         return text
 
     def is_idle(self, now: float) -> bool:
@@ -108,31 +115,25 @@ def _window(words: str, resource: Resource, limit: int | None, window_s: int) ->
 class _Shown:
     """A window as an answer's head tells of it."""
 
-    __slots__ = ("_limit", "_ms", "_remaining", "_reset", "first", "place", "step")
+    __slots__ = ("before", "between", "first", "limit", "ms", "place", "step")
 
     def __init__(self, place: int, window: Window) -> None:
         gcra, resource = window.gcra, window.resource
         self.place = place
         """Among all windows."""
         self.step = gcra.step
-        self._limit = gcra.limit
-        self._ms = _NS_PER_MS * gcra.limit
+        self.limit = gcra.limit
+        self.ms = _NS_PER_MS * gcra.limit
         """A millisecond, in the limit's own time."""
-        self._remaining = (
+        self.before = (
             f"x-ratelimit-limit-{resource}: {gcra.limit}\r\nx-ratelimit-remaining-{resource}: "
         )
         """What stands before what remains."""
-        self._reset = f"\r\nx-ratelimit-reset-{resource}: "
+        self.between = f"\r\nx-ratelimit-reset-{resource}: "
         """What stands between that and the reset."""
-        self.first = self.lines(gcra.step)
+        reset = go_ms(-(-self.step // self.ms))
+        self.first = f"{self.before}{gcra.limit - 1}{self.between}{reset}\r\n"
         """The lines for one unit alone: what a request hears that finds all others drained."""
-
-    def lines(self, level: int) -> str:
-        """The lines for a window of that level."""
-        remaining = max(0, self._limit + -level // self.step)
-        ms = -(-level // self._ms)
-        reset = f"{ms}ms" if 0 < ms < _SHORT_MS else go_ms(ms)
-        return f"{self._remaining}{remaining}{self._reset}{reset}\r\n"
 
 
 def headers_of(lines: str) -> dict[str, str]:

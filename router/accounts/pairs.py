@@ -1,15 +1,16 @@
 """One key on one model, with everything that is the same for all its requests.
 
 A pair is prepared by its first request and forgotten once its limits are full again and idle, which changes nothing for
-anybody; or prepared anew where its key's terms change, with the same windows if the limits are the same.
+anybody, but that its next answers are guessed as a new key's; or prepared anew where its key's terms change, with what
+was learned of it, and with the same windows if the limits are the same.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from router.accounts.budgets import Budgets
-from router.accounts.estimate import Estimator
+from router.accounts.budgets import Budgets, Spending
+from router.accounts.estimate import Estimator, Ratio
 from router.accounts.limits import Windows
 from router.accounts.prices import Steps, steps_of
 from router.accounts.terms import NO_RATES, Account, Tiers
@@ -41,9 +42,10 @@ class Pair(msgspec.Struct, frozen=True):
     """Its limits; None where it has none."""
     budget_nanos: int | None
     """What the key may spend, in all; None where it has no budget."""
-    budgets: Budgets
-    """Where that is kept."""
+    spending: Spending
+    """What it spends."""
     estimator: Estimator
+    """What its requests are likely to take."""
     admitted: Admitted | None
     """What is told when a request is admitted; None where nothing could have refused it."""
 
@@ -55,7 +57,7 @@ class Pairs:
         self._budgets = budgets
         self._models = models
         self._tiers = tiers
-        self._estimator = Estimator()
+        self._ratios = {name: Ratio() for name in models}
         self.known: dict[tuple[str, str], Pair] = {}
         """By the key's id and the model's name; one whose key has other terms by now must be prepared again."""
         self._sweep_at = SWEEP_FLOOR
@@ -71,10 +73,11 @@ class Pairs:
         if rates is not NO_RATES:
             kept = old.windows if old is not None else None
             windows = kept if kept is not None and kept.rates == rates else Windows(rates)
+        model = self._models[name]
+        estimator = Estimator(self._ratios[name], model.max_completion_tokens)
         resources: tuple[str, ...] = () if windows is None else windows.resources
         if terms.budget_nanos is not None:
             resources = (*resources, "usd")
-        model = self._models[name]
         pair = self.known[key_id, name] = Pair(
             account=account,
             key_id=key_id,
@@ -85,8 +88,8 @@ class Pairs:
             priority=0 if terms.tier is None else terms.tier.priority,
             windows=windows,
             budget_nanos=terms.budget_nanos,
-            budgets=self._budgets,
-            estimator=self._estimator,
+            spending=self._budgets.of(key_id),
+            estimator=estimator if old is None else old.estimator,
             admitted=Admitted(key_id, name, SCOPE, resources) if resources else None,
         )
         return pair

@@ -15,7 +15,6 @@ import hmac
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Self
 
@@ -62,14 +61,43 @@ _VERSION = 1 + len(_CHANGES)
 _NONE = -1
 """What NULL is bound as: sqlite3 looks for an adapter for None, and for a bool, by an exception of its own, 2,000
 instructions each. No count and no time is negative."""
-_ROW = (
-    "(?, ?, ?, ?, ?, ?, NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1), ?, ?, ?, ?, ?, ?, NULLIF(?, -1), ?,"
-    " NULLIF(?, -1), NULLIF(?, -1), NULLIF(?, -1))"
-)
+_COLUMNS = (
+    "at", "request_id", "key_id", "model", "target", "provider", "input_tokens", "cached_input_tokens", "output_tokens",
+    "tokens_estimated", "cost_nanos", "status", "outcome", "attempts", "streaming", "first_token_s", "duration_s",
+    "overhead_s",
+)  # fmt: skip
+"""What every record has a value for; tokens that were burnt are written with the few that have any."""
+_BURNT_COLUMNS = (*_COLUMNS, "burnt_input_tokens", "burnt_output_tokens")
+_WIDTH = len(_COLUMNS)
+_NULLABLE = frozenset({
+    "input_tokens", "cached_input_tokens", "output_tokens", "first_token_s", "overhead_s", "burnt_input_tokens",
+    "burnt_output_tokens",
+})  # fmt: skip
 _ROWS_A_STATEMENT = 32
 """A quarter less to write than row by row; more make no difference."""
-_INSERT = f"INSERT INTO usage VALUES {_ROW}"  # noqa: S608 - ours
-_INSERT_MANY = f"INSERT INTO usage VALUES {', '.join([_ROW] * _ROWS_A_STATEMENT)}"  # noqa: S608
+
+
+def _insert(columns: Sequence[str], rows: int) -> str:
+    """The statement that writes so many records."""
+
+    def value(number: int, column: str) -> str:
+        return (
+            f"CASE ?{number} WHEN {_NONE} THEN NULL ELSE ?{number} END"
+            if column in _NULLABLE
+            else f"?{number}"
+        )
+
+    width = len(columns)
+    values = [
+        f"({', '.join(value(row * width + at, column) for at, column in enumerate(columns, 1))})"
+        for row in range(rows)
+    ]
+    return f"INSERT INTO usage ({', '.join(columns)}) VALUES {', '.join(values)}"  # noqa: S608 - ours
+
+
+_INSERT = _insert(_COLUMNS, 1)
+_INSERT_MANY = _insert(_COLUMNS, _ROWS_A_STATEMENT)
+_INSERT_BURNT = _insert(_BURNT_COLUMNS, 1)
 _KEY_COLUMNS = (
     "id", "hash", "shown", "created_at", "tier", "models", "expires_at", "budget_nanos", "revoked_at", "previous_hash",
     "previous_until",
@@ -229,24 +257,50 @@ class Store:
         with self._translated():
             return dict(self._db.execute("SELECT key_id, nanos FROM spent").fetchall())
 
-    def book(self, entries: Sequence[Entry], *, usage: bool) -> None:
-        """Add to what is spent and, with ``usage``, write each entry down. Raises StoreError; then nothing was."""
+    def book(self, entries: Sequence[Entry], *, usage: bool) -> dict[str, int]:
+        """Add to what is spent and, with ``usage``, write each entry down; returns what each key spent. Raises
+        StoreError; then nothing was.
+        """
+        try:
+            return self._book(entries, usage=usage)
+        except UnicodeEncodeError:  # half a character, which SQLite refuses
+            return self._book([_whole(entry) for entry in entries], usage=usage)
+
+    def _book(self, entries: Sequence[Entry], *, usage: bool) -> dict[str, int]:
         spending: dict[str, int] = {}
         for entry in entries:
-            if entry.cost_nanos:
+            nanos = entry.cost_nanos
+            if nanos:
                 key_id = entry.done.key_id
-                spending[key_id] = spending.get(key_id, 0) + min(entry.cost_nanos, MOST_NANOS)
-        rows = [_usage_row(entry) for entry in entries] if usage else []
-        whole = len(rows) - len(rows) % _ROWS_A_STATEMENT
+                spending[key_id] = spending.get(key_id, 0) + (
+                    nanos if nanos < MOST_NANOS else MOST_NANOS
+                )
         with self._changing():
             self._db.executemany(
                 "INSERT INTO spent VALUES (?, ?) ON CONFLICT (key_id) DO UPDATE SET nanos = nanos + excluded.nanos",
-                [(_text(key_id), min(nanos, MOST_SPENT)) for key_id, nanos in spending.items()],
+                [(key_id, min(nanos, MOST_SPENT)) for key_id, nanos in spending.items()],
             )
-            for at in range(0, whole, _ROWS_A_STATEMENT):
-                many = chain.from_iterable(rows[at : at + _ROWS_A_STATEMENT])
-                self._db.execute(_INSERT_MANY, tuple(many))
-            self._db.executemany(_INSERT, rows[whole:])
+            if usage:
+                self._write_usage(entries)
+        return spending
+
+    def _write_usage(self, entries: Sequence[Entry]) -> None:
+        values: list[str | float] = []
+        burnt = []
+        for entry in entries:
+            row, done = _usage_row(entry), entry.done
+            if done.burnt_input_tokens is None and done.burnt_output_tokens is None:
+                values += row
+            else:
+                more = _count(done.burnt_input_tokens), _count(done.burnt_output_tokens)
+                burnt.append((*row, *more))
+        many = _WIDTH * _ROWS_A_STATEMENT
+        whole = len(values) - len(values) % many
+        for at in range(0, whole, many):
+            self._db.execute(_INSERT_MANY, values[at : at + many])
+        rest = range(whole, len(values), _WIDTH)
+        self._db.executemany(_INSERT, [values[at : at + _WIDTH] for at in rest])
+        self._db.executemany(_INSERT_BURNT, burnt)
 
     def select(self, query: str, values: Iterable[float | str]) -> list[tuple[object, ...]]:
         """The rows of a query that `usage` built. Raises StoreError."""
@@ -261,16 +315,19 @@ def _key(row: tuple[object, ...]) -> StoredKey:
     return msgspec.convert(fields, StoredKey)
 
 
-def _usage_row(entry: Entry) -> tuple[object, ...]:
-    """What an upstream says of its usage, or calls its error, may be nonsense; a row must not fail on it."""
+def _usage_row(entry: Entry) -> tuple[str | float, ...]:
+    """The values of _COLUMNS. What an upstream says of its usage may be nonsense; a row must not fail on it."""
     done = entry.done
-    first_token_s, overhead_s = done.first_token_s, done.overhead_s
+    given, cached, wrote = done.input_tokens, done.cached_input_tokens, done.output_tokens
+    first_token_s, overhead_s, nanos = done.first_token_s, done.overhead_s, entry.cost_nanos
     return (
-        entry.at, _text(done.request_id), _text(done.key_id), done.model, done.target, done.provider,
-        _count(done.input_tokens), _count(done.cached_input_tokens), _count(done.output_tokens),
-        1 if done.tokens_estimated else 0, min(entry.cost_nanos, MOST_NANOS), done.status, _text(done.outcome),
+        entry.at, done.request_id, done.key_id, done.model, done.target, done.provider,
+        given if given is not None and given < MOST_TOKENS else _count(given),
+        _NONE if cached is None else _count(cached),
+        wrote if wrote is not None and wrote < MOST_TOKENS else _count(wrote),
+        1 if done.tokens_estimated else 0, nanos if nanos < MOST_NANOS else MOST_NANOS, done.status, done.outcome,
         done.attempts, 1 if done.streaming else 0, _NONE if first_token_s is None else first_token_s, done.duration_s,
-        _NONE if overhead_s is None else overhead_s, _count(done.burnt_input_tokens), _count(done.burnt_output_tokens),
+        _NONE if overhead_s is None else overhead_s,
     )  # fmt: skip
 
 
@@ -278,6 +335,12 @@ def _count(tokens: int | None) -> int:
     return _NONE if tokens is None else tokens if tokens < MOST_TOKENS else MOST_TOKENS
 
 
+def _whole(entry: Entry) -> Entry:
+    """``entry`` without the half characters that others' words may have."""
+    done = entry.done
+    texts = {name: _text(getattr(done, name)) for name in ("request_id", "key_id", "outcome")}
+    return msgspec.structs.replace(entry, done=msgspec.structs.replace(done, **texts))
+
+
 def _text(text: str) -> str:
-    """``text`` without the half characters that SQLite refuses."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+    return text.encode("utf-8", "replace").decode()

@@ -38,7 +38,7 @@ class Order(msgspec.Struct, frozen=True):
     """Monotonic seconds (the loop's time): the whole request's, whatever is retried."""
     limits: Limits
     created: int
-    """Seconds since the epoch, for answers that are made here."""
+    """Seconds since the epoch, for answers that are made here; 0 for a provider."""
     said: str = ""
     """How a chat's answer begins: what is asked for is what follows it. Limits in ``request`` and ``body`` are those of
     the rest already."""

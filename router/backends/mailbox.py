@@ -22,10 +22,12 @@ class Alarm:
     The timer outlives the waits that end before it: whoever waits again for as long or longer sets none.
     """
 
-    __slots__ = ("_loop", "_rings_at", "_timer", "_waiter", "due")
+    __slots__ = ("_loop", "_rings_at", "_timer", "_waiter", "due", "time")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self.time = loop.time
+        """The clock of all limits, in seconds."""
         self._timer: asyncio.TimerHandle | None = None
         self._rings_at = 0.0
         self._waiter: asyncio.Future[None] | None = None
@@ -63,7 +65,7 @@ class Alarm:
         waiter = self._waiter
         if waiter is None or waiter.done():
             return
-        if self._loop.time() >= self.due:
+        if self.time() >= self.due:
             waiter.set_exception(TimeoutError())
         else:
             self._set(self.due)
@@ -88,7 +90,8 @@ class Mailbox(Struct, Generic[T], eq=False):
     """With which it ended; the reader hears of it after the items."""
     tap: Callable[[T], bool] | None = None
     """Whom items are given to instead of being kept, as long as it says True; see `pour`."""
-    _paused: bool = False
+    paused: bool = False
+    """Its writer was asked to."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} size={self.size} closed={self.closed}>"
@@ -104,8 +107,8 @@ class Mailbox(Struct, Generic[T], eq=False):
             return
         self.items.append(item)
         self.size += size
-        if self.size > self.high_water and not self._paused:
-            self._paused = True
+        if self.size > self.high_water and not self.paused:
+            self.paused = True
             self.full()
         self.alarm.wake()
 
@@ -133,8 +136,8 @@ class Mailbox(Struct, Generic[T], eq=False):
     def taken(self) -> list[T]:
         """Everything that has come, without waiting."""
         items, self.items, self.size = self.items, [], 0
-        if self._paused:
-            self._paused = False
+        if self.paused:
+            self.paused = False
             self.drained()
         return items
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from types import MappingProxyType
 from urllib.parse import urlsplit
@@ -30,11 +30,13 @@ from router.backends.base import Answer, Facts, Order, Sink, Told
 from router.backends.http import limits, refusal
 from router.backends.http.connection import Connection, Exchange
 from router.backends.http.dial import Dialer, Origin, origin_of
+from router.backends.http.head import Head
 from router.backends.http.pool import Pool
 from router.backends.http.relay import Relay, Usage, author_of
 from router.config.schema import Provider
 from router.errors import ConfigError, Fault, FaultKind, Problem
 from router.wire import continuation, rewrite
+from router.wire.alike import UNREADABLE
 from router.wire.operation import Operation
 from router.wire.record import Record
 
@@ -71,13 +73,6 @@ _FIXED_HEADERS = frozenset(
 Pieces = Sequence[bytes | memoryview]
 
 
-class _Heads(Struct, frozen=True):
-    """The unchanging parts of the heads of an operation's requests."""
-
-    stream: bytes
-    whole: bytes
-
-
 class _Choice(Struct, frozen=True):
     finish_reason: str | None = None
 
@@ -99,8 +94,24 @@ class _Embeddings(Struct, frozen=True):
         return [_Choice("stop")] if self.data else []
 
 
-_completions = msgspec.json.Decoder(_Completion)
-_embeddings = msgspec.json.Decoder(_Embeddings)
+Decode = Callable[[bytes], _Completion | _Embeddings]
+
+_DECODE: Mapping[Operation, Decode] = MappingProxyType(
+    {
+        Operation.CHAT: msgspec.json.Decoder(_Completion).decode,
+        Operation.COMPLETIONS: msgspec.json.Decoder(_Completion).decode,
+        Operation.EMBEDDINGS: msgspec.json.Decoder(_Embeddings).decode,
+    }
+)
+"""What is looked for in a whole answer. Raises one of `UNREADABLE`."""
+
+
+class _Prepared(Struct, frozen=True):
+    """What doesn't change in an operation: how the heads of its requests begin, and what a whole answer is read by."""
+
+    stream: bytes
+    whole: bytes
+    decode: Decode
 
 
 class OpenAIBackend:
@@ -111,10 +122,11 @@ class OpenAIBackend:
         self.name = name
         try:
             origin = origin_of(provider.base_url)
-            self._heads = {
-                operation: _Heads(
-                    _prepared(origin, provider, operation, "text/event-stream"),
-                    _prepared(origin, provider, operation, "application/json"),
+            self._prepared = {
+                operation: _Prepared(
+                    _lines(origin, provider, operation, "text/event-stream"),
+                    _lines(origin, provider, operation, "application/json"),
+                    _DECODE[operation],
                 )
                 for operation in Operation
             }
@@ -140,23 +152,18 @@ class OpenAIBackend:
 
     async def open(self, order: Order) -> Answer:
         """Send the request; returns when the answer's head is there and good. Raises Fault."""
-        request = order.request
-        streams = bool(request.stream)
-        hide_usage = streams and not request.wants_usage
-        body = rewrite.pieces_for_upstream(request, order.body, order.model, ask_usage=hide_usage)
-        if order.said:
-            body = self._going_on(body, order.said)
-        heads = self._heads[request.operation]
-        head = _head(heads.stream if streams else heads.whole, order, sum(map(len, body)))
+        prepared = self._prepared[order.request.operation]
+        head, body = self._request(order, prepared)
         pool = self._pool or self._start()
         connection, fresh = pool.take(), False
         while True:
             if connection is None:
                 connection = await self._acquire(pool, order, fresh=fresh)
-            exchange = connection.send(head, *body)
-            until = min(exchange.sent_at + order.limits.first_token_s, order.deadline)
+            exchange = connection.send(head, body)
+            until = connection.sent_at + order.limits.first_token_s
+            until = until if until < order.deadline else order.deadline
             try:
-                while not exchange.status:
+                while (response := exchange.response) is None:
                     await exchange.turn(until)
                 break
             except TimeoutError:
@@ -169,20 +176,42 @@ class OpenAIBackend:
             except BaseException:
                 exchange.leave()
                 raise
-        if exchange.status >= 300 or (streams and not _is_stream(exchange)):
-            raise await self._refused(exchange, order)
-        return self._answer(exchange, order, until)
+        if response.status >= 300 or (order.request.stream and not _is_stream(response)):
+            raise await self._refused(exchange, response, order)
+        return self._answer(exchange, response, order, prepared.decode, until)
 
-    def _answer(self, exchange: Exchange, order: Order, until: float) -> Answer:
+    def _request(self, order: Order, prepared: _Prepared) -> tuple[bytes, Pieces]:
+        """The head and the body that go out."""
+        request = order.request
+        streams = bool(request.stream)
+        hide_usage = streams and not request.wants_usage
+        body = rewrite.pieces_for_upstream(request, order.body, order.model, ask_usage=hide_usage)
+        if order.said:
+            body = self._going_on(body, order.said)
+        size = 0
+        for piece in body:
+            size += len(piece)
+        request_id = order.request_id
+        named = b""
+        if request_id.isascii() and request_id.isprintable():
+            named = b"x-request-id: %b\r\n" % request_id.encode()
+        lines = prepared.stream if streams else prepared.whole
+        return b"%b%b%bcontent-length: %d\r\n\r\n" % (lines, named, order.headers, size), body
+
+    def _answer(
+        self, exchange: Exchange, response: Head, order: Order, decode: Decode, until: float
+    ) -> Answer:
         """What comes behind a good head; its first byte by ``until``."""
         facts, request = Facts(), order.request
-        if exchange.limits:
-            facts.readings = limits.read(exchange.limits, time.time())
+        if response.limits:
+            facts.readings = limits.read(response.limits, time.time())
         if not request.stream:
-            return WholeAnswer(exchange, exchange.headers, order, self._secrets, facts, until)
+            return WholeAnswer(
+                exchange, response.headers, order, decode, self._secrets, facts, until
+            )
         hide_usage = not request.wants_usage
         relay = Relay(hide_usage=hide_usage, choices=request.choices, secrets=self._secrets)
-        return StreamAnswer(exchange, exchange.headers, order, relay, facts, until)
+        return StreamAnswer(exchange, response.headers, order, relay, facts, until)
 
     async def close(self) -> None:
         """Close what is idle and cancel what runs."""
@@ -208,19 +237,19 @@ class OpenAIBackend:
         )
         return self._pool
 
-    async def _refused(self, exchange: Exchange, order: Order) -> Fault:
+    async def _refused(self, exchange: Exchange, response: Head, order: Order) -> Fault:
         """What an answer means that has an error's status, or isn't the stream that was asked for."""
         body = await _error_body(exchange, order)
-        if exchange.status < 300:
+        if response.status < 300:
             if refusal.read(body) is not None:
                 return refusal.in_answer(body, started=False, secrets=self._secrets)
             return Fault(FaultKind.MALFORMED, "the provider answered without a stream")
         wall = time.time()
         fault = refusal.of_status(
-            exchange.status, exchange.headers, body, wall=wall, secrets=self._secrets
+            response.status, response.headers, body, wall=wall, secrets=self._secrets
         )
-        if exchange.limits:
-            fault.readings = limits.read(exchange.limits, wall)
+        if response.limits:
+            fault.readings = limits.read(response.limits, wall)
         return fault
 
     def _going_on(self, body: Pieces, said: str) -> Pieces:
@@ -291,9 +320,11 @@ class StreamAnswer(Struct, eq=False):
         assert sink is not None
         blob = relay.feed(data)
         if relay.heard:
-            exchange, order = self.exchange, self.order
-            until = exchange.connection.time() + order.limits.idle_s
-            self.until = exchange.alarm.due = min(order.deadline, until)
+            alarm, order = self.exchange.alarm, self.order
+            until = alarm.time() + order.limits.idle_s
+            if until > order.deadline:
+                until = order.deadline
+            self.until = alarm.due = until
         return (not blob or sink(blob)) and not relay.done and relay.fault is None
 
     def close(self) -> None:
@@ -307,7 +338,7 @@ class StreamAnswer(Struct, eq=False):
         return Told(self.facts, *self.relay.told())
 
     def _note_time(self) -> None:
-        now = self.exchange.connection.time()
+        now = self.exchange.alarm.time()
         if self.facts.first_token_at is None:
             self.facts.first_token_at = now
         order = self.order
@@ -331,13 +362,13 @@ class WholeAnswer(Struct, eq=False):
     exchange: Exchange
     headers: Mapping[str, str]
     order: Order
+    decode: Decode
     secrets: tuple[str, ...]
     facts: Facts
     until: float
     """When it will have been silent for too long."""
-    parts: list[bytes] = []
-    """What has come of it, without the blank lines before it: some providers keep a wait alive by them."""
-    size: int = 0
+    body: bytes = b""
+    """What has come of it."""
     over: bool = False
 
     def __repr__(self) -> str:
@@ -348,22 +379,25 @@ class WholeAnswer(Struct, eq=False):
         if self.over:
             return b""
         exchange = self.exchange
-        try:
-            while exchange.items or not exchange.closed:
-                came = exchange.taken() if exchange.items else await exchange.take(self.until)
-                self._collect(came)
-            if exchange.error is not None:
-                raise exchange.error
-        except TimeoutError:
-            self.close()
-            kind = FaultKind.TIMEOUT_IDLE if self.size else FaultKind.TIMEOUT_FIRST_BYTE
-            raise _late(self.order, kind) from None
-        except Fault:
-            self.close()
-            raise
+        items = exchange.items
+        if exchange.closed and len(items) == 1 and not exchange.paused and exchange.error is None:
+            self.facts.first_token_at = exchange.alarm.time()
+            body = items[0]
+        else:
+            try:
+                body = await self._gathered()
+            except TimeoutError:
+                self.close()
+                begun = self.facts.first_token_at is not None
+                kind = FaultKind.TIMEOUT_IDLE if begun else FaultKind.TIMEOUT_FIRST_BYTE
+                raise _late(self.order, kind) from None
+            except Fault:
+                self.close()
+                raise
         self.over = True
-        parts = self.parts
-        return self._checked(parts[0] if len(parts) == 1 else b"".join(parts))
+        self.body = body
+        self._check(body)
+        return body
 
     async def pour(self, sink: Sink, record: Record | None = None) -> None:
         """Nothing: it is one piece; see `base.Answer`."""
@@ -376,31 +410,35 @@ class WholeAnswer(Struct, eq=False):
 
     def told(self) -> Told:
         """See `base.Answer`."""
-        author = author_of(b"".join(self.parts))
+        author = author_of(self.body)
         return Told(self.facts, author.model, tuple(author.reasons.values()))
 
-    def _collect(self, pieces: list[bytes]) -> None:
-        """Keep what came, and count the time anew. Raises Fault: it is too much."""
-        for piece in pieces:
-            if self.size or not piece.isspace():
-                self.size += len(piece)
-                self.parts.append(piece)
-        if self.size > MAX_ANSWER_BYTES:
-            raise Fault(FaultKind.MALFORMED, "the provider's answer is too large")
-        if self.size:
-            now = self.exchange.connection.time()
-            if self.facts.first_token_at is None:
-                self.facts.first_token_at = now
-            if not self.exchange.closed:
-                order = self.order
+    async def _gathered(self) -> bytes:
+        """All of it, without the blank lines before it: some providers keep a wait alive by them. Raises TimeoutError,
+        Fault.
+        """
+        exchange, order = self.exchange, self.order
+        parts: list[bytes] = []
+        size = 0
+        while pieces := await exchange.take(self.until):
+            for piece in pieces:
+                if size or not piece.isspace():
+                    size += len(piece)
+                    parts.append(piece)
+            if size > MAX_ANSWER_BYTES:
+                raise Fault(FaultKind.MALFORMED, "the provider's answer is too large")
+            if size:
+                now = exchange.alarm.time()
+                if self.facts.first_token_at is None:
+                    self.facts.first_token_at = now
                 self.until = min(now + order.limits.idle_s, order.deadline)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _checked(self, body: bytes) -> bytes:
-        embeds = self.order.request.operation is Operation.EMBEDDINGS
-        completion: _Completion | _Embeddings
+    def _check(self, body: bytes) -> None:
+        """Note what it tells. Raises Fault: it is no answer."""
         try:
-            completion = _embeddings.decode(body) if embeds else _completions.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            completion = self.decode(body)
+        except UNREADABLE as error:
             if refusal.read(body) is not None:
                 raise refusal.in_answer(body, started=False, secrets=self.secrets) from None
             raise Fault(FaultKind.MALFORMED, "the provider's answer is no completion") from error
@@ -409,19 +447,19 @@ class WholeAnswer(Struct, eq=False):
         choices = completion.choices
         if not choices:
             raise Fault(FaultKind.MALFORMED, "the provider's answer has nothing in it")
-        facts = self.facts
-        facts.finished = True
+        finished = True
         for choice in choices:
             if choice.finish_reason is None:
-                facts.finished = False
+                finished = False
+        facts = self.facts
+        facts.finished = finished
         if completion.usage is not None:
             completion.usage.note(facts)
-        return body
 
 
 async def _error_body(exchange: Exchange, order: Order) -> bytes:
     """What comes soon of an answer that is a refusal anyway."""
-    until = min(exchange.connection.time() + ERROR_BODY_S, order.deadline)
+    until = min(exchange.alarm.time() + ERROR_BODY_S, order.deadline)
     body = b""
     try:
         while len(body) < MAX_ERROR_BYTES and (pieces := await exchange.take(until)):
@@ -433,8 +471,8 @@ async def _error_body(exchange: Exchange, order: Order) -> bytes:
     return body[:MAX_ERROR_BYTES]
 
 
-def _is_stream(exchange: Exchange) -> bool:
-    kind = exchange.headers.get("content-type", "text/event-stream")
+def _is_stream(response: Head) -> bool:
+    kind = response.headers.get("content-type", "text/event-stream")
     return kind.lower().startswith("text/event-stream")
 
 
@@ -448,7 +486,7 @@ def _late(order: Order, kind: FaultKind) -> Fault:
     return Fault(kind, "the provider's answer has stalled")
 
 
-def _prepared(origin: Origin, provider: Provider, operation: Operation, accept: str) -> bytes:
+def _lines(origin: Origin, provider: Provider, operation: Operation, accept: str) -> bytes:
     """The part of a request's head that never changes. Raises ValueError for what can't stand in one."""
     fields = {
         "host": origin.authority,
@@ -474,18 +512,6 @@ def _prepared(origin: Origin, provider: Provider, operation: Operation, accept: 
         "",
     ]
     return "\r\n".join(lines).encode("ascii")
-
-
-def _head(prepared: bytes, order: Order, body_bytes: int) -> bytes:
-    request_id = order.request_id
-    if request_id.isascii() and request_id.isprintable():
-        return b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
-            prepared,
-            request_id.encode(),
-            order.headers,
-            body_bytes,
-        )
-    return b"%b%bcontent-length: %d\r\n\r\n" % (prepared, order.headers, body_bytes)
 
 
 def _form(provider: Provider) -> continuation.Form:

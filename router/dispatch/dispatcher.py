@@ -10,7 +10,7 @@ from router.clock import Clock
 from router.dispatch.admission import Admission
 from router.dispatch.call import LONG_BODY_BYTES, Call, Terms
 from router.dispatch.hedge import Sending, sooner
-from router.dispatch.reply import Reply, answer_headers
+from router.dispatch.reply import Reply, answer_headers, reply
 from router.dispatch.walk import CLIENT_GONE, CLIENT_GONE_STATUS, Attempt, Walk, begin
 from router.errors import ApiError, Fault, FaultKind, api_error
 from router.events import Fallback, Hedge, Listener, RetryRefused
@@ -45,6 +45,7 @@ class Dispatcher:
         self._budgets: dict[str, RetryBudget] = {}
         self._hedges = HedgeBudget(terms.retry.hedge_share)
         self._admission = Admission(terms.retry, clock=clock, rng=rng, emit=emit)
+        self._attempt = self._send
 
     async def open(self, call: Call) -> Reply:
         """The answer's first piece, in hand: of the model that was asked for, or of one of its fallbacks.
@@ -62,7 +63,7 @@ class Dispatcher:
                         lease = self._admission.lease(walk, route, tried, walk.facts)
                     else:
                         lease = route.lease(self._clock.now(), tried, walk.facts)
-                    if isinstance(lease, Refusal):
+                    if type(lease) is Refusal:
                         lease = await self._admission.wait(
                             walk, route, tried, walk.facts, lease, may_turn=bool(walk.left)
                         )
@@ -78,13 +79,13 @@ class Dispatcher:
                 except ApiError as error:
                     self._turn_or_raise(walk, error)
         except ApiError as error:
-            walk.end(error.error.code or error.error.type, error.status)
+            walk.end(error.error.code or error.error.type, error.status, self._clock.now())
             error.headers = answer_headers(error.headers, call.charge)
             raise
         except BaseException:
-            walk.end(CLIENT_GONE, CLIENT_GONE_STATUS)
+            walk.end(CLIENT_GONE, CLIENT_GONE_STATUS, self._clock.now())
             raise
-        return Reply(walk, attempt, self._send)
+        return reply(walk, attempt, self._attempt)
 
     def stop_waiting(self) -> None:
         """Whoever waits in line, now or later, hears that the server shuts down; what runs goes on."""
@@ -98,8 +99,8 @@ class Dispatcher:
         budget = self._budgets.get(route.name) or self._budget(route.name)
         budget.request()
         if route.wants_facts:
-            walk.facts = facts_of(call.request)
-        elif route.wants_size:
+            walk.facts = facts_of(call.request, route.most_blocks)
+        elif route.wants_size():
             walk.facts = size_of(call.request, len(call.body))
 
     def _retry_or_turn(self, walk: Walk, fault: Fault, target: Target) -> None:
@@ -130,7 +131,7 @@ class Dispatcher:
     def _instead(self, walk: Walk) -> Route | None:
         """The next fallback that can serve the request after what befell it."""
         call, fault = walk.call, walk.last_fault
-        fallbacks = call.route.fallbacks
+        fallbacks, left = call.route.fallbacks, walk.left or {}
         options = fallbacks.failed
         if fault is not None and fault.kind is FaultKind.CONTEXT_LENGTH:
             options = fallbacks.too_long
@@ -139,7 +140,7 @@ class Dispatcher:
         elif walk.is_final:
             return None
         for option in options:
-            if walk.left.pop(option.name, None) is None:
+            if left.pop(option.name, None) is None:
                 continue
             try:
                 return self._terms.narrow(option, call.request, call.body)
@@ -172,7 +173,7 @@ class Dispatcher:
                 return None
             rival = other.target
             tried.add(rival)
-            return self._send(walk, other, walk.sent, hedge=True)
+            return self._send(walk, other, walk.sent, "hedge")
 
         try:
             won = await sooner(
@@ -198,22 +199,23 @@ class Dispatcher:
             return None
         return lease
 
-    async def _send(self, walk: Walk, lease: Lease, call: Call, *, hedge: bool = False) -> Attempt:
+    async def _send(self, walk: Walk, lease: Lease, call: Call, why: str = "") -> Attempt:
         """One attempt up to its first piece. Raises Fault; then, as on cancellation, the lease is settled.
 
-        ``call``: what the target is asked, which may be the rest of an answer.
+        ``call``: what the target is asked, which may be the rest of an answer; ``why``: see `Walk.attempt`.
         """
-        attempt, target = walk.attempt(lease, hedge=hedge), lease.target
+        attempt, target = walk.attempt(lease, why), lease.target
         try:
             answer = await self._backends[target.backend].open(self._order(call, attempt))
-            attempt.answer, attempt.facts = answer, answer.facts
-            if answer.facts.readings:
-                lease.hear(answer.facts.readings, self._clock.now())
-            if answer.facts.first_token_at is not None:
-                lease.first_token(answer.facts.first_token_at)
+            attempt.answer, facts = answer, answer.facts
+            if facts.readings:
+                lease.hear(facts.readings, self._clock.now())
+            if facts.first_token_at is not None:
+                lease.first_token(facts.first_token_at)
             attempt.first = await answer.read() or _unsaid()
         except BaseException as error:
-            attempt.end(error if isinstance(error, Fault) else None, Verdict.VOID)
+            fault = error if isinstance(error, Fault) else None
+            attempt.waste(fault, Verdict.VOID, self._clock.now())
             raise
         now = self._clock.now()
         if call.request.stream:
@@ -225,8 +227,8 @@ class Dispatcher:
 
     def _order(self, call: Call, attempt: Attempt) -> Order:
         terms, target, trace = self._terms, attempt.lease.target, attempt.trace
-        shows_progress = call.request.stream or target.kind == "engine"
-        limits = terms.limits if shows_progress else terms.whole_limits
+        local = target.local
+        limits = terms.limits if local or call.request.stream else terms.whole_limits
         if len(call.body) >= LONG_BODY_BYTES and terms.prompt_s_per_1k:
             limits = terms.scaled(limits, call.prompt_tokens)
         return Order(
@@ -236,7 +238,7 @@ class Dispatcher:
             call.request_id,
             call.deadline,
             limits,
-            int(self._clock.wall()),
+            int(self._clock.wall()) if local else 0,
             call.said,
             trace.headers if trace is not None else b"",
         )

@@ -51,7 +51,7 @@ async def sooner(
         finally:
             for task in tasks:
                 if task is not winner and _answered(task):
-                    task.result().end(None, Verdict.VOID)
+                    task.result().waste(None, Verdict.VOID, clock.now())
 
 
 async def _until_one_answers(tasks: Sequence[asyncio.Future[Attempt]]) -> None:

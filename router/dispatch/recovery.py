@@ -261,7 +261,7 @@ class Recovery:
         everybody = {member.target for member in route.members}
         able = everybody if parts.said.nothing else {t for t in everybody if t.may_continue(now)}
         call = parts.call(walk.sent, broken)
-        facts = facts_of(call.request) if route.wants_facts else None
+        facts = facts_of(call.request, route.most_blocks) if route.wants_facts else None
         lease = route.lease(now, tried | (everybody - able), facts)
         if (
             isinstance(lease, Refusal)
@@ -281,20 +281,21 @@ class Recovery:
             self._note(fault, target)
             return None
         rest = Rest(walk, attempt, parts)
-        attempt.answer, attempt.facts = rest, rest.facts
+        attempt.answer = rest
         try:
             await rest.begin()
         except Diverges:
-            attempt.end(None, Verdict.VOID)
-            target.not_continuing_until = walk.clock.now() + NOT_CONTINUING_S
+            now = walk.clock.now()
+            attempt.waste(None, Verdict.VOID, now)
+            target.not_continuing_until = now + NOT_CONTINUING_S
             self._say(target, "diverged")
             return None
         except Fault as fault:
-            attempt.end(fault, Verdict.VOID)
+            attempt.waste(fault, Verdict.VOID, walk.clock.now())
             self._note(fault, target)
             return None
         except BaseException:
-            attempt.end(None, Verdict.VOID)
+            attempt.waste(None, Verdict.VOID, walk.clock.now())
             raise
         self._say(target, "restarted" if parts.said.nothing else "continued")
         return rest

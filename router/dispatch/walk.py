@@ -60,13 +60,13 @@ class Walk(Struct, eq=False):
     """Its targets that failed, and may not be tried again yet."""
     facts: Demands | None = None
     """What is known of the request, as far as its policy looks at that."""
-    left: dict[str, Route] = {}
-    """Fallbacks that were not asked yet, by name."""
+    left: dict[str, Route] | None = None
+    """Fallbacks that were not asked yet, by name; None where there are none."""
     refusal: ApiError | None = None
     """Why the model that was asked for didn't answer, where a fallback was asked then."""
-    tries: int = 0
-    """Attempts at it."""
     attempts: int = 0
+    _before: int = 0
+    """Of these, at models that were asked before this one."""
     latest: Attempt | None = None
     """The one that was sent last, or whose answer the client gets."""
     last_fault: Fault | None = None
@@ -82,6 +82,11 @@ class Walk(Struct, eq=False):
         return f"<Walk {self.call.request_id}>"
 
     @property
+    def tries(self) -> int:
+        """Attempts at the model that is asked at present."""
+        return self.attempts - self._before
+
+    @property
     def is_final(self) -> bool:
         """No other target would have mended what befell it last."""
         return self.last_fault is not None and not self.last_fault.retryable
@@ -91,27 +96,26 @@ class Walk(Struct, eq=False):
         request = replace(self.call.request, model=route.name)
         self.route = route
         self.sent = replace(self.call, request=request)
-        self.tries = 0
+        self._before = self.attempts
         self.tried = set()
         self.facts = None
         self.last_fault = None
 
-    def attempt(self, lease: Lease, *, hedge: bool) -> Attempt:
-        """One that is about to be sent: the latest. ``hedge``: beside one that is late."""
+    def attempt(self, lease: Lease, why: str = "") -> Attempt:
+        """One that is about to be sent: the latest. ``why``: a trace's word for it, where it isn't plain."""
         self.attempts += 1
-        self.tries += 1
         if self.overhead_s is None:
             self.overhead_s = lease.since - self.call.received_at - self.waited_s
         trace = self.call.trace
-        told = None if trace is None else trace.attempt(self._sending(lease, hedge=hedge))
-        self.latest = attempt = Attempt(lease, self, UNHEARD, told)
+        told = None if trace is None else trace.attempt(self._sending(lease, why))
+        self.latest = attempt = Attempt(lease, self, told)
         return attempt
 
-    def _sending(self, lease: Lease, *, hedge: bool) -> Sent:
+    def _sending(self, lease: Lease, why: str) -> Sent:
         """The latest attempt as a trace is told of it."""
         target, reason = lease.target, "first"
-        if hedge:
-            reason = "hedge"
+        if why:
+            reason = why
         elif self.first_at is not None:
             reason = "recovery"
         elif self.tries > 1:
@@ -129,14 +133,15 @@ class Walk(Struct, eq=False):
             wrote = (wrote or 0) + output_tokens
         self._burnt = given, wrote
 
-    def end(self, outcome: str, status: int) -> None:
+    def end(self, outcome: str, status: int, now: float) -> None:
         """The request is over, with the latest attempt's answer if there is one."""
         call, latest = self.call, self.latest
-        self.latest = None  # they know each other: with this, both go when nobody needs them, without the collector
-        facts = latest.facts if latest is not None else UNHEARD
-        target = latest.lease.target if latest is not None else None
+        facts, target_id, backend = UNHEARD, "", ""
+        if latest is not None:
+            self.latest = None  # they know each other: with this, both go without the collector
+            facts, target = latest.facts, latest.lease.target
+            target_id, backend = target.id, target.backend
         told = Tokens(facts.input_tokens, facts.cached_input_tokens, facts.output_tokens)
-        now = self.clock.now()
         charge = call.charge
         took = bill(call.route.model.price, told) if charge is None else charge.settle(told, now)
         trace = call.trace
@@ -147,9 +152,9 @@ class Walk(Struct, eq=False):
             call.request_id,
             call.key_id,
             call.route.name,
-            target.id if target is not None else "",
-            target.backend if target is not None else "",
-            bool(call.request.stream),
+            target_id,
+            backend,
+            call.request.stream or False,
             outcome,
             status,
             self.attempts,
@@ -177,11 +182,7 @@ class Attempt(Struct, eq=False):
 
     lease: Lease
     _walk: Walk
-    facts: Facts
-    """What is known of its answer; empty while there is none."""
     trace: AttemptTrace | None = None
-    used: bool = False
-    """The client gets of its answer; else what it took is burnt."""
     answer: Answer | None = None
     """None until its head is there."""
     first: bytes = b""
@@ -190,48 +191,63 @@ class Attempt(Struct, eq=False):
     def __repr__(self) -> str:
         return f"<Attempt at {self.lease.target.id}>"
 
-    def end(self, fault: Fault | None, verdict: Verdict) -> None:
+    @property
+    def facts(self) -> Facts:
+        """What is known of its answer; empty while there is none."""
+        return UNHEARD if self.answer is None else self.answer.facts
+
+    def waste(self, fault: Fault | None, verdict: Verdict, now: float) -> None:
+        """It is over, as in `end`, and the client got nothing of its answer: what it took is burnt."""
+        self.end(fault, verdict, now)
+        facts = self.facts
+        self._walk.burn(facts.input_tokens, facts.output_tokens)
+
+    def end(self, fault: Fault | None, verdict: Verdict, now: float) -> None:
         """It is over, by ``fault`` or else with ``verdict``: let the backend go and settle the lease.
 
         Raises IllegalMove the second time.
         """
-        if self.answer is not None:
-            self.answer.close()
-        lease, walk, facts = self.lease, self._walk, self.facts
-        target = lease.target
-        now = walk.clock.now()
-        if not self.used:
-            walk.burn(facts.input_tokens, facts.output_tokens)
-        retry_after_s = None
-        overloads = False
-        if fault is not None:
-            overloads = fault.overloads
-            verdict = _verdict(fault)
-            if fault.kind is FaultKind.RATE_LIMITED:
-                retry_after_s = fault.retry_after_s
-                if fault.readings or retry_after_s is not None:
-                    lease.refused(fault.readings, now, retry_after_s)
+        lease, walk, answer = self.lease, self._walk, self.answer
+        target, facts = lease.target, UNHEARD
+        if answer is not None:
+            answer.close()
+            facts = answer.facts
         spent = _spent(facts, fault) if lease.hold is not None else None
-        moved = lease.settle(verdict, now, retry_after_s, facts.output_tokens, spent, overloads)
+        if fault is None:
+            moved = lease.settle(verdict, now, None, facts.output_tokens, spent)
+        else:
+            verdict = _verdict(fault)
+            moved = self._settle(fault, verdict, spent, now)
+        request = walk.call.request
         walk.say(
             AttemptDone(  # by place, as above
                 walk.call.route.name,
                 target.id,
                 target.backend,
                 now - lease.since,
-                fault.kind if fault is not None else None,
+                None if fault is None else fault.kind,
                 walk.call.request_id,
-                walk.call.request.operation.genai,
-                _used_up(fault) if fault is not None else None,
+                request.operation.genai,
+                None if fault is None else _used_up(fault),
             )
         )
         if self.trace is not None:
-            self.trace.end(self.answer, fault, now, good=verdict is Verdict.GOOD)
+            self.trace.end(answer, fault, now, good=verdict is Verdict.GOOD)
         if moved:
             reason = fault.kind.value if fault is not None else verdict.value
             walk.say(TargetState(target.id, target.state, reason))
         if target.on_free is not None:
             target.on_free(target, now)
+
+    def _settle(self, fault: Fault, verdict: Verdict, spent: Spent | None, now: float) -> bool:
+        """Settle the lease of an attempt that failed; whether its target's health moved."""
+        lease, retry_after_s = self.lease, None
+        if fault.kind is FaultKind.RATE_LIMITED:
+            retry_after_s = fault.retry_after_s
+            if fault.readings or retry_after_s is not None:
+                lease.refused(fault.readings, now, retry_after_s)
+        output_tokens = self.facts.output_tokens
+        return lease.settle(verdict, now, retry_after_s, output_tokens, spent, fault.overloads)
 
 
 def _verdict(fault: Fault) -> Verdict:

@@ -1,7 +1,8 @@
 """Counts what happened, and makes the page.
 
-Children are cached by label set and a request is observed once, at its end: never per token. What stands still between
-events is read from the router when somebody scrapes.
+Children are cached by label set and a request is observed once, at its end: never per token. Requests, attempts and
+admissions wait until there are WAITING of them or somebody scrapes, and are counted together: what many have alike is
+looked for once. What stands still between events is read from the router when somebody scrapes.
 
 A scrape has two halves, because rendering a large page takes milliseconds and the router's state belongs to its loop:
 ``scrape`` reads the state and copies the counts, on the loop; what it returns renders, in any thread.
@@ -11,8 +12,10 @@ Source: OpenTelemetry semantic conventions for generative AI metrics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -51,6 +54,8 @@ TURNED_AWAY = frozenset({"full", "shed", "hopeless"})
 """Outcomes of requests that never stood in line."""
 MAX_CACHED = 10_000
 """Label sets found without a look-up; the codes that upstreams invent must not fill memory."""
+WAITING = 128
+"""Requests that are counted together: a tenth of a millisecond of the loop's time."""
 
 _GENAI = ("operation", "provider", "request_model")
 _TARGET = ("target", "reason")
@@ -85,12 +90,15 @@ class Metrics(Hearer):
         self._families: list[Counter | Histogram] = []
         self._ended: dict[_Key, _Ended] = {}
         self._attempted: dict[_Key, Spread] = {}
-        self._admissions: dict[tuple[str, tuple[str, ...]], list[Count]] = {}
+        self._done: list[RequestDone] = []
+        self._tried: list[AttemptDone] = []
+        self._let_in: list[Admitted] = []
+        """What waits to be counted."""
         self._state = StateMetrics()
         self._engines = EngineMetrics()
         self.hears = {
             RequestDone: self._request,
-            AttemptDone: self._attempt,
+            AttemptDone: self._tried.append,
             Retry: self._retry,
             Hedge: self._mended,
             Fallback: self._mended,
@@ -98,7 +106,7 @@ class Metrics(Hearer):
             RetryRefused: self._mended,
             Queued: self._queued,
             TargetState: self._target_state,
-            Admitted: self._admitted,
+            Admitted: self._let_in.append,
             LimitDecision: self._decision,
             UsageLost: self._lost,
             Generated: self._engines.generated,
@@ -243,62 +251,90 @@ class Metrics(Hearer):
         if event.outcome not in {"served", "gone"}:
             self._queue_refusals.labels(model, event.outcome).inc()
 
-    def _admitted(self, event: Admitted) -> None:
-        key = (event.scope, event.resources)
-        counts = self._admissions.get(key)
-        if counts is None:
-            labels = [(event.scope, resource, "admitted") for resource in event.resources]
-            counts = self._admissions[key] = [self._decisions.labels(*names) for names in labels]
-        for count in counts:
-            count.value += 1
-
     def _decision(self, event: LimitDecision) -> None:
         self._decisions.labels(event.scope, event.resource, event.outcome).inc()
 
     def _request(self, event: RequestDone) -> None:
-        key = (event.model, event.target, event.provider, event.outcome, event.operation)
-        series = self._ended.get(key) or self._series(key)
-        series.requests.value += 1
-        series.duration.observe(event.duration_s)
-        if event.overhead_s is not None:
-            self._overhead.observe(event.overhead_s)
-        if event.input_tokens:
-            series.input_tokens.value += event.input_tokens
-        if event.cached_input_tokens:
-            series.cached_tokens.value += event.cached_input_tokens
-        if event.output_tokens:
-            series.output_tokens.value += event.output_tokens
-        if event.reasoning_tokens:
-            series.reasoning_tokens.value += event.reasoning_tokens
-        if event.cost_usd:
-            series.cost_usd.value += event.cost_usd
-        if event.burnt_input_tokens or event.burnt_output_tokens:
-            labels = self._names.model(event.model), self._names.provider(event.provider)
-            self._burnt.labels(*labels, "input").inc(event.burnt_input_tokens or 0)
-            self._burnt.labels(*labels, "output").inc(event.burnt_output_tokens or 0)
-        if event.streaming and event.first_token_s is not None:
-            self._stream(event, event.first_token_s, series)
+        self._done.append(event)
+        if len(self._done) >= WAITING:
+            self._count()
 
-    @staticmethod
-    def _stream(event: RequestDone, first_token_s: float, series: _Ended) -> None:
-        series.first_token.observe(first_token_s)
-        rest_s = event.duration_s - first_token_s
-        if event.output_tokens is not None and event.output_tokens > 1 and rest_s > 0:
-            series.per_token.observe(rest_s / (event.output_tokens - 1))
-            series.speed.observe((event.output_tokens - 1) / rest_s)
+    def _count(self) -> None:
+        """Count what waits. A request's attempts and its admission were told before its end."""
+        done, tried, let_in = self._done[:], self._tried[:], self._let_in[:]
+        for waiting in (self._done, self._tried, self._let_in):
+            waiting.clear()
+        for event, alike in groupby(let_in):
+            self._count_admitted(event, len(list(alike)))
+        attempts = (
+            ((e.model, e.target, e.provider, "" if e.fault is None else e.fault.value, e.operation), e)
+            for e in tried
+        )  # fmt: skip
+        for key, some in _by_key(attempts).items():
+            self._count_attempts(key, some)
+        requests = (((e.model, e.target, e.provider, e.outcome, e.operation), e) for e in done)
+        for key, ended in _by_key(requests).items():
+            self._count_requests(self._ended.get(key) or self._series(key), ended)
 
-    def _attempt(self, event: AttemptDone) -> None:
-        error = event.fault.value if event.fault is not None else ""
-        if event.fault is FaultKind.RATE_LIMITED:
-            resource = event.resource or "unknown"
-            self._refusals.labels(self._names.target(event.target), resource).inc()
-        key = (event.model, event.target, event.provider, error, event.operation)
+    def _count_admitted(self, event: Admitted, times: int) -> None:
+        for resource in event.resources:
+            self._decisions.labels(event.scope, resource, "admitted").inc(times)
+
+    def _count_attempts(self, key: _Key, attempts: list[AttemptDone]) -> None:
+        """Count attempts that have that label set."""
+        if attempts[0].fault is FaultKind.RATE_LIMITED:
+            for event in attempts:
+                resource = event.resource or "unknown"
+                self._refusals.labels(self._names.target(event.target), resource).inc()
         child = self._attempted.get(key)
         if child is None:
             model, target, provider = self._labels(key)
-            child = self._attempts.labels(event.operation, provider, model, error, target)
+            child = self._attempts.labels(key[4], provider, model, key[3], target)
             self._keep(self._attempted, key, child)
-        child.observe(event.duration_s)
+        child.observe_all([event.duration_s for event in attempts])
+
+    def _count_requests(self, series: _Ended, requests: list[RequestDone]) -> None:
+        """Count requests of one label set."""
+        series.requests.value += len(requests)
+        series.duration.observe_all([event.duration_s for event in requests])
+        self._overhead.observe_all([s for event in requests if (s := event.overhead_s) is not None])
+        given = cached = wrote = reasoned = 0
+        cost = 0.0
+        streams = []
+        for event in requests:
+            given += event.input_tokens or 0
+            cached += event.cached_input_tokens or 0
+            wrote += event.output_tokens or 0
+            reasoned += event.reasoning_tokens or 0
+            cost += event.cost_usd or 0.0
+            if event.burnt_input_tokens or event.burnt_output_tokens:
+                self._burn(event)
+            if event.streaming and event.first_token_s is not None:
+                streams.append((event.first_token_s, event.duration_s, event.output_tokens))
+        series.input_tokens.value += given
+        series.cached_tokens.value += cached
+        series.output_tokens.value += wrote
+        series.reasoning_tokens.value += reasoned
+        series.cost_usd.value += cost
+        if streams:
+            self._count_streams(series, streams)
+
+    def _burn(self, event: RequestDone) -> None:
+        labels = self._names.model(event.model), self._names.provider(event.provider)
+        self._burnt.labels(*labels, "input").inc(event.burnt_input_tokens or 0)
+        self._burnt.labels(*labels, "output").inc(event.burnt_output_tokens or 0)
+
+    @staticmethod
+    def _count_streams(series: _Ended, streams: list[tuple[float, float, int | None]]) -> None:
+        """Count streams: when their first token came, how long they took, and tokens, if that was told."""
+        series.first_token.observe_all([first_s for first_s, _, _ in streams])
+        rests = [
+            (duration_s - first_s) / (tokens - 1)
+            for first_s, duration_s, tokens in streams
+            if tokens is not None and tokens > 1 and duration_s > first_s
+        ]
+        series.speed.observe_all([1 / token_s for token_s in rests])
+        series.per_token.observe_all(rests)
 
     def _series(self, key: _Key) -> _Ended:
         model, target, provider = self._labels(key)
@@ -335,6 +371,7 @@ class Metrics(Hearer):
     def scrape(self, accept: str) -> Callable[[], tuple[str, bytes]]:
         """What renders the page that ``accept`` (the header) asks for: its content type and its bytes."""
         content_type = counters.content_type_of(accept)
+        self._count()
         stats = self._stats()
         self._note_names(Names.of(stats))
         taken = list(self._take(stats))
@@ -364,6 +401,13 @@ class Metrics(Hearer):
         self._attempted.clear()
         for family in self._families:
             family.keep(names.by_label())
+
+
+def _by_key(pairs: Iterable[tuple[_Key, T]]) -> Mapping[_Key, list[T]]:
+    groups: defaultdict[_Key, list[T]] = defaultdict(list)
+    for key, event in pairs:
+        groups[key].append(event)
+    return groups
 
 
 def _version() -> str:

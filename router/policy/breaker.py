@@ -20,6 +20,7 @@ max_ejection_percent); Finagle's failure accrual (a row, or the rate in a window
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 
 import msgspec
@@ -84,7 +85,7 @@ class SuccessRate:
     hold the sample, and no rate where the window doesn't hold it.
     """
 
-    __slots__ = ("_bucket_s", "_buckets", "_min_requests", "_min_success")
+    __slots__ = ("_bucket_s", "_buckets", "_ends", "_min_requests", "_min_success", "_newest")
 
     def __init__(
         self, window_s: float = 30.0, min_requests: int = 20, min_success: float = 0.5
@@ -94,13 +95,18 @@ class SuccessRate:
         self._min_requests = min_requests
         self._min_success = min_success
         self._buckets: deque[list[int]] = deque(maxlen=BUCKETS)  # tick, good ones, all
+        self._newest = [0, 0, 0]
+        self._ends = -math.inf
+        """When the newest bucket does."""
 
-    def saw(self, now: float, *, good: bool) -> None:
-        """A request ended."""
-        tick = int(now / self._bucket_s)
-        if not self._buckets or self._buckets[-1][0] != tick:
-            self._buckets.append([tick, 0, 0])
-        newest = self._buckets[-1]
+    def saw(self, now: float, good: int) -> None:
+        """A request ended; ``good``: 1 where it ended well, else 0."""
+        if now >= self._ends:
+            tick = int(now / self._bucket_s)
+            self._newest = [tick, 0, 0]
+            self._buckets.append(self._newest)
+            self._ends = (tick + 1) * self._bucket_s
+        newest = self._newest
         newest[1] += good
         newest[2] += 1
 
@@ -120,6 +126,7 @@ class SuccessRate:
     def clear(self) -> None:
         """Forget everything."""
         self._buckets.clear()
+        self._ends = -math.inf
 
 
 class Cohort:
@@ -205,13 +212,13 @@ class Breaker:
         if permit.probe:
             self._settle_probe(verdict, now)
             return True
-        if verdict is _VOID:
-            return False
-        good = verdict is _GOOD
-        self._rate.saw(now, good=good)
-        if good:
+        if verdict is _GOOD:
+            self._rate.saw(now, 1)
             self._bad_in_a_row = 0
             return False
+        if verdict is _VOID:
+            return False
+        self._rate.saw(now, 0)
         if verdict is Verdict.BAD:
             self._bad_in_a_row += 1
         if self._bad_in_a_row < self._failures and not self._rate.is_low(now):

@@ -37,30 +37,37 @@ class ExpectedCost:
 
     def pick(self, candidates: Sequence[C], demand: Demand, now: float, rng: random.Random) -> C:  # noqa: ARG002
         """The candidate with the smallest score."""
-        length, output = demand.input_tokens, demand.output_tokens
-        hit_of, last = demand.cached.get, self._turns.picked.get
+        length, output, cached = demand.input_tokens, demand.output_tokens, demand.cached
+        last = self._turns.picked.get
         need = length + output
-        chosen, best = candidates[0], float("inf")
+        chosen, best, turn = candidates[0], float("inf"), 0
         known: Costs | None = None
-        known_hit = 0
+        hit = known_hit = 0
         work = per_request = per_token = 0.0
         for candidate in candidates:
             load = candidate.load
-            costs, others = load.costs, load.inflight
-            hit = hit_of(load.slot, 0)
-            if costs is not known or hit != known_hit:
+            if cached:
+                hit = cached.get(load.slot, 0)
+            if load.costs is not known or hit != known_hit:
                 # Engines of a kind differ only in their caches.
-                known, known_hit, work = costs, hit, costs.prefill_s(length - hit, hit)
-                per_token = output * costs.context_s
-                per_request = work + 2 * output * costs.request_s + per_token * length
-            score = load.pending_us * 1e-6 + work + others * per_request
+                known, known_hit = load.costs, hit
+                work = known.prefill_s(length - hit, hit)
+                per_token = output * known.context_s
+                per_request = work + 2 * output * known.request_s + per_token * length
+            score = load.pending_us * 1e-6 + work + load.inflight * per_request
             score += per_token * load.context_tokens
             capacity = load.capacity_tokens
             if capacity is not None and load.reserved_tokens + need > capacity:
                 score += self._crowding(load, need, output)
             score /= load.rate.value * candidate.weight
-            if score < best or (score == best and last(candidate.order, 0) < last(chosen.order, 0)):
-                chosen, best = candidate, score
+            if score < best:
+                chosen, best, turn = candidate, score, -1
+            elif score == best:
+                if turn < 0:
+                    turn = last(chosen.order, 0)
+                other = last(candidate.order, 0)
+                if other < turn:
+                    chosen, turn = candidate, other
         return self._turns.take(chosen)
 
     @staticmethod

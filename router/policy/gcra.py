@@ -22,10 +22,13 @@ redis-cell; Peter Fenwick, "A New Data Structure for Cumulative Frequency Tables
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import floor
 
 import msgspec
 
 _NS = 1_000_000_000
+_NS_S = float(_NS)
+"""The same, by which seconds are multiplied: a float by a float is what Python is quick at."""
 _SPARE_PLACES = 64
 """For holds to come, besides as many as there are, before places are numbered again."""
 
@@ -73,7 +76,7 @@ class Gcra:
 
     def reserve(self, units: int, now: float) -> Hold:
         """Take ``units``, which fit now, until they are settled."""
-        return self.hold(units, max(round(now * _NS) * self.limit, self.tat) + units * self.step)
+        return self.hold(units, max(self._at(now), self.tat) + units * self.step)
 
     def hold(self, units: int, tat: int) -> Hold:
         """The same where it is known what ``tat`` becomes."""
@@ -85,9 +88,7 @@ class Gcra:
 
     def take(self, units: int, now: float) -> None:
         """Take ``units`` for good."""
-        at = round(now * _NS) * self.limit
-        tat = self.tat
-        self.tat = max(at, tat) + units * self.step
+        self.tat = max(self._at(now), self.tat) + units * self.step
 
     def settle(self, hold: Hold, units: int, now: float) -> None:
         """It was ``units`` that were used. Raises KeyError if ``hold`` was settled before."""
@@ -97,8 +98,12 @@ class Gcra:
         unused = hold.units - units
         if unused < 0:
             self.take(-unused, now)
-        elif unused and hold.end > (at := round(now * _NS) * self.limit):
-            back = min(unused * self.step, hold.end - self._moved_before(hold) - at)
+        elif unused and hold.end > (at := floor(now * _NS_S) * self.limit):
+            back, left = unused * self.step, hold.end - at
+            if self._moved != hold.moved:
+                left -= self._moved_before(hold)
+            if left < back:
+                back = left
             if back > 0:
                 self.tat -= back
                 if len(holds) > 1:
@@ -121,14 +126,12 @@ class Gcra:
         return not self._holds and self.tat <= self._at(now)
 
     def _at(self, now: float) -> int:
-        return round(now * _NS) * self.limit
+        return floor(now * _NS_S) * self.limit
 
     # The row of holds
 
     def _moved_before(self, hold: Hold) -> int:
         """How far ``hold`` was moved forward since it came."""
-        if self._moved == hold.moved:
-            return 0
         moves, place, moved = self._moves, hold.place - 1, 0
         if place >= len(moves):
             moved = self._moved
@@ -167,26 +170,31 @@ def reserve_all(
 
     Returns what each limit's level is now (`Gcra.level`), the counted first, and the holds, each with its limit.
     """
-    ns = round(now * _NS)
-    levels = []
+    ns = floor(now * _NS_S)
+    levels: list[int] = []
+    tats: list[int] = []
+    holds: list[tuple[Gcra, Hold]] = []
     for gcra in counted:
-        level = gcra.tat - ns * gcra.limit
-        level = gcra.step if level <= 0 else level + gcra.step
+        at, tat = ns * gcra.limit, gcra.tat
+        tat = (tat if tat > at else at) + gcra.step
+        level = tat - at
         if level > gcra.window:
             return None
         levels.append(level)
+        tats.append(tat)
     for gcra in weighed:
-        level = gcra.tat - ns * gcra.limit
-        level = units * gcra.step if level <= 0 else level + units * gcra.step
+        at, tat = ns * gcra.limit, gcra.tat
+        tat = (tat if tat > at else at) + units * gcra.step
+        level = tat - at
         if level > gcra.window:
             return None
         levels.append(level)
+        tats.append(tat)
     place = 0
     for gcra in counted:
-        gcra.tat = ns * gcra.limit + levels[place]
+        gcra.tat = tats[place]
         place += 1
-    holds = []
     for gcra in weighed:
-        holds.append((gcra, gcra.hold(units, ns * gcra.limit + levels[place])))
+        holds.append((gcra, gcra.hold(units, tats[place])))
         place += 1
     return levels, holds

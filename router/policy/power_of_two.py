@@ -23,9 +23,9 @@ class PowerOfTwo:
         count = len(candidates)
         if count == 1:
             return candidates[0]
-        one = int(rng.random() * count)
-        two = int(rng.random() * (count - 1))
-        first, second = candidates[one], candidates[two + (two >= one)]
+        drawn = int(rng.random() * (count * (count - 1)))  # which of all pairs
+        first = candidates[drawn % count]
+        second = candidates[(drawn + 1 + drawn // count) % count]
         if (second.load.inflight + 1) * first.weight < (first.load.inflight + 1) * second.weight:
             return second
         return first

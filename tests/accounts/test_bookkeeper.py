@@ -162,7 +162,7 @@ async def test_a_disk_that_fills_up_and_is_made_room_on(path, caplog, monkeypatc
 def _with_room(book):
     def roomy(self, entries, *, usage):
         self._db.execute("PRAGMA max_page_count=100000")
-        book(self, entries, usage=usage)
+        return book(self, entries, usage=usage)
 
     return roomy
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from router.accounts.estimate import (
     LEAST_SAMPLES,
-    MOST_KINDS,
+    LOOK_EVERY,
+    MOST_MAGNITUDE,
+    PERCENTILE,
     PRIOR_OUTPUT,
+    SAMPLES,
     TOKENS_PER_PART,
     Estimator,
+    Ratio,
     Size,
     request_size,
 )
@@ -43,50 +49,60 @@ def test_an_images_bytes_are_no_text():
 class One:
     """What is known of one key's requests to one model."""
 
-    def __init__(self, estimator=None, model="m", key_id="k", cap=None):
-        self.estimator = estimator or Estimator()
-        self.guess = lambda size: self.estimator.guess(model, key_id, size, cap)
+    def __init__(self, ratio=None, cap=None):
+        self.ratio = ratio or Ratio()
+        self.estimator = Estimator(self.ratio, cap)
+
+    def input(self, size):
+        return self.estimator.guess(size)[0]
+
+    def output(self, size):
+        return self.estimator.guess(size)[1]
 
     def learn(self, size, given=None, wrote=None):
-        self.estimator.learn(self.guess(size).kind, size, given, wrote)
+        _, _, past = self.estimator.guess(size)
+        if given is not None:
+            self.ratio.learn(size, given)
+        if wrote is not None:
+            past.learn(wrote)
 
 
 def test_four_bytes_a_token_until_the_model_says_otherwise():
     size, ours = Size(4000, 4), One()
-    assert ours.guess(size).input == 1004
+    assert ours.input(size) == 1004
     for _ in range(200):
         ours.learn(size, 2004)
-    assert ours.guess(size).input == pytest.approx(2004, rel=0.02)
-    assert One(ours.estimator, key_id="other").guess(size).input == ours.guess(size).input
-    assert One(ours.estimator, model="n").guess(size).input == 1004
+    assert ours.input(size) == pytest.approx(2004, rel=0.02)
+    assert One(ours.ratio).input(size) == ours.input(size)
+    assert One().input(size) == 1004
 
 
 def test_short_prompts_teach_little():
     ours = One()
     for _ in range(20):
         ours.learn(Size(2, 4), 40)
-    assert ours.guess(Size(4000, 4)).input < 1100
+    assert ours.input(Size(4000, 4)) < 1100
 
 
 def test_outputs_are_the_80th_percentile_of_the_keys_own():
     ours, size = One(), Size(10, 4, 4096)
-    assert ours.guess(size).output == PRIOR_OUTPUT
+    assert ours.output(size) == PRIOR_OUTPUT
     for tokens in range(10, 40):
         ours.learn(size, wrote=tokens)
-    assert 30 <= ours.guess(size).output <= 36
-    assert One(ours.estimator, key_id="other").guess(size).output == PRIOR_OUTPUT
-    assert ours.guess(Size(10, 4, 64)).output == 64, "another kind of request"
+    assert 30 <= ours.output(size) <= 36
+    assert One(ours.ratio).output(size) == PRIOR_OUTPUT
+    assert ours.output(Size(10, 4, 64)) == 64, "another kind of request"
 
 
 def test_limits_bound_the_guess():
     ours = One()
-    assert ours.guess(Size(10, 4, 5)).output == 5
-    assert One(cap=7).guess(Size(10, 4)).output == 7
-    assert ours.guess(Size(10, 4, 5, choices=3)).output == 15
-    assert ours.guess(Size(10, 4, 0)).output == 0
+    assert ours.output(Size(10, 4, 5)) == 5
+    assert One(cap=7).output(Size(10, 4)) == 7
+    assert ours.output(Size(10, 4, 5, choices=3)) == 15
+    assert ours.output(Size(10, 4, 0)) == 0
     for _ in range(LEAST_SAMPLES):
         ours.learn(Size(10, 4, 100), wrote=2**70)
-    assert ours.guess(Size(10, 4, 100)).output == 100
+    assert ours.output(Size(10, 4, 100)) == 100
 
 
 @pytest.mark.parametrize("nonsense", [-(2**70), -1, 0])
@@ -94,12 +110,24 @@ def test_what_an_upstream_says_may_be_nonsense(nonsense):
     ours, size = One(), Size(0, 0)
     for _ in range(LEAST_SAMPLES):
         ours.learn(size, nonsense, nonsense)
-    assert (ours.guess(size).input, ours.guess(size).output) == (1, 1)
+    assert (ours.input(size), ours.output(size)) == (1, 1)
 
 
 def test_what_is_remembered_is_bounded():
-    estimator = Estimator()
-    for number in range(MOST_KINDS + 100):
-        One(estimator, key_id=f"k{number}").learn(Size(1), wrote=5)
-    assert len(estimator._outputs) == MOST_KINDS
-    assert ("m", "k0", 0) not in estimator._outputs
+    ours = One()
+    for bits in range(60):
+        for tokens in range(SAMPLES + 10):
+            ours.learn(Size(1, 0, 2**bits), wrote=tokens)
+    kinds = ours.estimator._outputs.values()
+    assert len(kinds) == MOST_MAGNITUDE
+    assert all(len(past._samples) == SAMPLES for past in kinds)
+
+
+@given(st.lists(st.integers(0, 2000), min_size=LEAST_SAMPLES, max_size=100))
+def test_the_percentile_is_that_of_the_last_answers_but_a_few(wrote):
+    ours, size = One(), Size(10)
+    for tokens in wrote:
+        ours.learn(size, wrote=tokens)
+    seen = [wrote[:end] for end in range(len(wrote) - LOOK_EVERY + 1, len(wrote) + 1)]
+    ranks = [sorted(past[-SAMPLES:]) for past in seen if len(past) >= LEAST_SAMPLES]
+    assert ours.output(size) in {max(1, past[int(PERCENTILE * len(past))]) for past in ranks}

@@ -126,8 +126,26 @@ def test_nonsense_of_an_upstream_costs_no_record(store):
 
 
 def test_half_a_character_costs_no_record(store):
-    store.book([entry(request_id="\ud800")], usage=True)
-    assert usage(store, Question(by=()))[0]["requests"] == 1
+    odd = [entry(request_id="\ud800"), entry(outcome="x\ud800"), entry(key_id="\ud800")]
+    assert store.book([entry(), *odd], usage=True) == {"alice": 3000, "?": 1000}
+    assert usage(store, Question(by=()))[0]["requests"] == 4
+    assert store.spent() == {"alice": 3000, "?": 1000}
+
+
+def test_what_is_unknown_is_null_and_nothing_else_is(store):
+    unknown = dict.fromkeys(
+        ["input_tokens", "cached_input_tokens", "output_tokens", "first_token_s", "overhead_s"]
+    )
+    known = {"input_tokens": 0, "cached_input_tokens": 0, "output_tokens": 0, "overhead_s": 0.0}
+    records = [entry(**unknown), entry(**known), entry(**known, burnt_output_tokens=0)]
+    store.book(records * 40, usage=True)
+    names = (*unknown, "burnt_input_tokens", "burnt_output_tokens")
+    found = store.select(f"SELECT DISTINCT {', '.join(names)} FROM usage ORDER BY rowid", ())
+    assert found == [
+        (None,) * 7,
+        (0, 0, 0, 0.1, 0.0, None, None),
+        (0, 0, 0, 0.1, 0.0, None, 0),
+    ]
 
 
 def test_a_failed_transaction_leaves_nothing(store):

@@ -1,19 +1,15 @@
-"""Hypothesis without its time limit, which a busy machine would break; and the engines of the contract suite."""
+"""The engines of the contract suite."""
 
 import importlib.util
 import shutil
 
 import msgspec
 import pytest
-from hypothesis import settings
 
 from engines import starter
 from engines.registry import make
 from engines.specs import ExLlamaV2Spec, ExLlamaV3Spec, LlamaCppSpec, SimulatedSpec, WorkCosts
 from tests.engines.node_client import NodeEngine
-
-settings.register_profile("engines", deadline=None)
-settings.load_profile("engines")
 
 SIMULATED = SimulatedSpec(
     ttft_ms=2, tokens_per_s=500, prefill_tokens_per_s=1e6, slots=4, context_tokens=2048

@@ -50,7 +50,7 @@ def test_it_is_the_default_for_providers_alone():
             models={"m": Model(targets=[provider, provider])},
         )
     ).route("m")
-    assert route.wants_size
+    assert route.wants_size()
     assert not route.wants_facts
     assert not isinstance(route.policy, LeastInflight)
 

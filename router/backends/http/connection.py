@@ -2,7 +2,8 @@
 
 A general client would spend more time on a request than the rest of the router does. Here the parser (llhttp, by
 httptools) appends body pieces to a list and counts messages without entering Python, a segment of the network is one
-item in the mailbox however many chunks are in it, and nothing waits in here: whoever awaits, awaits the mailbox.
+item in the mailbox however many chunks are in it, and nothing waits in here: whoever awaits, awaits the mailbox. A
+response that comes in one piece isn't parsed at all where its head is as plain as most are (`head.Heads`).
 
 A response that leaves any doubt about where it ends (bytes behind it, bytes before the request) costs the
 connection, so that they aren't taken for the answer to the next request. Bytes that a server sends unasked after the
@@ -15,12 +16,13 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
-from msgspec import field
 
-from router.backends.http.head import MAX_HEAD_BYTES, Refused, read_head
+from router.backends.http.head import MAX_HEAD_BYTES, Head, Heads, Refused, read_head
 from router.backends.mailbox import Alarm, Mailbox
 from router.ending import Ending
 from router.errors import Fault, FaultKind, IllegalMove
@@ -64,7 +66,11 @@ class State(enum.IntEnum):
 _MOVES: tuple[tuple[State, ...], ...] = (
     (State.IDLE, State.CLOSED),  # OPENING
     (State.AWAITING_HEAD, State.CLOSED),  # IDLE
-    (State.READING_BODY, State.CLOSED),  # AWAITING_HEAD
+    (
+        State.READING_BODY,
+        State.IDLE,
+        State.CLOSED,
+    ),  # AWAITING_HEAD; at once idle where all came in one piece
     (State.IDLE, State.HOLDING, State.LINGERING, State.CLOSED),  # READING_BODY
     (State.IDLE, State.CLOSED),  # HOLDING
     (State.IDLE, State.CLOSED),  # LINGERING
@@ -73,6 +79,7 @@ _MOVES: tuple[tuple[State, ...], ...] = (
 """By a state's number: a dict would ask the enum for its hash, in Python."""
 
 _ONE = (None,)
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 # Reading a member through its class costs as much as a header does in Python 3.11.
 _IDLE, _AWAITING_HEAD, _READING_BODY = State.IDLE, State.AWAITING_HEAD, State.READING_BODY
@@ -84,6 +91,8 @@ class Owner(Protocol):
 
     ending: Ending
     """Sends what its connections have to send."""
+    heads: Heads
+    """What is known of the heads that its connections get."""
 
     def released(self, connection: Connection) -> None:
         """It answered and may serve again."""
@@ -95,28 +104,37 @@ class Owner(Protocol):
         """Its socket is closed."""
 
 
-class Exchange(Mailbox[bytes], kw_only=True, eq=False):
-    """One request and its response: a head, then the body's pieces."""
+class Exchange(Mailbox[bytes], eq=False):
+    """One request and its response: a head, then the body's pieces. Its alarm is the connection's."""
 
-    high_water: int = HIGH_WATER_BYTES
-    connection: Connection
-    reused: bool
-    """The connection had served before."""
-    sent_at: float
-    status: int = 0
-    """0 until the head has come."""
-    headers: dict[str, str] = field(default_factory=dict)
-    """The allow-listed ones, names in lower case."""
-    limits: dict[str, str] = field(default_factory=dict)
-    """Those that tell of the provider's limits, and its date; empty where none does."""
-    heard: bool = False
-    """At least one byte came back."""
+    response: Head | None = None
+    """None until the head has come."""
     stale: bool = False
     """A kept connection had been closed by the server before the request came: nobody has seen it."""
 
+    @property
+    def connection(self) -> Connection:
+        """Which serves it."""
+        return cast("Connection", self.alarm)
+
+    @property
+    def status(self) -> int:
+        """0 until the head has come."""
+        return self.response.status if self.response is not None else 0
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """See `Head`."""
+        return self.response.headers if self.response is not None else _NOTHING
+
+    @property
+    def limits(self) -> Mapping[str, str]:
+        """See `Head`."""
+        return self.response.limits if self.response is not None else _NOTHING
+
     async def head(self, until: float) -> None:
         """Wait until status and headers are there. Raises TimeoutError at ``until`` (the loop's time), Fault."""
-        while not self.status:
+        while self.response is None:
             await self.turn(until)
 
     def turn(self, until: float) -> asyncio.Future[None]:
@@ -140,17 +158,17 @@ class Exchange(Mailbox[bytes], kw_only=True, eq=False):
         self.connection.leave(self, whole=whole)
 
 
-class Connection(asyncio.Protocol):
-    """One connection; its owner decides which request it serves."""
+class Connection(Alarm, asyncio.Protocol):
+    """One connection; its owner decides which request it serves, and who sent that waits for it."""
 
     __slots__ = (
-        "_alarm", "_awaited", "_barren", "_exchange", "_fields", "_framed", "_held", "_linger", "_loop", "_owner",
-        "_parser", "_pieces", "_read_paused", "_reusable", "_transport", "_unended", "_unsent", "_write_paused",
-        "idle_since", "on_body", "on_message_begin", "on_message_complete", "served", "state", "time",
+        "_awaited", "_barren", "_exchange", "_fields", "_framed", "_heard", "_held", "_linger", "_owner", "_parser",
+        "_pieces", "_read_paused", "_reusable", "_transport", "_unended", "_unsent", "_write_paused", "idle_since",
+        "on_body", "on_message_begin", "on_message_complete", "sent_at", "served", "state",
     )  # fmt: skip
 
     def __init__(self, loop: asyncio.AbstractEventLoop, owner: Owner) -> None:
-        self._loop = loop
+        super().__init__(loop)
         self._owner = owner
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
@@ -170,10 +188,10 @@ class Connection(asyncio.Protocol):
         """One item for each message that has not ended: the parser pops it."""
         self._framed = self._reusable = False
         self._read_paused = self._write_paused = False
-        self._alarm = Alarm(loop)
-        self.time = loop.time
+        self._heard = False
+        """At least one byte came of the response."""
         self.state = State.OPENING
-        self.idle_since = 0.0
+        self.idle_since = self.sent_at = 0.0
         self.served = 0
         self.on_body = self._pieces.append
         self.on_message_begin = self._awaited.pop
@@ -190,27 +208,21 @@ class Connection(asyncio.Protocol):
         if self.state is _CLOSED or self._transport is None:
             return False
         self._move(_IDLE)
-        self.idle_since = self._loop.time()
+        self.idle_since = self.time()
         return True
 
     def usable(self) -> bool:
         """Idle, and no end of it was noticed yet."""
-        return (
-            self.state is _IDLE and self._transport is not None and not self._transport.is_closing()
-        )
+        return self.state is _IDLE and not self._wire().is_closing()
 
-    def send(self, head: bytes, *body: bytes | memoryview) -> Exchange:
-        """Send a request whose ``head`` is complete and names the length of its body, which may come in pieces."""
-        transport = self._transport
-        if self.state is not _IDLE or transport is None:
+    def send(self, head: bytes, body: Sequence[bytes | memoryview]) -> Exchange:
+        """Send a request whose ``head`` is complete and names the length of its ``body``, all pieces of it."""
+        if self.state is not _IDLE:
             raise IllegalMove("Connection", self.state.name, _AWAITING_HEAD.name)
         self.state = _AWAITING_HEAD
-        self._exchange = exchange = Exchange(
-            self._alarm, connection=self, reused=self.served > 0, sent_at=self.time()
-        )
-        self._barren = 0
-        self._awaited[:] = self._unended[:] = _ONE
-        self._fields.clear()
+        self._exchange = exchange = Exchange(self)
+        self.sent_at = self.time()
+        self._heard = False
         size = len(head)
         for piece in body:
             size += len(piece)
@@ -263,12 +275,13 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse a segment; what body it holds goes into the mailbox as one piece."""
+        """Take a segment; what body it holds goes into the mailbox as one piece."""
         exchange = self._exchange
         if exchange is None or self._held:
             self.abort()  # Nobody has asked: no later request may get this for an answer.
             return
-        exchange.heard = True
+        if not self._heard and self._begin(exchange, data):
+            return
         refusal: str | None = None
         try:
             self._parser.feed_data(data)
@@ -281,11 +294,9 @@ class Connection(asyncio.Protocol):
             self._barren = 0
             if exchange.tap is None:
                 exchange.put(piece, len(piece))
-            elif not exchange.tap(
-                piece
-            ):  # as in put, which would be a call for each chunk of a stream
+            elif not exchange.tap(piece):  # as in put: this spares a stream a call for each chunk
                 exchange.tap = None
-                exchange.alarm.wake()
+                self.wake()
         else:
             self._barren += len(data)
         if not self._unended:
@@ -338,20 +349,43 @@ class Connection(asyncio.Protocol):
             return
         exchange = self._exchange
         assert exchange is not None
-        self._framed = read_head(fields, exchange.headers, exchange.limits)
+        head = read_head(status, fields)
+        self._framed = head.framed
         self._reusable = self._parser.should_keep_alive()
         self.state = _READING_BODY
-        exchange.status = status
-        exchange.alarm.wake()
+        exchange.response = head
+        self.wake()
 
     # What follows from it.
+
+    def _begin(self, exchange: Exchange, data: bytes) -> bool:
+        """The first of a response has come. Whether it was all of it and is read; else the parser is ready for it."""
+        self._heard = True
+        whole = None
+        if len(data) <= HIGH_WATER_BYTES and not self._unsent:
+            whole = self._owner.heads.whole(data)
+        if whole is None:
+            self._barren = 0
+            self._awaited[:] = self._unended[:] = _ONE
+            self._fields.clear()
+            return False
+        exchange.response, body = whole
+        if body:
+            exchange.items.append(body)
+        exchange.closed = True
+        self.wake()
+        assert self._transport is not None
+        if self._transport.get_write_buffer_size():
+            self.abort()
+        else:
+            self._rest()
+        return True
 
     def _finish(self, exchange: Exchange, *, sure: bool) -> None:
         """The response is whole. ``sure``: nothing came behind it."""
         exchange.end()
         kept = sure and self._reusable and not self._unsent
-        assert self._transport is not None
-        if not kept or self._transport.get_write_buffer_size():
+        if not kept or self._wire().get_write_buffer_size():
             self.abort()  # A server that answers before it has read everything won't read the rest.
         elif self._read_paused and self.state is _READING_BODY:
             self._move(_HOLDING)
@@ -361,7 +395,7 @@ class Connection(asyncio.Protocol):
     def _rest(self) -> None:
         self._exchange = None
         self.state = (
-            _IDLE  # from the three in which a response is read, the only ones that it can end in
+            _IDLE  # from the four in which a response comes, the only ones that it can end in
         )
         if self._linger is not None:
             self._linger.cancel()
@@ -378,8 +412,8 @@ class Connection(asyncio.Protocol):
 
     def _loss(self, exchange: Exchange, before: State, exc: Exception | None) -> Fault | None:
         if before is _AWAITING_HEAD:
-            in_time = self._loop.time() - exchange.sent_at < STALE_S
-            exchange.stale = exchange.reused and not exchange.heard and in_time
+            in_time = self.time() - self.sent_at < STALE_S
+            exchange.stale = self.served > 0 and not self._heard and in_time
             return Fault(FaultKind.RESET, "the provider closed the connection without an answer")
         if self._framed or exc is not None:
             return Fault(
@@ -425,7 +459,7 @@ class Connection(asyncio.Protocol):
             wire.write(piece)
 
     def _stop_timers(self) -> None:
-        self._alarm.stop()
+        self.stop()
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None

@@ -14,6 +14,7 @@ from collections import deque
 
 from router.backends.http.connection import Connection
 from router.backends.http.dial import Dialer
+from router.backends.http.head import Heads
 from router.ending import Ending
 from router.errors import Fault, FaultKind
 
@@ -45,6 +46,7 @@ class Pool:
         self._closed = False
         self._all_gone: asyncio.Event | None = None
         self.ending = Ending()
+        self.heads = Heads()
 
     @property
     def in_use(self) -> int:
@@ -63,12 +65,14 @@ class Pool:
 
     def take(self) -> Connection | None:
         """The idle connection that was used last, or None. Such as have expired or broken are closed on the way."""
-        youngest_expired = self._loop.time() - self._keep_alive_s
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.idle_since > youngest_expired and connection.usable():
-                return connection
-            connection.abort()
+        idle = self._idle
+        if idle:
+            youngest_expired = self._loop.time() - self._keep_alive_s
+            while idle:
+                connection = idle.pop()
+                if connection.idle_since > youngest_expired and connection.usable():
+                    return connection
+                connection.abort()
         return None
 
     async def acquire(self, until: float, *, fresh: bool = False) -> Connection:

@@ -73,11 +73,14 @@ class Usage(Struct, frozen=True):
         facts.input_tokens = self.prompt_tokens
         facts.output_tokens = self.completion_tokens
         details = self.prompt_tokens_details
-        facts.cached_input_tokens = details.cached_tokens if details is not None else None
-        if facts.cached_input_tokens is None:
-            facts.cached_input_tokens = self.prompt_cache_hit_tokens
+        cached = details.cached_tokens if details is not None else None
+        if cached is None:
+            cached = self.prompt_cache_hit_tokens
+        if cached is not None:
+            facts.cached_input_tokens = cached
         thoughts = self.completion_tokens_details
-        facts.reasoning_tokens = thoughts.reasoning_tokens if thoughts is not None else None
+        if thoughts is not None:
+            facts.reasoning_tokens = thoughts.reasoning_tokens
 
 
 class _Groq(Struct, frozen=True):

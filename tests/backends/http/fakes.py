@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from router.backends.http.connection import Connection, Exchange
+from router.backends.http.head import Heads
 from tests.upstream import Segments, whole
 
 
@@ -52,6 +53,7 @@ class Diary:
     def __init__(self) -> None:
         self.said: list[str] = []
         self.ending = Now()
+        self.heads = Heads()
 
     def released(self, connection: Connection) -> None:
         self.said.append("released")
@@ -74,7 +76,7 @@ class Wire:
         assert self.connection.ready()
 
     def send(self, body: bytes = b"{}") -> Exchange:
-        return self.connection.send(b"POST / HTTP/1.1\r\n\r\n", body)
+        return self.connection.send(b"POST / HTTP/1.1\r\n\r\n", [body])
 
     def answer(self, data: bytes, pieces: Segments = whole) -> None:
         for piece in pieces(data):

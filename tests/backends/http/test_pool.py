@@ -51,7 +51,7 @@ class Setting:
 
 
 async def serve(connection: Connection) -> None:
-    exchange = connection.send(b"", b"")
+    exchange = connection.send(b"", [b""])
     connection.data_received(OK)
     await drain(exchange)
 
@@ -81,7 +81,7 @@ async def test_waiters_are_served_in_their_order() -> None:
     await serve(connection)
     assert await first is connection
     assert not second.done()
-    connection.send(b"", b"")
+    connection.send(b"", [b""])
     connection.abort()
     other = await second
     assert other is not connection
@@ -148,7 +148,7 @@ async def test_a_waiter_whose_connection_breaks_at_once_opens_one() -> None:
     connection = await setting.acquire()
     waiter = setting.start()
     await settle()
-    exchange = connection.send(b"", b"")
+    exchange = connection.send(b"", [b""])
     connection.data_received(OK)
     connection.data_received(b"junk")
     await drain(exchange)
@@ -239,7 +239,7 @@ async def test_what_breaks_while_idle_is_forgotten() -> None:
 async def test_close_ends_everything() -> None:
     setting = Setting(max_connections=2)
     busy, idle = await setting.acquire(), await setting.acquire()
-    exchange = busy.send(b"", b"")
+    exchange = busy.send(b"", [b""])
     waiter = setting.start()
     await settle()
     closing = asyncio.ensure_future(setting.pool.close())
@@ -265,7 +265,7 @@ async def test_counts_balance_after_any_mixture(seed: int) -> None:
     async def client() -> None:
         connection = await setting.acquire(fresh=rng.random() < 0.2)
         busy.append(connection)
-        exchange = connection.send(b"", b"")
+        exchange = connection.send(b"", [b""])
         await asyncio.sleep(0)
         act = rng.random()
         if act < 0.6:
