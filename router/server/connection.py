@@ -324,9 +324,9 @@ class Connection(asyncio.Protocol):
         if end < 0 or left < 0 or data[0] in b"\r\n":
             return  # there was more, or an empty line before it
         self._left = left
-        if head.length and self._unlike < MAX_UNLIKE:
+        if head.length:
             self._unlike += 1
-            self._known = head if head.learn(data) else None
+            self._known = head if self._unlike <= MAX_UNLIKE and head.learn(data) else None
 
     def _go(self) -> None:
         """Have the task see what is queued."""

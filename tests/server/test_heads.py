@@ -20,6 +20,11 @@ def request(body: bytes, head: str = HEAD, length: object = None, tail: str = ""
     return f"{head}Content-Length: {size}\r\n{tail}\r\n".encode() + body
 
 
+class Closable(Transport):
+    def write_eof(self):
+        pass
+
+
 class Server:
     """Keeps what was asked, and answers at once."""
 
@@ -29,7 +34,7 @@ class Server:
         self.known = 0
         self.gate = Gate(self._serve, Limits(max_connections=9, max_body_bytes=100_000))
         self.connection = self.gate()
-        self.transport = Transport(self.connection)
+        self.transport = Closable(self.connection)
         self.connection.connection_made(self.transport)
 
     async def _serve(self, exchange) -> None:
@@ -182,9 +187,10 @@ async def test_a_known_head_whose_body_comes_later():
 
 
 @pytest.mark.parametrize("body", [b"", b"x", b"0123456789", b"\r\n\r\n" * 3])
-async def test_a_known_head_may_be_cut_anywhere(body):
-    """Also where a head without its last digit, or without its empty line, looks like a whole one."""
-    whole = request(body)
+@pytest.mark.parametrize("zeros", ["", "0"])
+async def test_a_known_head_may_be_cut_anywhere(body, zeros):
+    """Also where a head without its last digits, or without its empty line, looks like a whole one."""
+    whole = request(body, length=f"{zeros}{len(body)}")
     for first in range(len(whole)):
         for second in {first, min(first + 1, len(whole)), (first + len(whole)) // 2}:
             server = Server()
@@ -235,19 +241,19 @@ def whole_requests(rng: random.Random) -> bytes:
     body = rng.choice([b"", b"x", b"0123456789", request(b"in"), b"\r\n\r\n", b"y" * 200])
     head = HEAD
     for line in ("X-Request-Id: r7\r\n", "X: y\r\n", "Expect: 100-continue\r\n"):
-        if rng.random() < 0.1:
+        if rng.random() < 0.03:
             head += line
     kind = rng.random()
-    if kind < 0.75:
-        return request(body, head)
-    if kind < 0.8:
-        return request(body, head, tail="X-After: z\r\n")
     if kind < 0.85:
+        return request(body, head)
+    if kind < 0.88:
+        return request(body, head, tail="X-After: z\r\n")
+    if kind < 0.92:
         return b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
-    if kind < 0.9:
+    if kind < 0.94:
         chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
         return (head + "Transfer-Encoding: chunked\r\n\r\n").encode() + chunk + b"0\r\n\r\n"
-    if kind < 0.95:
+    if kind < 0.97:
         return request(body, head, length=f"0{len(body)}")
     return b"\r\n" * rng.randint(1, 2) + request(body, head)
 
