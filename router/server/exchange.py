@@ -237,7 +237,7 @@ class Exchange(msgspec.Struct, eq=False):
         """Who gave the answer, for its head, and ``lines`` that stand there as they are."""
         who = _served_by(target) if attempts == 1 else _served_by(target, attempts)
         us = int(overhead_s * 1e6)
-        ms = f"0.{_THREE[us]}" if us < 1000 else f"{us / 1000:.3f}"
+        ms = f"0.{_THREE[us]}" if 0 <= us < 1000 else f"{us / 1000:.3f}"
         self.extra = f"{who}{ms}\r\n{lines}"
 
     def note(self, headers: Mapping[str, str]) -> None:
@@ -335,7 +335,7 @@ class Exchange(msgspec.Struct, eq=False):
         if now >= dates.until:
             dates.make(now)
         spent_ms = int((now - self.received_at) * 1000)
-        spent = _NUMBERS[spent_ms] if spent_ms < 1000 else str(spent_ms)
+        spent = _NUMBERS[spent_ms] if 0 <= spent_ms < 1000 else str(spent_ms)
         line = _OK_LINE if status == 200 else _status_line(status)
         return (
             f"{line}content-type: {content_type}\r\n{framing}{dates.lines}{self.request_id}\r\n"
