@@ -21,6 +21,8 @@ from router.wire.chat import LongChatRequest
 from router.wire.request import Request
 
 _MODEL = re.compile(rb'"model"\s*:\s*"([^"\\]*)"')
+_ESCAPED = re.compile(rb"\\u00[5-7]")
+"""How a letter of a key, or its underscore, may be written, which no encoder does."""
 _decoder = msgspec.json.Decoder(dict[str, Raw])
 _USAGE = b'"stream_options":{"include_usage":true},'
 
@@ -48,7 +50,7 @@ def for_upstream(body: bytes, model: str, *, ask_usage: bool) -> bytes:
     ``body`` must be a JSON object that was decoded as a request before.
     """
     found = _MODEL.search(body)
-    if found is None or body.count(b'"model"') != 1:
+    if found is None or body.count(b'"model"') != 1 or _ESCAPED.search(body):
         return _slowly(body, model, ask_usage=ask_usage)
     if ask_usage and b'"stream_options"' in body:
         return _slowly(body, model, ask_usage=True)

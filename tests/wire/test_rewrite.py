@@ -23,6 +23,7 @@ from router.wire.rewrite import for_upstream
         (b'{"x":{"model":"y"},"model":"m"}', b'{"x":{"model":"y"},"model":"there"}'),
         (b'{"x":"model","model":"m"}', b'{"x":"model","model":"there"}'),
         (b'{"mod\\u0065l":"m"}', b'{"model":"there"}'),
+        (b'{"mod\\u0065l":"m","x":{"model":"y"}}', b'{"model":"there","x":{"model":"y"}}'),
     ],
 )
 def test_every_other_byte_stays(body, expected):
@@ -33,6 +34,12 @@ def test_asking_for_usage_keeps_other_options():
     body = b'{"model":"m","stream":true,"stream_options":{"include_obfuscation":false}}'
     options = json.loads(for_upstream(body, "t", ask_usage=True))["stream_options"]
     assert options == {"include_obfuscation": False, "include_usage": True}
+
+
+def test_asking_for_usage_overrides_what_was_off_in_escapes():
+    body = b'{"model":"m","\\u0073tream_options":{"include_usage":false}}'
+    assert b'"stream_options":{"include_usage":true}}' in for_upstream(body, "t", ask_usage=True)
+    assert for_upstream(body, "t", ask_usage=True).count(b"tream_options") == 1
 
 
 @pytest.mark.parametrize("given_", ["null", '{"include_usage":false}', "{}"])
