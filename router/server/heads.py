@@ -63,10 +63,11 @@ class Head(msgspec.Struct, eq=False):
     def learn(self, data: bytes) -> bool:
         """Know the head again, with which ``data`` begins; whether it can be known."""
         head = data.partition(EMPTY_LINE)[0]
-        start = head.lower().find(_LENGTH_LINE) + len(_LENGTH_LINE)
+        at = head.lower().find(_LENGTH_LINE)
+        start = at + len(_LENGTH_LINE)
         stop = start + len(b"%d" % self.length)
         self.before, self.after = head[:start], head[stop:]
-        return head == b"%b%d%b" % (self.before, self.length, self.after)
+        return at >= 0 and head == b"%b%d%b" % (self.before, self.length, self.after)
 
     def body_in(self, data: bytes) -> bytes | None:
         """The body, where ``data`` is this head again and all of a body, of any length but 0; None where it isn't."""

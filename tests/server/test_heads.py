@@ -122,6 +122,18 @@ async def test_a_known_head_in_the_middle_of_a_body_is_body():
     assert server.bodies == [b"a", b"b", b"1234" + again, b"c"]
 
 
+@pytest.mark.parametrize("line", ["Content-Length:1", "Content-Length:  1", "Content-Length : 1"])
+async def test_a_length_written_otherwise_is_looked_for_nowhere_else(line):
+    at = len("\r\ncontent-length: ") - 1
+    for before in range(at - 8, at + 8):
+        head = f"POST /{'v' * (before - 6)}{{}} HTTP/1.1\r\nHost: x\r\n{line}\r\n\r\n"
+        server, fresh = Server(), Server()
+        other = head.format("9").encode() + b"x" * 9
+        await server.get(head.format("1").encode() + b"x", other)
+        await fresh.get(other)
+        assert (server.known, server.asked[1:]) == (0, fresh.asked)
+
+
 def as_long_as(other: bytes, head: str = HEAD) -> bytes:
     """A whole request of as many bytes."""
     one = request(b"s" * (len(other) - len(request(b"", head, length=1))), head)
