@@ -67,7 +67,7 @@ class KeyRing:
         """The id of the key in an Authorization header. Raises ApiError 401, and 503 before the database is read."""
         own = self._own
         if own and authorization:
-            found = own.get(blake2b(authorization.encode("utf-8", "surrogateescape")).digest())
+            found = own.get(_digest(authorization))
             if found is not None:
                 key_id, expires_at = found
                 if expires_at is not None and self._wall() >= expires_at:

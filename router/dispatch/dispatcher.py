@@ -45,7 +45,6 @@ class Dispatcher:
         self._budgets: dict[str, RetryBudget] = {}
         self._hedges = HedgeBudget(terms.retry.hedge_share)
         self._admission = Admission(terms.retry, clock=clock, rng=rng, emit=emit)
-        self._attempt = self._send
 
     async def open(self, call: Call) -> Reply:
         """The answer's first piece, in hand: of the model that was asked for, or of one of its fallbacks.
@@ -85,7 +84,7 @@ class Dispatcher:
         except BaseException:
             walk.end(CLIENT_GONE, CLIENT_GONE_STATUS, self._clock.now())
             raise
-        return reply(walk, attempt, self._attempt)
+        return reply(walk, attempt, self._send)
 
     def stop_waiting(self) -> None:
         """Whoever waits in line, now or later, hears that the server shuts down; what runs goes on."""

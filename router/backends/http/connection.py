@@ -66,11 +66,7 @@ class State(enum.IntEnum):
 _MOVES: tuple[tuple[State, ...], ...] = (
     (State.IDLE, State.CLOSED),  # OPENING
     (State.AWAITING_HEAD, State.CLOSED),  # IDLE
-    (
-        State.READING_BODY,
-        State.IDLE,
-        State.CLOSED,
-    ),  # AWAITING_HEAD; at once idle where all came in one piece
+    (State.READING_BODY, State.CLOSED),  # AWAITING_HEAD
     (State.IDLE, State.HOLDING, State.LINGERING, State.CLOSED),  # READING_BODY
     (State.IDLE, State.CLOSED),  # HOLDING
     (State.IDLE, State.CLOSED),  # LINGERING
@@ -395,16 +391,11 @@ class Connection(Alarm, asyncio.Protocol):
 
     def _take(self, exchange: Exchange, head: Head, body: bytes) -> None:
         """The response is whole, and all that came."""
-        exchange.response = head
+        self._reusable = True
+        self._open(exchange, head)
         if body:
             exchange.items.append(body)
-        exchange.closed = True
-        self.wake()
-        assert self._transport is not None
-        if self._transport.get_write_buffer_size():
-            self.abort()
-        else:
-            self._rest()
+        self._finish(exchange, sure=True)
 
     def _finish(self, exchange: Exchange, *, sure: bool) -> None:
         """The response is whole. ``sure``: nothing came behind it."""
@@ -420,7 +411,7 @@ class Connection(Alarm, asyncio.Protocol):
     def _rest(self) -> None:
         self._exchange = None
         self.state = (
-            _IDLE  # from the four in which a response comes, the only ones that it can end in
+            _IDLE  # from the three in which a response is read, the only ones that it can end in
         )
         if self._linger is not None:
             self._linger.cancel()
