@@ -146,6 +146,22 @@ async def test_answers_that_are_too_short():
     ]  # fmt: skip
 
 
+class Shy(Terse):
+    """It says nothing to every other prompt."""
+
+    async def generate(self, request):
+        self.words = 0 if self.words else 48
+        async for event in super().generate(request):
+            yield event
+
+
+async def test_an_answer_without_a_token_is_asked_for_again():
+    engine = Shy(1)
+    found = await measure(engine, EngineInfo("shy", "m", 2048, 1, 2048))
+    assert found.prefills
+    assert len(engine.limits) == 2 * (1 + len(found.prefills) + len(found.steps))
+
+
 async def test_an_answer_without_a_token():
     with pytest.raises(Unmeasurable, match="an answer had no token"):
         await measure(Terse(0), EngineInfo("terse", "m", 2048, 1, 2048))
